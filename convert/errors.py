@@ -1,0 +1,49 @@
+"""The errors that users see: what is wrong, where, and what to do about it.
+
+Library code raises one of these; only the command layer (`sdxl_coreml.py`) prints them and turns
+them into an exit code. Anything else that escapes is a bug of ours.
+"""
+
+
+class Failure(Exception):
+    """Something the user can act on.
+
+    Args:
+        problem: what is wrong, one sentence, with the offending value.
+        where: the file, key or component it concerns.
+        hint: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, where: object = None, hint: str | None = None) -> None:
+        self.problem = problem
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = self.problem if self.where is None else f"{self.where}: {self.problem}"
+        return text if self.hint is None else f"{text}\n{self.hint}"
+
+
+class InputError(Failure):
+    """A recipe, option, checkpoint or file that cannot be used (exit code 2)."""
+
+
+class CannotExecute(Failure):
+    """A model that cannot be read or run: unsupported op, unreadable package (exit code 4)."""
+
+    exit_code = 4
+
+
+def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str | None:
+    """The known name that `name` was probably meant to be, or None.
+
+    >>> nearest("split_einsm", ["original", "split_einsum"])
+    'split_einsum'
+    """
+    import difflib
+
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return found[0] if found else None

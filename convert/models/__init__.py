@@ -1,0 +1,1 @@
+"""The networks of SDXL, written in MIL with coremltools' Builder."""

@@ -1,0 +1,1 @@
+"""Recipes ready to run; `sdxl-coreml recipes` lists them."""

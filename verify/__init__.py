@@ -1,0 +1,1 @@
+"""What we ship, checked: an ML Program evaluator and comparisons with PyTorch."""
