@@ -1,0 +1,259 @@
+"""An SDXL checkpoint in diffusers' layout: configs, tokenizers and tensors by reference.
+
+Names are normalised here, once, so that the networks meet one spelling however the checkpoint was
+saved: CLIP with and without the `text_model.` prefix and with `position_ids` buffers, VAE attention
+under its old names (`query`, `key`, `value`, `proj_attn`) or as 1×1 convolutions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.components import COMPONENTS
+from convert.errors import InputError
+from convert.repo_files import select_files
+from convert.tensors import Tensor, read_header
+
+CONFIG_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network folder of the checkpoint: its config and its tensors by reference."""
+
+    name: str  # the folder: unet, vae, text_encoder, text_encoder_2
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The files of one tokenizer as the apps read them: vocabulary JSON and merges text."""
+
+    vocab: str
+    merges: str  # ends in a newline, or Apple's Swift package drops the last merge
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; nothing but headers and configs has been read."""
+
+    path: Path
+    name: str
+    parts: Mapping[str, Part]
+    tokenizers: Mapping[str, Tokenizer]
+    scheduler: Mapping[str, Any]
+    model_index: Mapping[str, Any]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that can be converted, in the order of `COMPONENTS`."""
+        return tuple(name for name, spec in COMPONENTS.items() if spec.part in self.parts)
+
+    def part(self, component: str) -> Part:
+        """The part that holds `component`; raises InputError if the checkpoint lacks it."""
+        name = COMPONENTS[component].part
+        if name not in self.parts:
+            raise InputError(
+                f"the checkpoint has no `{name}` folder, which {component} is made from",
+                where=self.path,
+                hint=f"It has: {', '.join(self.parts)}.",
+            )
+        return self.parts[name]
+
+
+def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
+    """Open a local SDXL checkpoint in diffusers' layout.
+
+    Args:
+        path: the folder with `model_index.json`.
+        name: what artifacts are called after; the folder's name if None.
+
+    Raises:
+        InputError: not a folder, not SDXL, a missing part, a damaged or incomplete weight file.
+    """
+    if not path.exists():
+        raise InputError("no such folder", where=path)
+    if not path.is_dir():
+        raise InputError(
+            "is a file; a checkpoint is a folder in diffusers' layout",
+            where=path,
+            hint="Single .safetensors and .ckpt files follow in a later version.",
+        )
+    model_index = _model_index(path)
+    files = select_files(
+        sorted(str(file.relative_to(path)) for file in path.glob("**/*") if file.is_file())
+    )
+    folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
+    missing = [n for n in ("unet", "vae", "text_encoder_2") if n not in folders]
+    if missing:
+        raise InputError(
+            f"lacks the folder {', '.join(f'`{m}`' for m in missing)}",
+            where=path,
+            hint="An SDXL checkpoint has unet, vae, text_encoder_2 and (but for a refiner) "
+            "text_encoder. Download it again.",
+        )
+    parts = {n: _open_part(path, n, files) for n in folders}
+    _require_sdxl(parts["unet"])
+    return Checkpoint(
+        path=path,
+        name=name or path.resolve().name,
+        parts=parts,
+        tokenizers={
+            n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
+        },
+        scheduler=_json(path / "scheduler" / "scheduler_config.json", default={}),
+        model_index=model_index,
+    )
+
+
+def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if default is not None:
+            return default
+        raise InputError("missing", where=path, hint="Download the checkpoint again.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"not readable as JSON: {error}", where=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
+    if not isinstance(value, dict):
+        raise InputError("holds no JSON object", where=path)
+    return value
+
+
+def _model_index(path: Path) -> dict[str, Any]:
+    file = path / "model_index.json"
+    if not file.exists():
+        kept = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise InputError(
+            "no model_index.json, so not a checkpoint in diffusers' layout",
+            where=path,
+            hint=f"The folder holds: {found}."
+            + (" Download model_index.json again." if kept else ""),
+        )
+    index = _json(file)
+    pipeline = str(index.get("_class_name", "?"))
+    if not pipeline.startswith(("StableDiffusionXL", "LatentConsistencyModelXL", "AnimagineXL")):
+        known = {
+            "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
+            "StableDiffusion3Pipeline": "Stable Diffusion 3",
+            "FluxPipeline": "Flux",
+        }
+        raise InputError(
+            f"a {known.get(pipeline, pipeline)} checkpoint ({pipeline}), not SDXL",
+            where=file,
+            hint="This tool converts the SDXL family: base, refiner, inpainting and fine-tunes.",
+        )
+    return index
+
+
+def _require_sdxl(unet: Part) -> None:
+    kind = unet.config.get("addition_embed_type")
+    if kind != "text_time":
+        raise InputError(
+            f"`addition_embed_type` is {kind!r}; SDXL's UNet has 'text_time'",
+            where=unet.path / "config.json",
+            hint="This is the UNet of Stable Diffusion 1 or 2, or of another family, not SDXL's.",
+        )
+
+
+def _open_part(root: Path, name: str, files: list[str]) -> Part:
+    folder = root / name
+    config = _json(folder / "config.json")
+    found = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if found is not None and found not in CONFIG_CLASSES[name]:
+        raise InputError(
+            f"is a {found}; this folder of SDXL holds a {CONFIG_CLASSES[name][-1]}",
+            where=folder / "config.json",
+        )
+    weights = [f for f in files if f.startswith(f"{name}/") and f.endswith(".safetensors")]
+    if not weights:
+        raise InputError(
+            "no .safetensors weights",
+            where=folder,
+            hint="Only safetensors are read; convert .bin files with diffusers' save_pretrained.",
+        )
+    _require_all_shards(root, name, files)
+    tensors: dict[str, Tensor] = {}
+    for file in weights:
+        for key, tensor in read_header(root / file).items():
+            if key in tensors:
+                raise InputError(
+                    f"tensor `{key}` is also in {tensors[key].path.name}", where=root / file
+                )
+            tensors[key] = tensor
+    return Part(name, folder, config, _normalise(name, tensors))
+
+
+def _require_all_shards(root: Path, name: str, files: list[str]) -> None:
+    for index in (f for f in files if f.startswith(f"{name}/") and ".safetensors.index" in f):
+        shards = set(_json(root / index).get("weight_map", {}).values())
+        missing = sorted(s for s in shards if f"{name}/{s}" not in files)
+        if missing:
+            raise InputError(
+                f"names the shard {missing[0]}, which is not there",
+                where=root / index,
+                hint="Download the checkpoint again.",
+            )
+
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _normalise(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that diffusers and transformers use today."""
+    named = {}
+    for key, tensor in tensors.items():
+        if part.startswith("text_encoder"):
+            key = key.removeprefix("text_model.")
+            if key == "embeddings.position_ids":
+                continue  # a buffer of older transformers: 0 … 76
+        elif part == "vae":
+            key = re.sub(
+                r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.",
+                lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.",
+                key,
+            )
+            if ".attentions." in key and tensor.shape[2:] == (1, 1):
+                tensor = tensor.reshape(tensor.shape[:2])
+        if key in named:
+            raise InputError(f"tensor `{key}` is there twice", where=tensor.path)
+        named[key] = tensor
+    return named
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """Vocabulary and merges of a CLIP tokenizer; from `tokenizer.json` where that is all there is."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.exists() and merges.exists():
+        _json(vocab)
+        text = merges.read_text("utf-8")
+        return Tokenizer(vocab.read_text("utf-8"), text if text.endswith("\n") else text + "\n")
+    if not (folder / "tokenizer.json").exists():
+        raise InputError(
+            "holds neither vocab.json and merges.txt nor tokenizer.json",
+            where=folder,
+            hint="Download the checkpoint again.",
+        )
+    model = _json(folder / "tokenizer.json").get("model", {})
+    if model.get("type") != "BPE" or "vocab" not in model or "merges" not in model:
+        raise InputError("is not a BPE tokenizer, as CLIP's is", where=folder / "tokenizer.json")
+    pairs = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    return Tokenizer(
+        json.dumps(model["vocab"], ensure_ascii=False),
+        "\n".join(["#version: 0.2", *pairs]) + "\n",
+    )

@@ -1,0 +1,223 @@
+"""Hub repo or local path -> pinned local checkpoint in the diffusers layout.
+
+A revision is resolved to a commit once, and every file is fetched at that commit. A folder we
+write holds a record of what it is, written last: no record, not done.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from .errors import InputError
+from .hub import Progress, Repo, counted, explain, holds, is_unreachable, quiet, require_space
+from .repo_files import File, select_files
+from .snapshot import (
+    RECORD,
+    Snapshot,
+    begin,
+    claim,
+    copy,
+    disk_error,
+    file_at,
+    file_names,
+    finish,
+    hashed,
+    link,
+    read_json,
+    recorded,
+)
+
+__all__ = ["File", "Snapshot", "Source", "download", "parse_source", "select_files"]
+
+Select = Callable[[Sequence[str]], list[str]]
+
+_REPO = re.compile(r"\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint comes from: a local path, a Hub repo at a revision, or a URL."""
+
+    kind: Literal["path", "repo", "url"]
+    location: str
+    revision: str | None = None
+
+
+def parse_source(text: str, revision: str | None = None) -> Source:
+    """What SOURCE means: an existing path wins, then `owner/name`, then a URL.
+
+    Raises InputError if it is none of them, or a revision is given where none can be.
+    """
+    path = Path(text).expanduser()
+    if text and path.exists():
+        if revision is not None:
+            raise InputError(
+                f"--revision {revision} given for a local path",
+                where=text,
+                hint="A revision belongs to a Hub repo. Leave it away, or give owner/name.",
+            )
+        return Source("path", str(path))
+    if _REPO.fullmatch(text) and "--" not in text and ".." not in text:
+        return Source("repo", text, revision)
+    url = urlsplit(text)
+    if url.scheme in ("http", "https") and url.hostname:
+        plain = f"{url.scheme}://{url.hostname}{url.path}"  # without user, password, query
+        parts = [unquote(part) for part in url.path.split("/") if part]
+        repo, tree = "/".join(parts[:2]), parts[2:]
+        on_hub = url.hostname in ("huggingface.co", "www.huggingface.co", "hf.co")
+        if (
+            not on_hub
+            or not _REPO.fullmatch(repo)
+            or (tree and (tree[0], len(tree)) != ("tree", 2))
+        ):
+            return Source("url", plain, revision)
+        if tree and revision not in (None, tree[1]):
+            raise InputError(
+                f"the URL names revision {tree[1]}, --revision {revision}",
+                where=plain,
+                hint="Give one of the two.",
+            )
+        return Source("repo", repo, tree[1] if tree else revision)
+    raise InputError(
+        f"no such folder or file, and not a Hub repo id: {text!r}",
+        hint="Give an existing path, or owner/name as on huggingface.co.",
+    )
+
+
+def download(
+    source: Source,
+    out: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    select: Select = select_files,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
+) -> Snapshot:
+    """Make `source` a checkpoint on this disk: in `out`, or else in the Hub's cache or in place.
+
+    `progress(file, done, total)` counts the bytes of the whole download. A run that was killed
+    goes on where it stopped; without a connection, what `out` or the cache holds complete is used.
+    Raises InputError, also if `out` holds anything but an earlier download of this source.
+    """
+    if source.kind == "url":
+        raise InputError(
+            "checkpoints by URL are not read yet",
+            where=source.location,
+            hint="Download the file and give its path, or give the Hub repo as owner/name.",
+        )
+    if source.kind == "path":
+        try:
+            return _local(Path(source.location), out, select)
+        except OSError as error:
+            raise disk_error(error, out or source.location) from None
+    if out is not None:
+        claim(out, source.location)
+        done = recorded(out)
+        if done is not None and done.commit == source.revision and _is_all(done, select):
+            return done  # a commit never changes: no need to ask
+    repo = Repo(source.location, source.revision, endpoint, cache_dir)
+    with quiet():
+        try:
+            return _from_hub(repo, out, select, progress or (lambda *_: None))
+        except InputError:
+            raise
+        except Exception as error:
+            raise explain(error, repo) from None
+
+
+def _from_hub(repo: Repo, out: Path | None, select: Select, progress: Progress) -> Snapshot:
+    try:
+        commit, listing = repo.listing()
+    except Exception as error:
+        kept = _offline(repo, out, select) if is_unreachable(error) else None
+        if kept is None:
+            raise
+        return kept
+    try:
+        files = [listing[name] for name in select(list(listing))]
+    except InputError as error:
+        raise InputError(error.problem, where=repo, hint=error.hint) from None
+    if out is None:
+        path = repo.fetch_into_cache(commit, files, progress)
+        return Snapshot(path, repo.name, commit, hashed(path, files))
+    done = recorded(out)
+    if (
+        done is not None
+        and done.commit == commit
+        and {f.name for f in files} == {f.name for f in done.files}
+    ):
+        return done
+    staging = begin(out, repo.name, files)
+    missing = [f for f in files if not holds(out / f.name, f)]
+    absent = [f for f in missing if repo.cached(commit, f) is None]
+    require_space(out, absent, [staging / f.etag for f in absent])
+    for file, report in counted(files, progress):
+        cached = repo.cached(commit, file)
+        if file in missing and cached is not None:
+            link(cached, out / file.name)
+        elif file in missing:
+            repo.fetch(commit, file, out / file.name, staging / file.etag, report)
+    snapshot = Snapshot(out, repo.name, commit, hashed(out, files))
+    return finish(snapshot, repo.name, repo.revision)
+
+
+def _offline(repo: Repo, out: Path | None, select: Select) -> Snapshot | None:
+    """What an earlier run left complete: in `out` for the same revision, else in the cache."""
+    if out is not None and (done := recorded(out)) is not None and _is_all(done, select):
+        record = read_json(out / RECORD)
+        if repo.revision in (record.get("revision"), done.commit):
+            return done
+    commit = repo.cached_commit()
+    path = repo.storage() / "snapshots" / str(commit)
+    if commit is None or not path.is_dir():
+        return None
+    try:
+        names = select(file_names(path))
+    except InputError:
+        return None
+    # The listing of a cache that was never filled looks like that of a repo with fewer parts.
+    parts = read_json(path / "model_index.json") if "model_index.json" in names else {}
+    for part in ("text_encoder", "tokenizer"):
+        if (parts.get(part) or [None])[0] and not any(n.startswith(f"{part}/") for n in names):
+            return None
+    snapshot = Snapshot(path, repo.name, commit, hashed(path, [file_at(path, n) for n in names]))
+    return snapshot if out is None else copy(snapshot, out, repo.name, repo.revision)
+
+
+def _is_all(snapshot: Snapshot, select: Select) -> bool:
+    """Whether the snapshot is what `select` would take, rather than another part of the repo."""
+    names = [file.name for file in snapshot.files]
+    try:
+        return sorted(select(names)) == sorted(names)
+    except InputError:
+        return False
+
+
+def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
+    """A folder or a single file as it lies, or linked into `out`."""
+    if not path.exists():
+        raise InputError("no such folder or file", where=path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise InputError(
+                f"not a checkpoint: {path.suffix or 'no suffix'} instead of .safetensors",
+                where=path,
+                hint="Give a folder in the diffusers layout or a .safetensors file.",
+            )
+        snapshot = Snapshot(path.parent, None, None, (file_at(path.parent, path.name),))
+        if out is not None:
+            snapshot = copy(snapshot, out, str(path.resolve()), None)
+        return replace(snapshot, path=snapshot.path / path.name)
+    here = recorded(path)
+    if out is None or out.resolve() == path.resolve():
+        return here or Snapshot(path, None, None, tuple(file_at(path, n) for n in file_names(path)))
+    if here is None:
+        try:
+            names = select(file_names(path))
+        except InputError as error:
+            raise InputError(error.problem, where=path, hint=error.hint) from None
+        here = Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
+    return copy(here, out, str(path.resolve()), None)

@@ -1,0 +1,199 @@
+"""A network as an `.mlpackage`: protobuf, weight file and manifest, appearing at once.
+
+coremltools' own exporter validates the program eleven times, prints it before and after each pass,
+and writes the weights three times. The graphs here are in their final form, so none of that is
+needed: one walk over the program, one pass over the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coremltools import proto
+from coremltools.converters.mil.backend.mil.helper import (
+    cast_to_framework_io_dtype,
+    create_immediate_value,
+    create_scalar_value,
+    create_valuetype_tensor,
+    types_to_proto_primitive,
+)
+from coremltools.converters.mil.mil import Operation, Var, types
+
+from convert.errors import InputError
+from convert.models.graph import Network
+from convert.weight_file import Layout, Progress, layout, write
+
+MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+MANIFEST = Path("Manifest.json")
+BLOB_PATH = "@model_path/weights/weight.bin"
+# Core ML names the entries by UUID; ours follow from what they name, so packages are repeatable.
+NAMESPACE = uuid.UUID("6f6b7f0a-52b6-5a86-9ff1-4d3c5d2e7a11")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model says of itself, beside its graph."""
+
+    short: str
+    author: str
+    license: str
+    version: str
+    inputs: Mapping[str, str]  # name → description
+    outputs: Mapping[str, str]
+    user: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_package(
+    path: Path,
+    network: Network,
+    description: Description,
+    *,
+    specification_version: int,
+    opset: str,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write the package; `path` appears complete or not at all, and replaces what was there.
+
+    Returns:
+        SHA-256 by file, as paths within the package.
+
+    Raises:
+        InputError: a tensor that is truncated or not finite, a full disk.
+    """
+    plan = layout(network.blobs.values())
+    model = serialise(
+        network, plan, description, specification_version=specification_version, opset=opset
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / WEIGHTS).parent.mkdir(parents=True)
+        digests = {str(WEIGHTS): write(temporary / WEIGHTS, plan, progress)}
+        for name, data in ((MODEL, model), (MANIFEST, _manifest())):
+            (temporary / name).write_bytes(data)
+            digests[str(name)] = hashlib.sha256(data).hexdigest()
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror}",
+            where=path,
+            hint=f"It needs {(plan.size + len(model)) / 1e9:.2f} GB.",
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digests
+
+
+def serialise(
+    network: Network,
+    plan: Layout,
+    description: Description,
+    *,
+    specification_version: int,
+    opset: str,
+) -> bytes:
+    """The model specification (protobuf); equal networks give equal bytes."""
+    function = network.program.functions["main"]
+    block = proto.MIL_pb2.Block(outputs=[var.name for var in function.outputs])
+    for op in function.operations:
+        block.operations.append(_operation(op, plan))
+    main = proto.MIL_pb2.Function(opset=opset)
+    main.block_specializations[opset].CopyFrom(block)
+    for name, var in function.inputs.items():
+        main.inputs.add(name=name, type=_tensor_type(var))
+    model = proto.Model_pb2.Model(specificationVersion=specification_version)
+    model.mlProgram.version = 1
+    model.mlProgram.functions["main"].CopyFrom(main)
+    for name, var in function.inputs.items():
+        model.description.input.append(_feature(var, description.inputs[name], is_output=False))
+    for var in function.outputs:
+        model.description.output.append(
+            _feature(var, description.outputs[var.name], is_output=True)
+        )
+    metadata = model.description.metadata
+    metadata.shortDescription = description.short
+    metadata.author = description.author
+    metadata.license = description.license
+    metadata.versionString = description.version
+    for key, value in sorted(description.user.items()):
+        metadata.userDefined[key] = value
+    return model.SerializeToString(deterministic=True)
+
+
+def _operation(op: Operation, plan: Layout) -> Any:
+    message = proto.MIL_pb2.Operation(type=op.op_type)
+    message.attributes["name"].CopyFrom(create_scalar_value(op.name))
+    for var in op.outputs:
+        message.outputs.add(name=var.name, type=_type(var))
+    if op.op_type == "const":
+        message.attributes["val"].CopyFrom(_value(op.outputs[0], plan))
+        return message
+    for param, value in op.inputs.items():
+        argument = message.inputs[param]
+        for var in value if isinstance(value, list | tuple) else [value]:
+            argument.arguments.add(name=var.name)
+    return message
+
+
+def _value(var: Var, plan: Layout) -> Any:
+    if var.name not in plan.offsets:
+        return create_immediate_value(var)
+    return proto.MIL_pb2.Value(
+        type=_type(var),
+        blobFileValue=proto.MIL_pb2.Value.BlobFileValue(
+            fileName=BLOB_PATH, offset=plan.offsets[var.name]
+        ),
+    )
+
+
+def _type(var: Var) -> Any:
+    if types.is_tensor(var.sym_type):
+        return _tensor_type(var)
+    return create_valuetype_tensor((), types_to_proto_primitive(var.sym_type))
+
+
+def _tensor_type(var: Var) -> Any:
+    return create_valuetype_tensor(
+        var.sym_type.get_shape(), types_to_proto_primitive(var.sym_type.get_primitive())
+    )
+
+
+def _feature(var: Var, text: str, *, is_output: bool) -> Any:
+    feature = proto.Model_pb2.FeatureDescription(name=var.name, shortDescription=text)
+    feature.type.multiArrayType.shape.extend(int(n) for n in var.shape)
+    feature.type.multiArrayType.dataType = cast_to_framework_io_dtype(var, is_output)
+    return feature
+
+
+def _manifest() -> bytes:
+    entries = {
+        "model.mlmodel": ("CoreML Model Specification", "com.apple.CoreML/model.mlmodel"),
+        "weights": ("CoreML Model Weights", "com.apple.CoreML/weights"),
+    }
+    ids = {name: str(uuid.uuid5(NAMESPACE, name)).upper() for name in entries}
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            ids[name]: {
+                "author": "com.apple.CoreML",
+                "description": text,
+                "name": name,
+                "path": path,
+            }
+            for name, (text, path) in entries.items()
+        },
+        "rootModelIdentifier": ids["model.mlmodel"],
+    }
+    return json.dumps(manifest, indent=4, sort_keys=True).encode()

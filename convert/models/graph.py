@@ -1,0 +1,239 @@
+"""Building one MIL function, with the weights by reference.
+
+The Builder sees every weight as an array of its true shape whose elements all lie at one address
+(stride 0), so building a 2.57 G-parameter graph touches no weight. What belongs into the weight
+file is collected as `Blob`s beside the program; `convert.weight_file` streams them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import Function, Program, Var, types
+
+from convert.errors import InputError
+from convert.tensors import Tensor
+
+# A constant of at least this many elements goes into the weight file, as coremltools has it.
+FILE_THRESHOLD = 10
+MIL_TYPES = {np.dtype(np.float16): types.fp16, np.dtype(np.float32): types.fp32}
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One constant of the weight file: a tensor of the checkpoint, or a small value of our own."""
+
+    name: str  # of the `const` op
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    value: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def order(self) -> tuple[bool, str]:
+        """The canonical place: the checkpoint's tensors by name, then our own constants."""
+        return (self.tensor is None, self.tensor.name if self.tensor else self.name)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The elements in order, as flat arrays; each is valid until the next is asked for."""
+        if self.tensor is not None:
+            return self.tensor.chunks(self.dtype)
+        assert self.value is not None
+        return iter([self.value.reshape(-1)])
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a network."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Network:
+    """A finished graph and the constants that its weight file holds."""
+
+    program: Program
+    blobs: Mapping[str, Blob]
+    outputs: tuple[str, ...]
+
+
+@dataclass
+class Graph:
+    """The function under construction: constants, names, and the tensors still to be used."""
+
+    tensors: Mapping[str, Tensor]
+    dtype: np.dtype  # of weights and activations unless a layer says otherwise
+    blobs: dict[str, Blob] = field(default_factory=dict)
+    _used: set[str] = field(default_factory=set)
+    _names: dict[str, int] = field(default_factory=dict)
+    _constants: dict[tuple[Any, ...], Var] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Module:
+        return Module(self, "")
+
+    def name(self, wanted: str) -> str:
+        """`wanted`, or with a number behind it where it is taken."""
+        count = self._names.get(wanted, 0)
+        self._names[wanted] = count + 1
+        return wanted if count == 0 else self.name(f"{wanted}_{count}")
+
+    def weight(self, key: str, shape: tuple[int, ...], mil_shape: tuple[int, ...] | None) -> Var:
+        """The checkpoint's tensor `key`, which must have `shape`, as a constant of `mil_shape`."""
+        tensor = self.tensors.get(key)
+        if tensor is None:
+            raise InputError(
+                f"tensor `{key}` is missing; the config asks for it, of shape {list(shape)}",
+                where=self._where(),
+                hint="The weights do not belong to this config.json, or are incomplete.",
+            )
+        if tensor.shape != shape:
+            raise InputError(
+                f"tensor `{key}` has shape {list(tensor.shape)}; the config makes it {list(shape)}",
+                where=tensor.path,
+                hint="The weights do not belong to this config.json.",
+            )
+        if key in self._used:
+            raise AssertionError(f"tensor {key} used twice: a mistake in the network")
+        self._used.add(key)
+        shape = mil_shape or shape
+        name = key.replace(".", "_")
+        if tensor.size < FILE_THRESHOLD:
+            return mb.const(val=tensor.read(self.dtype).reshape(shape), name=self.name(name))
+        return self._blob(Blob(self.name(name), self.dtype, shape, tensor=tensor.reshape(shape)))
+
+    def constant(self, param: str, value: Any) -> Var:
+        """A constant of our own, made once however often it is used.
+
+        Floats become the graph's dtype and integers int32; numpy values keep theirs.
+        """
+        if isinstance(value, bool | str):
+            key: tuple[Any, ...] = (type(value), value)
+        else:
+            if not isinstance(value, np.ndarray | np.generic):
+                value = np.asarray(value)
+                kinds = {"f": self.dtype, "i": np.dtype(np.int32), "b": np.dtype(np.bool_)}
+                value = value.astype(kinds[value.dtype.kind])
+                value = value if value.ndim else value[()]
+            key = (value.dtype.str, value.shape, value.tobytes())
+        if key not in self._constants:
+            name = self.name(param)
+            if isinstance(value, np.ndarray) and value.size >= FILE_THRESHOLD:
+                assert value.dtype in MIL_TYPES, f"{param}: only floats go into the weight file"
+                blob = Blob(name, value.dtype, value.shape, value=value)
+                self._constants[key] = self._blob(blob)
+            else:
+                self._constants[key] = mb.const(val=value, name=name)
+        return self._constants[key]
+
+    def _blob(self, blob: Blob) -> Var:
+        self.blobs[blob.name] = blob
+        return mb.const(val=np.broadcast_to(blob.dtype.type(0), blob.shape), name=blob.name)
+
+    def _where(self) -> object:
+        tensor = next(iter(self.tensors.values()), None)
+        return tensor.path if tensor else None
+
+    def require_all_used(self) -> None:
+        """Raise InputError if the checkpoint holds a tensor that the network has no place for."""
+        extra = sorted(self.tensors.keys() - self._used)
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            raise InputError(
+                f"tensor `{extra[0]}`{more} has no place in the network that the config describes",
+                where=self.tensors[extra[0]].path,
+                hint="The weights do not belong to this config.json.",
+            )
+
+
+@dataclass(frozen=True)
+class Module:
+    """A place in the torch module tree: finds its weights and names its ops after itself."""
+
+    graph: Graph
+    path: str
+
+    def __getitem__(self, name: str | int) -> Module:
+        return Module(self.graph, f"{self.path}.{name}" if self.path else str(name))
+
+    def __contains__(self, name: str) -> bool:
+        return self[name].path in self.graph.tensors
+
+    def weight(
+        self, name: str, shape: tuple[int, ...], mil_shape: tuple[int, ...] | None = None
+    ) -> Var:
+        """This module's parameter `name`; see `Graph.weight`."""
+        return self.graph.weight(self[name].path, shape, mil_shape)
+
+    def emit(self, op: str, *, name: str | None = None, **inputs: Any) -> Any:
+        """Add an op whose name starts with this module's path; plain values become constants.
+
+        Args:
+            op: MIL op type.
+            name: appended to the path; the op type if None, nothing if empty (the op that makes
+                the module's output has the module's own name).
+        """
+        parts = [self.path.replace(".", "_"), op if name is None else name]
+        return emit(self.graph, op, "_".join(p for p in parts if p), **inputs)
+
+
+def emit(graph: Graph, op: str, op_name: str, **inputs: Any) -> Any:
+    """Add an op called `op_name`; returns its output Var, or a tuple of them."""
+    given = {}
+    for param, value in inputs.items():
+        if isinstance(value, Var) or _is_vars(value):
+            given[param] = value
+        else:
+            given[param] = graph.constant(param, value)
+    return getattr(mb, op)(name=graph.name(op_name), **given)
+
+
+def _is_vars(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Var)
+
+
+def build(
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, Input],
+    body: Callable[..., Mapping[str, Var]],
+    *,
+    dtype: np.dtype | type,
+    target: Any,
+) -> Network:
+    """Run `body(module, **inputs)` and return the network it built.
+
+    Args:
+        tensors: what the network must use, each exactly once.
+        inputs: the function's inputs.
+        body: gets the root `Module` and the inputs' Vars; returns the outputs by name.
+        dtype: of weights and activations.
+        target: coremltools' opset version, for example `ct.target.iOS17`.
+
+    Raises:
+        InputError: a tensor is missing, of another shape, or left over.
+    """
+    graph = Graph(tensors, np.dtype(dtype))
+    placeholders = {
+        name: mb.placeholder(shape=i.shape, dtype=MIL_TYPES[i.dtype]) for name, i in inputs.items()
+    }
+    for name in inputs:
+        graph.name(name)
+    with Function(placeholders, opset_version=target) as function:
+        outputs = body(graph.root, **function.inputs)
+        function.set_outputs(list(outputs.values()))
+    graph.require_all_used()
+    for name, var in outputs.items():
+        var.name = graph.name(name)
+    program = Program()
+    program.add_function("main", function)
+    return Network(program, graph.blobs, tuple(outputs))

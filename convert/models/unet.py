@@ -1,0 +1,374 @@
+"""SDXL's UNet (diffusers' UNet2DConditionModel), from its config, in the [B, C, 1, S] layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Var
+
+from convert.components import BATCH, MAX_TOKENS
+from convert.errors import InputError
+from convert.models.attention import ATTENTION
+from convert.models.config import Config, block_type
+from convert.models.graph import Input, Module, Network, build
+from convert.models.layers import (
+    activation,
+    cast,
+    conv,
+    group_norm,
+    layer_norm,
+    to_float32,
+    upsample,
+)
+from convert.tensors import Tensor
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+TRANSFORMER_NORM_EPSILON = 1e-6  # fixed in diffusers' Transformer2DModel
+LAYER_NORM_EPSILON = 1e-5
+MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")  # the latter in Segmind's SSD-1B
+
+Attention = Callable[[Module, Var, Var, Var, int], Var]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What of config.json shapes the network. Lists have one entry a block, from the outside in."""
+
+    in_channels: int
+    out_channels: int
+    channels: list[int]
+    down_blocks: list[str]
+    up_blocks: list[str]
+    mid_block: str
+    layers: list[int]  # resnets in each down block; an up block has one more
+    transformer_layers: list[list[int]]  # of each attention of each down block
+    up_transformer_layers: list[list[int]]  # the same of the up blocks, in their own order
+    heads: list[int]
+    cross_attention_dim: int
+    groups: int
+    epsilon: float
+    act: str
+    conv_in_kernel: int
+    conv_out_kernel: int
+    time_embed_dim: int
+    flip_sin_to_cos: bool
+    freq_shift: float
+    addition_time_embed_dim: int
+    text_embed_dim: int  # of the pooled embeddings of text encoder 2
+    time_ids: int  # 6, or 5 for a refiner
+
+    @staticmethod
+    def parse(values: Mapping[str, Any], where: Path, text_embed_dim: int) -> UNetConfig:
+        """Read config.json; raises InputError for anything this network cannot express."""
+        c = Config(values, where)
+        c.only("addition_embed_type", "text_time")
+        c.only("mid_block_type", *MID_BLOCKS)
+        c.only("time_embedding_type", "positional")
+        c.only("resnet_time_scale_shift", "default")
+        c.only("attention_type", "default")
+        c.only("downsample_padding", 1)
+        c.only("mid_block_scale_factor", 1)
+        c.only("resnet_out_scale_factor", 1)
+        c.ignore("sample_size", "dropout", "upcast_attention", "addition_embed_type_num_heads")
+        c.ignore("use_linear_projection")  # a 1×1 convolution here in either case
+        channels = c.get("block_out_channels")
+        if not isinstance(channels, list | tuple) or not channels:
+            raise c.error("block_out_channels", channels, "a list of widths")
+        down = block_type(c, "down_block_types", DOWN_BLOCKS)
+        up = block_type(c, "up_block_types", UP_BLOCKS)
+        count = len(channels)
+        if len(down) != count or len(up) != count:
+            raise InputError(
+                f"{len(down)} down blocks, {len(up)} up blocks and {count} widths",
+                where=where,
+                hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
+            )
+        layers = c.per_block("layers_per_block", count, 2)
+        depths = [
+            depth if isinstance(depth, list | tuple) else [depth] * n
+            for depth, n in zip(
+                c.per_block("transformer_layers_per_block", count, 1), layers, strict=True
+            )
+        ]
+        reverse = c.get("reverse_transformer_layers_per_block", None)
+        if reverse is None:
+            up_depths = [[d[-1]] * (n + 1) for d, n in zip(depths, layers, strict=True)][::-1]
+            if any(len(set(d)) > 1 for d in depths):
+                raise c.error(
+                    "transformer_layers_per_block",
+                    values["transformer_layers_per_block"],
+                    "nested lists only beside `reverse_transformer_layers_per_block`",
+                )
+        else:
+            up_depths = [
+                d if isinstance(d, list | tuple) else [d] * (n + 1)
+                for d, n in zip(
+                    c.per_block("reverse_transformer_layers_per_block", count),
+                    layers[::-1],
+                    strict=True,
+                )
+            ]
+        # diffusers calls the number of heads `attention_head_dim`, for compatibility with itself
+        heads = c.per_block("attention_head_dim", count, 8)
+        if c.get("num_attention_heads", None) is not None:
+            heads = c.per_block("num_attention_heads", count)
+        for width, n in zip(channels, heads, strict=True):
+            if width % n:
+                raise c.error("attention_head_dim", heads, f"heads that divide the width {width}")
+        cross = c.get("cross_attention_dim")
+        if isinstance(cross, list | tuple):
+            if len(set(cross)) != 1:
+                raise c.error("cross_attention_dim", cross, "one width for all blocks")
+            cross = cross[0]
+        embed_dim = c.integer("addition_time_embed_dim")
+        in_features = c.integer("projection_class_embeddings_input_dim")
+        time_ids, rest = divmod(in_features - text_embed_dim, embed_dim)
+        if rest or time_ids not in (5, 6):
+            raise c.error(
+                "projection_class_embeddings_input_dim",
+                in_features,
+                f"{text_embed_dim} (of text encoder 2) plus 6 or, for a refiner, 5 time ids of "
+                f"{embed_dim} each",
+            )
+        config = UNetConfig(
+            in_channels=c.integer("in_channels", 4),
+            out_channels=c.integer("out_channels", 4),
+            channels=list(channels),
+            down_blocks=down,
+            up_blocks=up,
+            mid_block=c.get("mid_block_type", MID_BLOCKS[0]),
+            layers=layers,
+            transformer_layers=[list(d) for d in depths],
+            up_transformer_layers=[list(d) for d in up_depths],
+            heads=heads,
+            cross_attention_dim=int(cross),
+            groups=c.integer("norm_num_groups", 32),
+            epsilon=float(c.get("norm_eps", 1e-5)),
+            act=c.get("act_fn", "silu"),
+            conv_in_kernel=c.integer("conv_in_kernel", 3),
+            conv_out_kernel=c.integer("conv_out_kernel", 3),
+            time_embed_dim=c.get("time_embedding_dim", None) or 4 * channels[0],
+            flip_sin_to_cos=bool(c.get("flip_sin_to_cos", True)),
+            freq_shift=float(c.get("freq_shift", 0)),
+            addition_time_embed_dim=embed_dim,
+            text_embed_dim=text_embed_dim,
+            time_ids=time_ids,
+        )
+        c.finish()
+        return config
+
+
+def unet(
+    values: Mapping[str, Any],
+    where: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    text_embed_dim: int,
+    latent_size: tuple[int, int],
+    attention: str,
+    dtype: np.dtype | type,
+    target: Any,
+) -> Network:
+    """The UNet as a network: noise or velocity of a batch of two from latents and conditions.
+
+    Args:
+        values, where: the config and its file.
+        tensors: the checkpoint's UNet tensors.
+        text_embed_dim: width of text encoder 2's pooled output.
+        latent_size: (height, width) of the latents.
+        attention: a key of `ATTENTION`.
+        dtype: of weights and activations, float16 or float32.
+        target: coremltools' opset version.
+
+    Raises:
+        InputError: a config or checkpoint that does not fit.
+    """
+    config = UNetConfig.parse(values, where, text_embed_dim)
+    dtype = np.dtype(dtype)
+    sample = (BATCH, config.in_channels, *latent_size)
+    inputs = {
+        "sample": Input(sample, dtype),
+        "timestep": Input((BATCH,), dtype),
+        "encoder_hidden_states": Input((BATCH, config.cross_attention_dim, 1, MAX_TOKENS), dtype),
+        "time_ids": Input((BATCH, config.time_ids), dtype),
+        "text_embeds": Input((BATCH, config.text_embed_dim), dtype),
+    }
+
+    def body(
+        m: Module,
+        sample: Var,
+        timestep: Var,
+        encoder_hidden_states: Var,
+        time_ids: Var,
+        text_embeds: Var,
+    ) -> dict[str, Var]:
+        temb = embed_conditions(m, config, timestep, time_ids, text_embeds)
+        blocks = Blocks(config, temb, encoder_hidden_states, ATTENTION[attention])
+        x = conv(m["conv_in"], sample, config.channels[0], config.conv_in_kernel)
+        x, skips = blocks.down(m["down_blocks"], x)
+        x = blocks.mid(m["mid_block"], x)
+        x = blocks.up(m["up_blocks"], x, skips)
+        x = group_norm(m["conv_norm_out"], x, groups=config.groups, epsilon=config.epsilon)
+        x = activation(m["conv_act"], config.act, x)
+        x = conv(m["conv_out"], x, config.out_channels, config.conv_out_kernel)
+        return {"noise_pred": to_float32(m, x)}
+
+    return build(tensors, inputs, body, dtype=dtype, target=target)
+
+
+def embed_conditions(
+    m: Module, config: UNetConfig, timestep: Var, time_ids: Var, text_embeds: Var
+) -> Var:
+    """Timestep, size and crop, and pooled text as one embedding, activated: [B, E, 1, 1]."""
+    time = sinusoidal(m["time_proj"], config, timestep, config.channels[0])  # [B, C]
+    emb = mlp(m["time_embedding"], config, time)
+    flat = m.emit("reshape", name="add_time_proj_ids", x=time_ids, shape=[-1])
+    sizes = sinusoidal(m["add_time_proj"], config, flat, config.addition_time_embed_dim)
+    sizes = m.emit("reshape", name="add_time_proj_embeds", x=sizes, shape=[BATCH, -1])
+    added = m.emit(
+        "concat", name="add_embeds", values=[text_embeds, sizes], axis=-1, interleave=False
+    )
+    emb = m.emit("add", name="emb", x=emb, y=mlp(m["add_embedding"], config, added))
+    return activation(m["emb"], config.act, emb)
+
+
+def sinusoidal(m: Module, config: UNetConfig, x: Var, dim: int) -> Var:
+    """Sinusoidal embedding [N] → [N, dim], in float32 (diffusers' get_timestep_embedding).
+
+    In float16, 999 × frequency has a rounding step of up to half a radian.
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * np.arange(half, dtype=np.float32) / (half - config.freq_shift)
+    frequencies = np.exp(exponent).astype(np.float32)[None]
+    dtype = m.graph.dtype
+    if dtype != np.float32:
+        x = cast(m, x, "fp32", name="fp32")
+    x = m.emit("mul", x=m.emit("expand_dims", x=x, axes=[-1]), y=frequencies)  # [N, dim / 2]
+    waves = [m.emit("sin", x=x), m.emit("cos", x=x)]
+    x = m.emit(
+        "concat", values=waves[::-1] if config.flip_sin_to_cos else waves, axis=-1, interleave=False
+    )
+    return x if dtype == np.float32 else cast(m, x, "fp16", name="fp16")
+
+
+def mlp(m: Module, config: UNetConfig, x: Var) -> Var:
+    """Two linear layers with an activation between: [B, C] → [B, E, 1, 1]."""
+    x = m.emit("expand_dims", x=m.emit("expand_dims", x=x, axes=[-1]), axes=[-1])
+    x = conv(m["linear_1"], x, config.time_embed_dim, linear=True)
+    x = activation(m["act"], config.act, x)
+    return conv(m["linear_2"], x, config.time_embed_dim, linear=True)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The three stages of the UNet, for one config and one set of conditions."""
+
+    config: UNetConfig
+    temb: Var  # [B, E, 1, 1], activated
+    text: Var  # [B, C, 1, T]
+    attention: Attention
+
+    def down(self, m: Module, x: Var) -> tuple[Var, list[Var]]:
+        """Every down block; also returns what the up blocks will concatenate."""
+        c, skips = self.config, [x]
+        for i, kind in enumerate(c.down_blocks):
+            block = m[i]
+            for j in range(c.layers[i]):
+                x = self.resnet(block["resnets"][j], x, c.channels[i])
+                if kind == "CrossAttnDownBlock2D":
+                    depth = c.transformer_layers[i][j]
+                    x = self.transformer(block["attentions"][j], x, c.heads[i], depth)
+                skips.append(x)
+            if i < len(c.channels) - 1:
+                x = conv(block["downsamplers"][0]["conv"], x, c.channels[i], 3, stride=2)
+                skips.append(x)
+        return x, skips
+
+    def mid(self, m: Module, x: Var) -> Var:
+        c = self.config
+        x = self.resnet(m["resnets"][0], x, c.channels[-1])
+        if c.mid_block == "UNetMidBlock2D":
+            return x
+        x = self.transformer(m["attentions"][0], x, c.heads[-1], c.transformer_layers[-1][-1])
+        return self.resnet(m["resnets"][1], x, c.channels[-1])
+
+    def up(self, m: Module, x: Var, skips: list[Var]) -> Var:
+        c = self.config
+        for i, kind in enumerate(c.up_blocks):
+            block, level = m[i], len(c.channels) - 1 - i
+            for j in range(c.layers[level] + 1):
+                x = block["resnets"][j].emit(
+                    "concat", values=[x, skips.pop()], axis=1, interleave=False
+                )
+                x = self.resnet(block["resnets"][j], x, c.channels[level])
+                if kind == "CrossAttnUpBlock2D":
+                    depth = c.up_transformer_layers[i][j]
+                    x = self.transformer(block["attentions"][j], x, c.heads[level], depth)
+            if level:
+                x = upsample(block["upsamplers"][0], x, tuple(skips[-1].shape[2:]))
+        return x
+
+    def resnet(self, m: Module, x: Var, channels: int) -> Var:
+        """ResnetBlock2D: [B, C, H, W] → [B, channels, H, W]."""
+        c, skip = self.config, x
+        x = group_norm(m["norm1"], x, groups=c.groups, epsilon=c.epsilon)
+        x = conv(m["conv1"], activation(m["norm1"], c.act, x), channels, 3)
+        temb = conv(m["time_emb_proj"], self.temb, channels, linear=True)
+        x = m.emit("add", name="temb", x=x, y=temb)
+        x = group_norm(m["norm2"], x, groups=c.groups, epsilon=c.epsilon)
+        x = conv(m["conv2"], activation(m["norm2"], c.act, x), channels, 3)
+        if skip.shape[1] != channels:
+            skip = conv(m["conv_shortcut"], skip, channels)
+        return m.emit("add", name="", x=skip, y=x)
+
+    def transformer(self, m: Module, x: Var, heads: int, depth: int) -> Var:
+        """Transformer2DModel: [B, C, H, W] → [B, C, H, W]."""
+        c, skip, shape = self.config, x, x.shape
+        x = group_norm(m["norm"], x, groups=c.groups, epsilon=TRANSFORMER_NORM_EPSILON)
+        x = projection(m["proj_in"], x)
+        x = m.emit("reshape", x=x, shape=[*shape[:2], 1, shape[2] * shape[3]])  # [B, C, 1, S]
+        for i in range(depth):
+            x = self.transformer_block(m["transformer_blocks"][i], x, heads)
+        x = m.emit("reshape", x=x, shape=list(shape))
+        return m.emit("add", name="", x=projection(m["proj_out"], x), y=skip)
+
+    def transformer_block(self, m: Module, x: Var, heads: int) -> Var:
+        """BasicTransformerBlock: self-attention, cross-attention, gated feed-forward."""
+        norm = normalise(m["norm1"], x)
+        x = m.emit("add", name="attn1_add", x=self.attend(m["attn1"], norm, norm, heads), y=x)
+        norm = normalise(m["norm2"], x)
+        x = m.emit("add", name="attn2_add", x=self.attend(m["attn2"], norm, self.text, heads), y=x)
+        return m.emit("add", name="", x=feed_forward(m["ff"], normalise(m["norm3"], x)), y=x)
+
+    def attend(self, m: Module, x: Var, context: Var, heads: int) -> Var:
+        """Attention of x [B, C, 1, S] over context [B, C', 1, T]."""
+        channels = x.shape[1]
+        q = conv(m["to_q"], x, channels, linear=True, bias=False)
+        k = conv(m["to_k"], context, channels, linear=True, bias=False)
+        v = conv(m["to_v"], context, channels, linear=True, bias=False)
+        return conv(m["to_out"][0], self.attention(m, q, k, v, heads), channels, linear=True)
+
+
+def normalise(m: Module, x: Var) -> Var:
+    return layer_norm(m, x, axis=1, epsilon=LAYER_NORM_EPSILON)
+
+
+def projection(m: Module, x: Var) -> Var:
+    """`proj_in` and `proj_out`: a linear layer, or in older configs a 1×1 convolution."""
+    tensor = m.graph.tensors.get(m["weight"].path)
+    return conv(m, x, x.shape[1], linear=tensor is None or len(tensor.shape) == 2)
+
+
+def feed_forward(m: Module, x: Var) -> Var:
+    """GEGLU: half of the widened features gate the other half."""
+    channels = x.shape[1]
+    x = conv(m["net"][0]["proj"], x, 8 * channels, linear=True)
+    value, gate = m.emit("split", x=x, split_sizes=[4 * channels] * 2, axis=1)
+    x = m.emit("mul", x=value, y=m.emit("gelu", x=gate, mode="EXACT"))
+    return conv(m["net"][2], x, channels, linear=True)

@@ -1,0 +1,220 @@
+"""SDXL's VAE (diffusers' AutoencoderKL): decoder and encoder, from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Var
+
+from convert.errors import InputError
+from convert.models.config import Config, block_type
+from convert.models.graph import Input, Module, Network, build
+from convert.models.layers import activation, conv, group_norm, linear, to_float32, upsample
+from convert.tensors import Tensor
+
+EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """What of config.json shapes the network; `channels` from the image inwards."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    channels: list[int]
+    layers: int
+    groups: int
+    act: str
+    mid_attention: bool
+    quant_conv: bool
+    post_quant_conv: bool
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.channels) - 1)
+
+    @staticmethod
+    def parse(values: Mapping[str, Any], where: Path) -> VAEConfig:
+        """Read config.json; raises InputError for anything this network cannot express."""
+        c = Config(values, where)
+        channels = c.get("block_out_channels")
+        if not isinstance(channels, list | tuple) or not channels:
+            raise c.error("block_out_channels", channels, "a list of widths")
+        down = block_type(c, "down_block_types", ("DownEncoderBlock2D",))
+        up = block_type(c, "up_block_types", ("UpDecoderBlock2D",))
+        if not len(channels) == len(down) == len(up):
+            raise InputError(
+                f"{len(down)} down blocks, {len(up)} up blocks and {len(channels)} widths",
+                where=where,
+                hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
+            )
+        # How latents are scaled and images tiled is the pipeline's business, not the network's.
+        c.ignore("sample_size", "force_upcast", "scaling_factor", "shift_factor")
+        c.ignore("latents_mean", "latents_std")
+        config = VAEConfig(
+            in_channels=c.integer("in_channels", 3),
+            out_channels=c.integer("out_channels", 3),
+            latent_channels=c.integer("latent_channels", 4),
+            channels=list(channels),
+            layers=c.integer("layers_per_block", 1),
+            groups=c.integer("norm_num_groups", 32),
+            act=c.get("act_fn", "silu"),
+            mid_attention=bool(c.get("mid_block_add_attention", True)),
+            quant_conv=bool(c.get("use_quant_conv", True)),
+            post_quant_conv=bool(c.get("use_post_quant_conv", True)),
+        )
+        c.finish()
+        return config
+
+
+def vae_decoder(
+    values: Mapping[str, Any],
+    where: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    dtype: np.dtype | type,
+    target: Any,
+) -> Network:
+    """The decoder: `z` [1, 4, H/8, W/8], already unscaled, → `image` float32 [1, 3, H, W].
+
+    Args:
+        values, where: the config and its file.
+        tensors: the checkpoint's tensors under `decoder.` and `post_quant_conv.`.
+        image_size: (height, width) in pixels.
+        dtype: of weights, activations and `z`.
+        target: coremltools' opset version.
+
+    Raises:
+        InputError: a config or checkpoint that does not fit.
+    """
+    c = VAEConfig.parse(values, where)
+    height, width = latent_size(c, image_size)
+    dtype = np.dtype(dtype)
+
+    def body(m: Module, z: Var) -> dict[str, Var]:
+        x = conv(m["post_quant_conv"], z, c.latent_channels) if c.post_quant_conv else z
+        m = m["decoder"]
+        x = conv(m["conv_in"], x, c.channels[-1], 3)
+        x = mid_block(m["mid_block"], c, x)
+        for i, channels in enumerate(reversed(c.channels)):
+            block = m["up_blocks"][i]
+            for j in range(c.layers + 1):
+                x = resnet(block["resnets"][j], c, x, channels)
+            if i < len(c.channels) - 1:
+                size = (2 * x.shape[2], 2 * x.shape[3])
+                x = upsample(block["upsamplers"][0], x, size)
+        x = norm_act(m["conv_norm_out"], c, x)
+        return {"image": to_float32(m, conv(m["conv_out"], x, c.out_channels, 3))}
+
+    inputs = {"z": Input((1, c.latent_channels, height, width), dtype)}
+    return build(tensors, inputs, body, dtype=dtype, target=target)
+
+
+def vae_encoder(
+    values: Mapping[str, Any],
+    where: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    dtype: np.dtype | type,
+    target: Any,
+) -> Network:
+    """The encoder: `x` [1, 3, H, W] → `latent` float32 [1, 8, H/8, W/8], mean ‖ log-variance.
+
+    Arguments and errors as `vae_decoder`, with the tensors under `encoder.` and `quant_conv.`.
+    """
+    c = VAEConfig.parse(values, where)
+    latent_size(c, image_size)
+    dtype = np.dtype(dtype)
+
+    def body(m: Module, x: Var) -> dict[str, Var]:
+        root, m = m, m["encoder"]
+        x = conv(m["conv_in"], x, c.channels[0], 3)
+        for i, channels in enumerate(c.channels):
+            block = m["down_blocks"][i]
+            for j in range(c.layers):
+                x = resnet(block["resnets"][j], c, x, channels)
+            if i < len(c.channels) - 1:
+                x = downsample(block["downsamplers"][0], x)
+        x = norm_act(m["conv_norm_out"], c, mid_block(m["mid_block"], c, x))
+        x = conv(m["conv_out"], x, 2 * c.latent_channels, 3)
+        if c.quant_conv:
+            x = conv(root["quant_conv"], x, 2 * c.latent_channels)
+        return {"latent": to_float32(root, x)}
+
+    inputs = {"x": Input((1, c.in_channels, *image_size), dtype)}
+    return build(tensors, inputs, body, dtype=dtype, target=target)
+
+
+def latent_size(c: VAEConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the latents; raises InputError if the image is no multiple of the factor."""
+    height, width = image_size
+    if height % c.factor or width % c.factor:
+        raise InputError(
+            f"resolution {width}x{height}: width and height must be multiples of {c.factor}",
+            hint=f"The nearest is {_nearest(width, c.factor)}x{_nearest(height, c.factor)}.",
+        )
+    return height // c.factor, width // c.factor
+
+
+def _nearest(length: int, factor: int) -> int:
+    return max(1, round(length / factor)) * factor
+
+
+def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:
+    return activation(m, c.act, group_norm(m, x, groups=c.groups, epsilon=EPSILON))
+
+
+def resnet(m: Module, c: VAEConfig, x: Var, channels: int) -> Var:
+    """ResnetBlock2D without a time embedding: [1, C, H, W] → [1, channels, H, W]."""
+    skip = x
+    x = conv(m["conv1"], norm_act(m["norm1"], c, x), channels, 3)
+    x = conv(m["conv2"], norm_act(m["norm2"], c, x), channels, 3)
+    if skip.shape[1] != channels:
+        skip = conv(m["conv_shortcut"], skip, channels)
+    return m.emit("add", name="", x=skip, y=x)
+
+
+def downsample(m: Module, x: Var) -> Var:
+    """Halves height and width; torch pads below and to the right only."""
+    x = m.emit("pad", x=x, pad=[0, 0, 0, 0, 0, 1, 0, 1], mode="constant", constant_val=0.0)
+    return conv(m["conv"], x, x.shape[1], 3, stride=2, padding=0)
+
+
+def mid_block(m: Module, c: VAEConfig, x: Var) -> Var:
+    """UNetMidBlock2D: resnet, attention, resnet."""
+    channels = c.channels[-1]
+    x = resnet(m["resnets"][0], c, x, channels)
+    if c.mid_attention:
+        x = attention(m["attentions"][0], c, x)
+    return resnet(m["resnets"][1], c, x, channels)
+
+
+def attention(m: Module, c: VAEConfig, x: Var) -> Var:
+    """Self-attention over all pixels with one head: [1, C, H, W] → [1, C, H, W]."""
+    _, channels, height, width = x.shape
+    length = height * width
+    skip = x
+    x = group_norm(m["group_norm"], x, groups=c.groups, epsilon=EPSILON, flatten=True)
+    x = m.emit("transpose", x=x, perm=[0, 2, 1])  # [1, S, C]
+    q, k, v = (
+        m[name].emit("reshape", x=linear(m[name], x, channels), shape=[1, length, 1, channels])
+        for name in ("to_q", "to_k", "to_v")
+    )
+    q = m.emit("mul", x=q, y=channels**-0.5)
+    q, k, v = (m.emit("transpose", x=t, perm=[0, 2, 1, 3]) for t in (q, k, v))  # [1, 1, S, C]
+    weights = m.emit("matmul", x=q, y=k, transpose_x=False, transpose_y=True)  # [1, 1, S, S]
+    weights = m.emit("softmax", x=weights, axis=-1)
+    x = m.emit("matmul", x=weights, y=v, transpose_x=False, transpose_y=False)
+    x = m.emit("transpose", x=x, perm=[0, 2, 1, 3])  # [1, S, 1, C]
+    x = m.emit("reshape", x=x, shape=[1, length, channels])
+    x = m.emit("transpose", x=linear(m["to_out"][0], x, channels), perm=[0, 2, 1])
+    x = m.emit("reshape", x=x, shape=[1, channels, height, width])
+    return m.emit("add", name="", x=x, y=skip)

@@ -1,0 +1,117 @@
+"""The types of a recipe's fields: checked values that say what is wrong with a bad one."""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
+
+from convert.errors import InputError
+from convert.recipe_errors import refusal, written, wrong_type
+from convert.values import (
+    MIXED_BITS_PATTERN,
+    PLAIN_BITS,
+    RESOLUTION_PATTERN,
+    Bits,
+    Resolution,
+    parse_bits,
+)
+
+T = TypeVar("T")
+
+_HUB_REPO = r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*"
+
+
+def _resolution(value: object) -> Resolution:
+    if isinstance(value, Resolution):
+        return value
+    if not isinstance(value, str):
+        raise refusal(wrong_type('a string such as "832x1216"', value))
+    try:
+        return Resolution.parse(value)
+    except InputError as error:
+        raise refusal(error.problem, error.hint) from error
+
+
+def _bits(value: object) -> Bits:
+    if not isinstance(value, str):
+        raise refusal(wrong_type("a string", value, "string"))
+    try:
+        return parse_bits(value)
+    except InputError as error:
+        raise refusal(error.problem, error.hint) from error
+
+
+def _as_tuple(value: object) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    raise refusal(wrong_type("a list", value, "list"))
+
+
+def _no_duplicates(values: tuple[T, ...]) -> tuple[T, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise refusal(f"`{value}` is listed twice", at=f"[{index}]")
+    return values
+
+
+def is_hub_repo(value: str) -> bool:
+    """Whether `value` has the form of a Hub repository's name, owner/name."""
+    return re.fullmatch(_HUB_REPO, value) is not None
+
+
+def check_hub_repo(value: str) -> str:
+    """Checked to be owner/name."""
+    if is_hub_repo(value):
+        return value
+    page = re.match(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_HUB_REPO})", value)
+    raise refusal(
+        f"{written(value)} is not a Hub repository (owner/name)",
+        f"did you mean `{page[1]}`?" if page else "local checkpoints are `path`, links `url`",
+    )
+
+
+def check_file_name(value: str) -> str:
+    """Checked to be one folder name on every system, and no option on a command line."""
+    if not value.strip():
+        raise refusal("must not be empty")
+    bad = re.search(r'[/\\<>:"|?*\x00-\x1f\x7f]', value)
+    if bad:
+        raise refusal(f"{written(value)} contains {written(bad[0])}, which file names must not")
+    if value[0] in ".-" or value != value.strip() or value[-1] == ".":
+        raise refusal(f"{written(value)} starts or ends with a character that file names must not")
+    return value
+
+
+def check_url(value: str) -> str:
+    """Checked to be an http or https link with a path."""
+    if not re.match(r"https?://[^/\s]+/\S+$", value):
+        raise refusal(f"{written(value)} is not a link; it starts with https://")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Link = Annotated[str, AfterValidator(check_url)]
+HubRepo = Annotated[str, AfterValidator(check_hub_repo)]
+ManyOf = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+ManyOrNone = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+EachOnce = Annotated[ManyOf[T], AfterValidator(_no_duplicates)]
+ResolutionText = Annotated[
+    Resolution,
+    PlainValidator(_resolution),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": RESOLUTION_PATTERN}),
+]
+BitsText = Annotated[
+    Bits,
+    PlainValidator(_bits),
+    WithJsonSchema(
+        {"anyOf": [{"enum": list(PLAIN_BITS)}, {"type": "string", "pattern": MIXED_BITS_PATTERN}]}
+    ),
+]

@@ -1,0 +1,206 @@
+"""The sections of a recipe: source, matrix, target, verify and release."""
+
+from string import Formatter
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from convert.recipe_errors import refusal, written
+from convert.recipe_fields import (
+    BitsText,
+    EachOnce,
+    HubRepo,
+    Link,
+    ManyOf,
+    ManyOrNone,
+    ResolutionText,
+    Text,
+)
+from convert.values import (
+    Attention,
+    Bits,
+    DeploymentTarget,
+    Resolution,
+    Scheduler,
+    VaePrecision,
+    suggestion,
+)
+
+TEMPLATE_FIELDS = ("name", "attention", "bits", "width", "height")
+DEFAULT_TEMPLATE = "{name}_{attention}_{bits}-bit_{width}x{height}"
+
+
+class Section(BaseModel):
+    """A table of a recipe: strict types, unknown keys refused, immutable and hashable."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class Lora(Section):
+    """A LoRA that is added to the weights before conversion."""
+
+    path: Text = Field(
+        description="The safetensors file; a relative path starts at the recipe's folder.",
+        examples=["detail.safetensors"],
+    )
+    scale: float = Field(default=1.0, description="Its strength; 1 is full.", examples=[0.8])
+
+
+class Source(Section):
+    """Where the checkpoint comes from: exactly one of repo, path and url."""
+
+    repo: HubRepo | None = Field(
+        default=None, description="A Hub repository.", examples=["cagliostrolab/animagine-xl-3.1"]
+    )
+    path: Text | None = Field(
+        default=None,
+        description="A diffusers folder or a single safetensors file; a relative path starts at "
+        "the recipe's folder.",
+        examples=["checkpoints/my-model.safetensors"],
+    )
+    url: Link | None = Field(
+        default=None,
+        description="A link to a single safetensors file.",
+        examples=["https://example.com/my-model.safetensors"],
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="A commit of the Hub repository; a branch or tag is resolved and recorded.",
+        examples=["main"],
+    )
+    vae: Text | None = Field(
+        default=None,
+        description="A Hub repository or a path with the VAE to use instead of the checkpoint's.",
+        examples=["madebyollin/sdxl-vae-fp16-fix"],
+    )
+    loras: ManyOrNone[Lora] = Field(
+        default=(),
+        description="LoRAs to add to the weights, in this order.",
+        examples=[[{"path": "detail.safetensors", "scale": 0.8}]],
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [key for key in ("repo", "path", "url") if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "none is given"
+            raise refusal(f"needs exactly one of repo, path and url; {found}")
+        if self.revision is not None and self.repo is None:
+            raise refusal(f"belongs to repo; a {given[0]} has no revisions", at=".revision")
+        return self
+
+
+class Matrix(Section):
+    """The artifacts: every attention × every bit width × every resolution."""
+
+    attention: EachOnce[Attention] = Field(
+        default=("original", "split_einsum"),
+        description="Attention implementations: original for CPU and GPU, split_einsum and "
+        "split_einsum_v2 for the Neural Engine.",
+        examples=[["original", "split_einsum"]],
+    )
+    resolution: EachOnce[ResolutionText] = Field(
+        default=(Resolution(1024, 1024),),
+        description="Image sizes WIDTHxHEIGHT in pixels, multiples of 8.",
+        json_schema_extra={"default": ["1024x1024"]},
+        examples=[["1024x1024", "832x1216"]],
+    )
+    bits: EachOnce[BitsText] = Field(
+        default=(Bits("16"),),
+        description="Bits per weight: 16 is no compression, plain numbers are palettes, int8 and "
+        "int4 linear quantization, mixed-N.N palettes of several sizes with that average.",
+        examples=[["16", "8", "6", "mixed-4.5"]],
+    )
+
+
+class Target(Section):
+    """Where the models run."""
+
+    deployment: DeploymentTarget = Field(
+        default="macOS14",
+        description="The oldest system that reads the models.",
+        examples=["macOS14"],
+    )
+    vae_precision: VaePrecision = Field(
+        default="float32",
+        description="The VAE's precision; float16 only for a VAE made for it, others turn black.",
+        examples=["float32"],
+    )
+
+
+class Verify(Section):
+    """The images that are made to check the artifacts."""
+
+    prompts: ManyOf[Text] = Field(
+        default=("a photograph of an astronaut riding a horse",),
+        description="Prompts, one image each.",
+        examples=[["a photograph of an astronaut riding a horse"]],
+    )
+    negative_prompt: str = Field(
+        default="", description="What images should not show.", examples=["low quality"]
+    )
+    steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps.", examples=[28])
+    guidance: float = Field(
+        default=5.0, ge=0, le=100, description="Classifier-free guidance scale.", examples=[7.0]
+    )
+    scheduler: Scheduler = Field(
+        default="euler", description="The scheduler that makes them.", examples=["euler_a"]
+    )
+
+
+class Release(Section):
+    """How the artifacts are named and published."""
+
+    repo: HubRepo | None = Field(
+        default=None,
+        description="The Hub repository to publish to.",
+        examples=["coreml-community/coreml-animagine-xl-3.1"],
+    )
+    template: Text = Field(
+        default=DEFAULT_TEMPLATE,
+        description="The artifacts' names, from {name}, {attention}, {bits}, {width} and {height}.",
+        examples=[DEFAULT_TEMPLATE],
+    )
+    license: Text | None = Field(
+        default=None, description="The licence's identifier.", examples=["openrail++"]
+    )
+    license_name: Text | None = Field(
+        default=None,
+        description="The licence's name, where it is not one that the Hub knows.",
+        examples=["faipl-1.0-sd"],
+    )
+    license_link: Link | None = Field(
+        default=None,
+        description="A link to the licence's text.",
+        examples=["https://freedevproject.org/faipl-1.0-sd/"],
+    )
+    language: EachOnce[Text] | None = Field(
+        default=None, description="Languages of the prompts, as ISO 639 codes.", examples=[["en"]]
+    )
+    base_model: HubRepo | None = Field(
+        default=None,
+        description="The Hub repository of the model that was converted, where it is not the "
+        "source's.",
+        examples=["cagliostrolab/animagine-xl-3.1"],
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _known_fields(cls, template: str) -> str:
+        try:
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
+            raise refusal(f"{written(template)} is not a template: {error}") from error
+        for _, field, spec, conversion in parts:
+            if field is not None and field not in TEMPLATE_FIELDS:
+                meant = suggestion(field, TEMPLATE_FIELDS)
+                raise refusal(
+                    f"unknown field {{{field}}}; the fields are "
+                    + ", ".join(f"{{{known}}}" for known in TEMPLATE_FIELDS),
+                    f"did you mean {{{meant}}}?" if meant else None,
+                )
+            if spec or conversion:
+                raise refusal(f"{{{field}}} takes no format; write {{{field}}} alone")
+        return template

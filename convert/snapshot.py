@@ -1,0 +1,170 @@
+"""A checkpoint folder that we fill, and the record that says what it holds.
+
+The record `.sdxl-coreml.json` is written last and removed first: no record, not done. Until then
+a staging folder says whose files these are, so that a killed run can go on and an update can
+remove what it replaces.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .repo_files import File
+
+RECORD = ".sdxl-coreml.json"
+STAGING = ".sdxl-coreml.incomplete"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint on this disk; `repo` and `commit` are None where nothing vouches for them."""
+
+    path: Path
+    repo: str | None
+    commit: str | None
+    files: tuple[File, ...]
+
+
+def copy(snapshot: Snapshot, out: Path, location: str, revision: str | None) -> Snapshot:
+    """The same checkpoint in `out`, linked where it can be; `location` is its source's name."""
+    claim(out, location)
+    begin(out, location, snapshot.files)
+    for file in snapshot.files:
+        link((snapshot.path / file.name).resolve(), out / file.name)
+    return finish(replace(snapshot, path=out), location, revision)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where the disks differ; atomically."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        os.link(source, new)
+    except OSError:
+        shutil.copy2(source, new)
+    new.replace(target)
+
+
+def claim(out: Path, location: str) -> None:
+    """Raises InputError if `out` holds anything but an earlier download of `location`."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError("is a file, not a folder", where=out, hint="Give --out another name.")
+    if all(path.name == STAGING for path in out.iterdir()):
+        return
+    record = read_json(out / STAGING / RECORD) or read_json(out / RECORD)
+    if record.get("location") != location:
+        held = record.get("location", "files that no download of ours put there")
+        raise InputError(
+            f"holds {held}; left as it is",
+            where=out,
+            hint="Give --out an empty or new folder, or remove this one.",
+        )
+
+
+def begin(out: Path, location: str, files: Sequence[File]) -> Path:
+    """Open the staging folder; from here until the end `out` has no record."""
+    staging, names = out / STAGING, {f.name for f in files}
+    for earlier in (out / RECORD, staging / RECORD):
+        names |= {entry["name"] for entry in read_json(earlier).get("files", [])}
+    staging.mkdir(parents=True, exist_ok=True)
+    listed = [{"name": name} for name in sorted(names)]
+    _write_json(staging / RECORD, {"schema": 1, "location": location, "files": listed})
+    (out / RECORD).unlink(missing_ok=True)
+    return staging
+
+
+def finish(snapshot: Snapshot, location: str, revision: str | None) -> Snapshot:
+    """Remove what an earlier commit left, write the record, close the staging folder."""
+    out, names = snapshot.path, {f.name for f in snapshot.files}
+    for entry in read_json(out / STAGING / RECORD)["files"]:
+        stale = out / entry["name"]
+        # A record may come from anywhere: nothing outside `out` is removed on its word.
+        if entry["name"] not in names and stale.parent.resolve().is_relative_to(out.resolve()):
+            stale.unlink(missing_ok=True)
+    record = {
+        "schema": 1,
+        "location": location,
+        "repo": snapshot.repo,
+        "revision": revision,
+        "commit": snapshot.commit,
+        "files": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in snapshot.files],
+    }
+    _write_json(out / RECORD, record)
+    shutil.rmtree(out / STAGING)
+    return snapshot
+
+
+def recorded(folder: Path) -> Snapshot | None:
+    """What the folder's record says it is, if the files still have the sizes it lists."""
+    record = read_json(folder / RECORD)
+    try:
+        files = tuple(File(e["name"], e["size"], e["sha256"]) for e in record["files"])
+        sizes = [(folder / file.name).stat().st_size for file in files]
+        whole = files and sizes == [file.size for file in files]
+        return Snapshot(folder, record["repo"], record["commit"], files) if whole else None
+    except (KeyError, TypeError, OSError):  # no record, not one of ours, or a file is gone
+        return None
+
+
+def hashed(folder: Path, files: Sequence[File]) -> tuple[File, ...]:
+    """The files with their SHA-256; the Hub gives it for those in LFS, the others are small."""
+
+    def digest(file: File) -> str:
+        with (folder / file.name).open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+
+    return tuple(f if f.sha256 else replace(f, sha256=digest(f)) for f in files)
+
+
+def disk_error(error: OSError, where: object) -> InputError:
+    """What the user can do about an error of the file system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            "the disk is full",
+            where=where,
+            hint="Free some space and run it again: it goes on where it stopped.",
+        )
+    return InputError(
+        f"cannot read or write: {error.strerror}",
+        where=error.filename or where,
+        hint="Check its permissions, or choose another folder.",
+    )
+
+
+def file_at(folder: Path, name: str) -> File:
+    """A file as it lies; in the Hub's cache an LFS file's blob is called by its SHA-256."""
+    blob = (folder / name).resolve().name
+    known = re.fullmatch(r"[0-9a-f]{64}", blob)
+    return File(name, (folder / name).stat().st_size, blob if known else None)
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files below `folder`, hidden ones left out, sorted."""
+    paths = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
+    return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A record of ours or `model_index.json`; empty if it is not there or is no such thing."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    new.replace(path)

@@ -1,0 +1,171 @@
+"""Tensors of a checkpoint, by reference: their place in a safetensors file, read when needed.
+
+The header of a safetensors file (https://huggingface.co/docs/safetensors) gives every tensor's
+dtype, shape and byte range. Nothing else is read until `Tensor.read` or `Tensor.chunks` is called,
+so a checkpoint of any size is opened in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from convert.errors import InputError
+
+# safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
+FLOAT_DTYPES = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+OTHER_DTYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "I8": 1, "I16": 2, "F64": 8}
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a safetensors file: shape and dtype from the header, data on request."""
+
+    name: str
+    dtype: str  # as safetensors spells it: F16, BF16, F32, …
+    shape: tuple[int, ...]
+    path: Path
+    offset: int  # of the first byte, from the start of the file
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def reshape(self, shape: tuple[int, ...]) -> Tensor:
+        """The same elements under another shape; raises ValueError if their number differs."""
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return replace(self, shape=shape)
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """The elements in order, cast to `dtype`, as flat arrays of at most a few MiB.
+
+        A chunk is only valid until the next one is asked for (the buffer is used again).
+
+        Raises:
+            InputError: a dtype that is not fp16, bf16 or fp32, a file that ends early, or a value
+                that is not finite (also one that overflows `dtype`), with its index.
+        """
+        dtype = np.dtype(dtype)
+        stored = FLOAT_DTYPES.get(self.dtype)
+        if stored is None:
+            raise InputError(
+                f"tensor `{self.name}` has dtype {self.dtype}; networks need F16, BF16 or F32",
+                where=self.path,
+            )
+        count = CHUNK_BYTES // stored.itemsize
+        buffer = np.empty(min(count, self.size), stored)
+        with self.path.open("rb", buffering=0) as file:
+            done = 0
+            while done < self.size:
+                part = buffer[: min(count, self.size - done)]
+                _read_exactly(file.fileno(), part, self.offset + done * stored.itemsize, self)
+                values = self._cast(part, dtype)
+                _check_finite(values, part, done, self)
+                yield values
+                done += len(part)
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """The whole tensor as a new array of `dtype` in its shape. Raises as `chunks` does."""
+        out = np.empty(self.size, dtype)
+        done = 0
+        for chunk in self.chunks(dtype):
+            out[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return out.reshape(self.shape)
+
+    def _cast(self, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        if self.dtype == "BF16":
+            part = (part.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # an overflow is reported with its place instead
+            return part.astype(dtype, copy=False)
+
+
+def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: Tensor) -> None:
+    view = memoryview(out).cast("B")
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            raise InputError(
+                f"the file ends inside tensor `{tensor.name}`",
+                where=tensor.path,
+                hint="It is truncated or still being written: download it again.",
+            )
+        view, offset = view[count:], offset + count
+
+
+def _check_finite(values: np.ndarray, stored: np.ndarray, start: int, tensor: Tensor) -> None:
+    # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
+    bits = values.view(np.uint16 if values.itemsize == 2 else np.uint32)
+    exponent = bits.dtype.type(0x7C00 if values.itemsize == 2 else 0x7F800000)
+    sign_free = bits & bits.dtype.type((1 << (8 * values.itemsize - 1)) - 1)
+    if not len(values) or sign_free.max() < exponent:
+        return
+    first = int(np.argmax(sign_free >= exponent))
+    index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
+    source = tensor._cast(stored[first : first + 1], np.dtype(np.float32))[0]
+    problem = f"weight `{tensor.name}`{list(index)} is {source}"
+    if np.isfinite(source):
+        raise InputError(
+            f"{problem}, which overflows {values.dtype} (at most {np.finfo(values.dtype).max})",
+            where=tensor.path,
+            hint='Convert this component in float32, for a VAE `vae_precision = "float32"`.',
+        )
+    raise InputError(
+        f"{problem}: not a finite number",
+        where=tensor.path,
+        hint="The checkpoint is damaged or a training run diverged; nothing can be made of it.",
+    )
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name, from its header alone.
+
+    Raises:
+        InputError: not a safetensors file, a header that contradicts itself, or a truncated file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, 100 << 20):
+                raise _damaged(path, f"its header claims {length} bytes of a file of {size}")
+            header = json.loads(file.read(length))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(path, f"its header is not JSON ({error})") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+            begin, end = (int(n) for n in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(path, f"the entry of tensor `{name}` is malformed") from None
+        width = FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else OTHER_DTYPES.get(dtype)
+        if width is not None and end - begin != width * math.prod(shape):
+            raise _damaged(path, f"tensor `{name}` of {dtype}{list(shape)} has {end - begin} bytes")
+        if begin < 0 or 8 + length + end > size:
+            raise InputError(
+                f"truncated: tensor `{name}` ends at byte {8 + length + end} of {size}",
+                where=path,
+                hint="Download the file again.",
+            )
+        tensors[name] = Tensor(name, dtype, shape, path, 8 + length + begin)
+    return tensors
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f"not a readable safetensors file: {what}", where=path, hint="Download the file again."
+    )

@@ -1,0 +1,92 @@
+"""weight.bin: the constants of an ML Program in coremltools' blob format, written by streaming.
+
+Format (coremltools, mlmodel/src/MILBlob/Blob/StorageFormat.hpp): a header of 64 bytes, then for
+every blob a record of 64 bytes and its data, each at a multiple of 64 bytes.
+
+The order is canonical: the checkpoint's tensors by name, then our own constants. So one checkpoint
+at one precision has one weight file, whatever the resolution and the attention implementation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from convert.models.graph import Blob
+
+ALIGNMENT = 64
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+DTYPE_CODES = {np.dtype(np.float16): 1, np.dtype(np.float32): 2, np.dtype(np.uint8): 3}
+
+Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each blob goes; known before a byte is written."""
+
+    blobs: tuple[Blob, ...]
+    offsets: dict[str, int]  # name → offset of its record, as the program refers to it
+    size: int  # of the file in bytes
+
+
+def layout(blobs: Iterable[Blob]) -> Layout:
+    """Arrange blobs in canonical order."""
+    ordered = tuple(sorted(blobs, key=lambda blob: blob.order))
+    offsets, position = {}, ALIGNMENT
+    for blob in ordered:
+        offsets[blob.name] = position
+        position = _align(position + ALIGNMENT + blob.nbytes)
+    end = offsets[ordered[-1].name] + ALIGNMENT + ordered[-1].nbytes if ordered else ALIGNMENT
+    return Layout(ordered, offsets, end)
+
+
+def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
+    """Write the weight file in one pass and return its SHA-256 as hex.
+
+    Memory does not grow with the model: tensors are read, cast and checked in chunks.
+
+    Raises:
+        InputError: a tensor that is truncated or not finite.
+        OSError: the disk is full, for example; the caller removes what was written.
+    """
+    with path.open("xb", buffering=0) as file:
+        out = _HashingWriter(file, progress)
+        out.write(struct.pack("<II56x", len(plan.blobs), VERSION))
+        for blob in plan.blobs:
+            start = plan.offsets[blob.name]
+            out.write(bytes(start - out.position))
+            code = DTYPE_CODES[blob.dtype]
+            data = start + ALIGNMENT
+            out.write(struct.pack("<IIQQQ32x", SENTINEL, code, blob.nbytes, data, 0))
+            for chunk in blob.chunks():
+                out.write(memoryview(chunk).cast("B"))
+            assert out.position == data + blob.nbytes, blob.name
+        return out.digest.hexdigest()
+
+
+class _HashingWriter:
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self.file, self.progress = file, progress
+        self.position = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self.digest.update(view)
+        while view:
+            view = view[self.file.write(view) :]
+        self.position += len(data)
+        if self.progress:
+            self.progress(len(data))
+
+
+def _align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT

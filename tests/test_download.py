@@ -1,0 +1,475 @@
+"""Downloading: what is fetched, how it goes on after an interruption, what the errors say."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import TOKENIZER, HubServer, sdxl_repo
+
+from convert.download import Snapshot, Source, download, parse_source, select_files
+from convert.errors import InputError
+from convert.hub import Progress
+from convert.repo_files import select_vae_files
+from convert.snapshot import RECORD
+
+REPO = "cagliostrolab/animagine-xl-3.1"
+UNET = "unet/diffusion_pytorch_model"
+FULL = {
+    "text_encoder/model.safetensors": b"full text_encoder",
+    "text_encoder_2/model.safetensors": b"full text_encoder_2",
+    f"{UNET}.safetensors": b"full unet" * 2000,
+    "vae/diffusion_pytorch_model.safetensors": b"full vae",
+}
+HALF = {n.replace(".safetensors", ".fp16.safetensors"): b"half " + b for n, b in FULL.items()}
+AROUND = {
+    "LICENSE.md",
+    "README.md",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{p}/config.json" for p in ("text_encoder", "text_encoder_2", "unet", "vae")),
+    *(f"{p}/{name}" for p in ("tokenizer", "tokenizer_2") for name in TOKENIZER),
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub hands on 10 MB at a time; the test's files are smaller."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+
+
+def fetch(
+    hub: HubServer,
+    tmp_path: Path,
+    out: Path | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Snapshot:
+    source = Source("repo", REPO, revision)
+    return download(source, out, endpoint=hub.url, cache_dir=tmp_path / "cache", progress=progress)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def shards(first: str, last: str = "", index: str = ".safetensors.index.json") -> list[str]:
+    names = [f"{UNET}{first}-{i:05d}-of-00002{last}.safetensors" for i in (1, 2)]
+    return [f"{UNET}{index}", *names]
+
+
+# What SOURCE means
+
+
+def test_existing_path_wins_over_repo_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("owner/name").kind == "repo"
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert parse_source("owner/name") == Source("path", "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        (REPO, Source("repo", REPO)),
+        (f"https://huggingface.co/{REPO}", Source("repo", REPO)),
+        (f"https://huggingface.co/{REPO}/", Source("repo", REPO)),
+        (f"https://hf.co/{REPO}/tree/v1", Source("repo", REPO, "v1")),
+        (f"https://huggingface.co/{REPO}/tree/refs%2Fpr%2F3", Source("repo", REPO, "refs/pr/3")),
+    ],
+)
+def test_repo_by_name_and_by_url(text: str, source: Source) -> None:
+    assert parse_source(text) == source
+
+
+def test_other_urls_are_not_read_yet_and_lose_their_secrets() -> None:
+    source = parse_source("https://me:hf_secret@example.com/a.safetensors?token=hf_secret")
+    with pytest.raises(InputError, match=r"example\.com/a\.safetensors: .*not read yet") as error:
+        download(source)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "animagine", "./owner/name", "a/b/c", "owner/na me"])
+def test_neither_path_nor_repo_says_both(text: str) -> None:
+    with pytest.raises(InputError, match="no such folder or file, and not a Hub repo id"):
+        parse_source(text)
+
+
+def test_revision_of_a_local_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--revision main given for a local path"):
+        parse_source(str(tmp_path), "main")
+
+
+# Which files
+
+
+def test_only_needed_files_of_a_cluttered_repo() -> None:
+    assert set(select_files(list(sdxl_repo(FULL)))) == AROUND | set(FULL)
+
+
+def test_fp16_is_preferred_and_order_does_not_depend_on_the_listing() -> None:
+    names = list(sdxl_repo(FULL | HALF))
+    assert set(select_files(names)) == AROUND | set(HALF)
+    assert select_files(names) == select_files(names[::-1])
+
+
+@pytest.mark.parametrize(
+    "unet",
+    [
+        shards(""),
+        shards(".fp16", index=".safetensors.index.fp16.json"),
+        shards("", ".fp16", index=".safetensors.index.fp16.json"),
+        shards("", ".fp16", index=".fp16.safetensors.index.json"),
+    ],
+)
+def test_shards_come_with_their_index(unet: list[str]) -> None:
+    others = [n for n in sdxl_repo(FULL) if n != f"{UNET}.safetensors"]
+    chosen = select_files([*others, *unet])
+    assert sorted(n for n in chosen if n.startswith(UNET)) == sorted(unet)
+
+
+def test_an_incomplete_fp16_set_is_passed_over() -> None:
+    partial = shards(".fp16", index=".safetensors.index.fp16.json")[:-1]
+    chosen = select_files([*sdxl_repo(FULL), *partial])
+    assert [n for n in chosen if n.startswith(UNET)] == [f"{UNET}.safetensors"]
+
+
+def test_refiner_has_no_first_text_encoder() -> None:
+    names = [n for n in sdxl_repo(FULL) if not n.startswith(("text_encoder/", "tokenizer/"))]
+    assert not [n for n in select_files(names) if n.startswith(("text_encoder/", "tokenizer/"))]
+
+
+def test_tokenizer_with_only_tokenizer_json_will_do() -> None:
+    names = [n for n in sdxl_repo(FULL) if not n.startswith("tokenizer_2/")]
+    assert "tokenizer_2/tokenizer.json" in select_files([*names, "tokenizer_2/tokenizer.json"])
+    with pytest.raises(InputError, match="tokenizer_2/ has neither"):
+        select_files(names)
+
+
+def test_only_bin_weights_names_folder_and_remedy() -> None:
+    names = [n for n in sdxl_repo(FULL) if n != f"{UNET}.safetensors"]
+    with pytest.raises(InputError, match=r"unet/ has no complete safetensors") as error:
+        select_files(names)
+    assert "diffusion_pytorch_model.bin" in str(error.value)
+    assert "save_pretrained" in str(error.value.hint)
+
+
+def test_single_file_repo_says_what_it_found() -> None:
+    with pytest.raises(
+        InputError, match=r"no model_index\.json, found model\.safetensors"
+    ) as error:
+        select_files(["README.md", "model.safetensors"])
+    assert "not read yet" in str(error.value.hint)
+
+
+def test_other_architectures_are_no_sdxl_layout() -> None:
+    with pytest.raises(InputError, match="text_encoder_2/ has no complete safetensors"):
+        select_files([n for n in sdxl_repo(FULL) if not n.startswith("text_encoder_2/")])
+
+
+def test_vae_alone_from_its_own_repo_or_from_a_checkpoint() -> None:
+    root = ["config.json", "diffusion_pytorch_model.safetensors", "sdxl_vae.safetensors"]
+    assert select_vae_files(root) == root[:2]
+    assert select_vae_files(list(sdxl_repo(HALF))) == [
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+
+
+# Fetching
+
+
+def test_out_is_a_plain_folder_with_a_record(hub: HubServer, tmp_path: Path) -> None:
+    commit = hub.push(REPO, sdxl_repo(FULL | HALF))
+    snapshot = fetch(hub, tmp_path, tmp_path / "out")
+    assert files_in(tmp_path / "out") == AROUND | set(HALF) | {RECORD}
+    assert set(hub.fetched()) == AROUND | set(HALF)
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert (record["repo"], record["revision"], record["commit"]) == (REPO, None, commit)
+    assert (snapshot.repo, snapshot.commit, snapshot.path) == (REPO, commit, tmp_path / "out")
+    assert all(
+        f.sha256 and f.size == (snapshot.path / f.name).stat().st_size for f in snapshot.files
+    )
+
+
+def test_without_out_files_are_in_the_hubs_cache(hub: HubServer, tmp_path: Path) -> None:
+    from huggingface_hub import try_to_load_from_cache
+
+    commit = hub.push(REPO, sdxl_repo(HALF))
+    snapshot = fetch(hub, tmp_path)
+    name = f"{UNET}.fp16.safetensors"
+    found = try_to_load_from_cache(REPO, name, cache_dir=tmp_path / "cache", revision="main")
+    assert found == str(snapshot.path / name)
+    assert (snapshot.path / name).read_bytes() == HALF[name]
+    assert (snapshot.commit, files_in(snapshot.path)) == (commit, AROUND | set(HALF))
+
+
+@pytest.mark.parametrize("out", [None, "out"])
+def test_second_run_fetches_nothing(hub: HubServer, tmp_path: Path, out: str | None) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    folder = tmp_path / out if out else None
+    first = fetch(hub, tmp_path, folder)
+    hub.requests.clear()
+    second = fetch(hub, tmp_path, folder)
+    assert (hub.fetched(), len(hub.requests)) == ([], 1)
+    assert {f.name: f.sha256 for f in second.files} == {f.name: f.sha256 for f in first.files}
+
+
+def test_a_commit_that_is_there_needs_no_request(hub: HubServer, tmp_path: Path) -> None:
+    commit = hub.push(REPO, sdxl_repo(HALF))
+    fetch(hub, tmp_path, tmp_path / "out")
+    hub.requests.clear()
+    assert fetch(hub, tmp_path, tmp_path / "out", commit).commit == commit
+    assert hub.requests == []
+
+
+def test_what_the_cache_has_is_linked_into_out(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    cached = fetch(hub, tmp_path)
+    hub.requests.clear()
+    fetch(hub, tmp_path, tmp_path / "out")
+    assert hub.fetched() == []
+    name = f"{UNET}.fp16.safetensors"
+    assert (tmp_path / "out" / name).samefile(cached.path / name)
+    assert not (tmp_path / "out" / name).is_symlink()
+
+
+def test_a_branch_that_moved_updates_out(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, sdxl_repo(FULL))
+    fetch(hub, tmp_path, tmp_path / "out", "main")
+    hub.requests.clear()
+    commit = hub.push(REPO, sdxl_repo(FULL | HALF) | {"README.md": b"# new card\n"})
+    assert fetch(hub, tmp_path, tmp_path / "out", "main").commit == commit
+    assert set(hub.fetched()) == set(HALF) | {"README.md"}
+    assert files_in(tmp_path / "out") == AROUND | set(HALF) | {RECORD}
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("out", [None, "out"])
+def test_dropped_connection_goes_on_by_range(
+    hub: HubServer, tmp_path: Path, out: str | None
+) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    hub.drop_after = 5500
+    snapshot = fetch(hub, tmp_path, tmp_path / out if out else None)
+    name = f"{UNET}.fp16.safetensors"
+    assert (snapshot.path / name).read_bytes() == HALF[name]
+    assert "bytes=5000-" in [r.range for r in hub.requests]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("out", [None, "out"])
+def test_killed_run_goes_on_by_range(hub: HubServer, tmp_path: Path, out: str | None) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    folder = tmp_path / out if out else None
+    seen = []
+
+    def interrupt(name: str, done: int, total: int) -> None:
+        seen.append(name)
+        if seen.count(f"{UNET}.fp16.safetensors") == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub, tmp_path, folder, progress=interrupt)
+    assert folder is None or not (folder / RECORD).exists()
+    before = set(hub.fetched())
+    hub.requests.clear()
+    snapshot = fetch(hub, tmp_path, folder)
+    assert any(r.range and r.range != "bytes=0-" for r in hub.requests)
+    assert before & set(hub.fetched()) == {f"{UNET}.fp16.safetensors"}
+    wanted = {RECORD} if out else set()
+    assert files_in(snapshot.path) - AROUND - set(HALF) == wanted
+
+
+def test_progress_counts_the_whole_download_and_nothing_is_printed(
+    hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    steps: list[tuple[str, int, int]] = []
+    snapshot = fetch(hub, tmp_path, tmp_path / "out", progress=lambda *step: steps.append(step))
+    total = sum(f.size for f in snapshot.files)
+    assert steps[-1][1:] == (total, total)
+    assert [s[1] for s in steps] == sorted(s[1] for s in steps)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damaged_file_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    hub.corrupt = True
+    with pytest.raises(InputError, match="arrived damaged"):
+        fetch(hub, tmp_path, tmp_path / "out")
+    hub.corrupt = False
+    assert fetch(hub, tmp_path, tmp_path / "out").commit
+
+
+def test_no_space_is_said_before_the_first_byte(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match="no space"):
+        fetch(hub, tmp_path, tmp_path / "out")
+    assert hub.fetched() == []
+
+
+# Without a connection
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("out", [None, "out"])
+def test_offline_with_everything_there(
+    hub: HubServer, tmp_path: Path, out: str | None, pinned: bool
+) -> None:
+    commit = hub.push(REPO, sdxl_repo(HALF))
+    folder = tmp_path / out if out else None
+    first = fetch(hub, tmp_path, folder)
+    hub.stop()
+    again = fetch(hub, tmp_path, folder, commit if pinned else None)
+    assert (again.commit, again.path) == (commit, first.path)
+    assert {(f.name, f.size, f.sha256) for f in again.files} == {
+        (f.name, f.size, f.sha256) for f in first.files
+    }
+
+
+def test_offline_fills_out_from_the_cache(hub: HubServer, tmp_path: Path) -> None:
+    fetch_commit = hub.push(REPO, sdxl_repo(HALF))
+    fetch(hub, tmp_path)
+    hub.stop()
+    assert fetch(hub, tmp_path, tmp_path / "out").commit == fetch_commit
+    assert files_in(tmp_path / "out") == AROUND | set(HALF) | {RECORD}
+
+
+def test_unreachable_hub_is_said(hub: HubServer, tmp_path: Path) -> None:
+    hub.stop()
+    with pytest.raises(InputError, match="the Hub cannot be reached"):
+        fetch(hub, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_offline_mode_with_half_a_cache_is_said(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    (fetch(hub, tmp_path).path / "text_encoder" / "model.fp16.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    with pytest.raises(InputError, match="not complete on this disk, and HF_HUB_OFFLINE is set"):
+        fetch(hub, tmp_path)
+    assert hub.requests == []
+
+
+# Errors
+
+
+def test_missing_repo(hub: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{REPO}: no such repo on the Hub"):
+        fetch(hub, tmp_path)
+
+
+def test_missing_revision(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    with pytest.raises(InputError, match="no such revision: v9"):
+        fetch(hub, tmp_path, revision="v9")
+
+
+def test_gated_repo_says_how_to_get_in(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    hub.gated.add(REPO)
+    with pytest.raises(InputError, match="gated") as error:
+        fetch(hub, tmp_path)
+    assert f"https://huggingface.co/{REPO}" in str(error.value.hint)
+    assert "hf auth login" in str(error.value.hint)
+    assert error.value.__suppress_context__
+
+
+def test_login_goes_to_the_hub_only(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.push(REPO, sdxl_repo(HALF))
+    fetch(hub, tmp_path, tmp_path / "out")
+    logins = {(r.path.startswith("/cdn/"), r.login) for r in hub.requests}
+    assert logins == {(False, "Bearer hf_secret"), (True, None)}
+    hub.gated.add(REPO)
+    with pytest.raises(InputError) as error:
+        fetch(hub, tmp_path, tmp_path / "other")
+    assert "secret" not in str(error.value)
+
+
+def test_repo_of_another_layout_is_named(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, {"README.md": b"", "model.safetensors": b"weights"})
+    with pytest.raises(InputError, match=rf"{REPO}: .*found model\.safetensors"):
+        fetch(hub, tmp_path)
+    assert hub.fetched() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "other files", "other repo"])
+def test_out_that_holds_something_else_is_left_alone(
+    hub: HubServer, tmp_path: Path, kind: str
+) -> None:
+    hub.push(REPO, sdxl_repo(HALF))
+    hub.push("other/repo", sdxl_repo(FULL))
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "other files":
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    else:
+        download(Source("repo", "other/repo"), out, endpoint=hub.url, cache_dir=tmp_path / "cache")
+    before = {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
+    with pytest.raises(InputError, match="not a folder" if kind == "file" else "left as it is"):
+        fetch(hub, tmp_path, out)
+    assert {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()} == before
+
+
+# Local folders and files
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_local_folder_is_used_in_place(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", sdxl_repo(HALF, clutter=False))
+    snapshot = download(parse_source(str(folder)))
+    assert (snapshot.path, snapshot.repo, snapshot.commit) == (folder, None, None)
+    assert {f.name for f in snapshot.files} == AROUND | set(HALF)
+
+
+def test_local_folder_is_linked_into_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", sdxl_repo(FULL | HALF))
+    source, out = parse_source(str(folder)), tmp_path / "out"
+    download(source, out)
+    assert files_in(out) == AROUND | set(HALF) | {RECORD}
+    assert (out / f"{UNET}.fp16.safetensors").samefile(folder / f"{UNET}.fp16.safetensors")
+    assert {f.name for f in download(source, out).files} == AROUND | set(HALF)
+
+
+def test_a_downloaded_folder_keeps_its_commit_until_it_is_changed(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    commit = hub.push(REPO, sdxl_repo(HALF))
+    out = fetch(hub, tmp_path, tmp_path / "out").path
+    source = parse_source(str(out))
+    assert download(source).commit == commit
+    assert download(source, tmp_path / "copy").commit == commit
+    (out / f"{UNET}.fp16.safetensors").write_bytes(b"merged with something")
+    assert (download(source).repo, download(source).commit) == (None, None)
+
+
+def test_local_single_file(tmp_path: Path) -> None:
+    file = write(tmp_path, {"model.safetensors": b"weights"}) / "model.safetensors"
+    assert download(parse_source(str(file))).path == file
+    assert download(parse_source(str(file)), tmp_path / "out").path.read_bytes() == b"weights"
+    with pytest.raises(InputError, match=r"\.ckpt instead of \.safetensors"):
+        download(parse_source(str(write(tmp_path, {"model.ckpt": b""}) / "model.ckpt")))

@@ -1,0 +1,333 @@
+"""Run an ML Program with PyTorch, op by op, anywhere.
+
+What it proves is the program: its graph, weights and palettes. It does not prove what a
+particular Core ML backend makes of it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.errors import CannotExecute, InputError, nearest
+from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
+    ops_constexpr,
+    ops_elementwise,
+    ops_linear,
+    ops_reduce,
+    ops_shape,
+)
+from verify.mil.ops import TORCH_DTYPES, bind, tensor_of
+from verify.mil.program import Constant, Op, Program, TensorType, load_program
+from verify.mil.values import Values, storage
+
+
+class Evaluator:
+    """An ML Program, ready to run.
+
+    Args:
+        program: a loaded program, or the path of a package.
+        mode: `typed` accumulates in fp32 and rounds every result to its declared dtype, as fp16
+            hardware with fp32 accumulators does; `fp32` never rounds, which tells the program's
+            structure from its precision.
+        device: where torch computes. Weights go there one op at a time.
+
+    Weights are read, and compressed ones decoded, when an op uses them and dropped after it;
+    intermediates are dropped after their last use, or overwritten where an op can work in place.
+
+    Raises:
+        CannotExecute: an op of the program has no implementation, or has inputs that the
+            implementation does not know.
+    """
+
+    def __init__(
+        self,
+        program: Program | str | Path,
+        *,
+        mode: Literal["typed", "fp32"] = "typed",
+        device: str = "cpu",
+    ) -> None:
+        if mode not in ("typed", "fp32"):
+            raise InputError(f"unknown mode {mode!r}", hint="Use 'typed' or 'fp32'.")
+        self.program = program if isinstance(program, Program) else load_program(program)
+        self.mode = mode
+        self.device = torch.device(device)
+        self._constants = dict(self.program.constants())
+        # Decoded weights are far larger than compressed ones, so each use decodes anew.
+        self._decoders: dict[str, Op] = {}
+        self._plan: list[Op] = []
+        self._calls = {
+            id(op): bind(op, self.program) for op in self.program.ops if op.type != "const"
+        }
+        for op in self.program.ops:
+            if op.type.startswith("constexpr_"):
+                self._decoders.update((name, op) for name, _ in op.outputs)
+            elif op.type != "const":
+                self._plan.append(op)
+        self._last_use = {
+            name: index
+            for index, op in enumerate(self._plan)
+            for name in (*_names(op), *(output for output, _ in op.outputs))
+        }
+
+    def run(
+        self, inputs: Mapping[str, "np.ndarray | Tensor"], *, keep: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """The program's outputs, and the intermediates and constants named in `keep`.
+
+        Args:
+            inputs: one array per input of the program, in the declared shape. Floats are
+                converted to the declared dtype, which rounds to fp16 in mode `typed`.
+            keep: names of MIL values to return too.
+
+        Returns:
+            name -> tensor on the evaluator's device. In mode `typed` in the declared dtype, in
+            mode `fp32` all floats are fp32. `uint16` comes as int32, which torch can compute with.
+
+        Raises:
+            InputError: an input is missing, unknown or of the wrong shape; a kept name is unknown.
+            CannotExecute: an op fails, or a weight cannot be read.
+        """
+        self._check_kept(keep)
+        wanted = {*keep, *self.program.main.outputs}
+        values = self._feed(inputs)
+        for _ in self._iterate(values, wanted, reuse=True):
+            pass
+        return {name: self._lookup(name, values) for name in sorted(wanted)}
+
+    def steps(
+        self, inputs: Mapping[str, "np.ndarray | Tensor"]
+    ) -> Iterator[tuple[Op, dict[str, Tensor]]]:
+        """Run op by op, yielding each op with its outputs; nothing yielded is overwritten later.
+
+        `const` and `constexpr` ops are not steps: they happen inside the op that uses them.
+        """
+        yield from self._iterate(self._feed(inputs), set(self.program.main.outputs), reuse=False)
+
+    def run_op(self, op: Op, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One op of the program on given values, which are left as they are.
+
+        Constants need not be among the values. This is the *local* error of a bisection.
+        """
+        missing = [n for n in _names(op) if n not in values and not self._is_constant(n)]
+        if missing:
+            raise InputError(f"op {op.name!r} needs {', '.join(sorted(missing))}")
+        given = Values()
+        for name in _names(op):
+            if name in values:
+                given.put(name, values[name].to(self.device))
+        return self._execute(op, given, frozenset())
+
+    def constant(self, name: str) -> Tensor:
+        """A `const`, or a decoded `constexpr` weight, in the dtype it is stored or decoded to."""
+        if name in self._constants:
+            return self._tensor(self._constants[name])
+        op = self._decoders[name]
+        return self._execute(op, Values(), frozenset())[name]
+
+    # ---- the run ----
+
+    def _iterate(
+        self, values: Values, wanted: set[str], *, reuse: bool
+    ) -> Iterator[tuple[Op, dict[str, Tensor]]]:
+        for index, op in enumerate(self._plan):
+            names = {*_names(op), *(name for name, _ in op.outputs)}
+            dying = {n for n in names if self._last_use[n] == index and n not in wanted}
+            outputs = self._execute(op, values, dying if reuse else frozenset())
+            for name, tensor in outputs.items():
+                values.put(name, tensor)
+            for name in dying:
+                values.drop(name)
+            yield op, outputs
+
+    def _execute(self, op: Op, values: Values, dying: Collection[str]) -> dict[str, Tensor]:
+        call = self._calls[id(op)]
+        kind = call.implementation.kind
+        with torch.inference_mode(), self._full_precision():
+            arguments, foreign = self._arguments(op, values, dying)
+            try:
+                result = call.implementation.function(**arguments)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise CannotExecute(
+                    f"{op.type} {op.name!r} failed: {error}", where=self.program.path
+                ) from error
+            del arguments
+            results = result if isinstance(result, tuple) else (result,)
+            if len(results) != len(op.outputs):
+                raise CannotExecute(
+                    f"{op.type} {op.name!r} gave {len(results)} results, the program declares "
+                    f"{len(op.outputs)}",
+                    where=self.program.path,
+                )
+            outputs = {}
+            for (name, type_), value in zip(op.outputs, results, strict=True):
+                if kind == "move" and storage(value) in foreign:
+                    # A view of a weight: what works in place later must not reach the weight.
+                    value = value.clone()
+                outputs[name] = self._declared(op, name, type_, value)
+            return outputs
+
+    def _arguments(
+        self, op: Op, values: Values, dying: Collection[str]
+    ) -> tuple[dict[str, Any], set[int]]:
+        """What to call the op's function with, and the memory among it that holds constants."""
+        call = self._calls[id(op)]
+        kind = call.implementation.kind
+        upcast = kind == "math" or (kind == "map" and self.mode == "fp32")
+        reusable: list[Tensor] = []
+        foreign: set[int] = set()
+
+        def tensor(binding: str | Constant) -> Tensor:
+            held = isinstance(binding, str) and binding in values.tensors
+            value = self._binding(binding, values)
+            if upcast and value.dtype == torch.float16:
+                value = value.float()
+                reusable.append(value)
+            elif not held:
+                foreign.add(storage(value))
+            elif binding in dying and values.exclusive(str(binding)):
+                reusable.append(value)
+            return value
+
+        arguments: dict[str, Any] = {}
+        for name, how, bindings in call.arguments:
+            if how == "tensor":
+                arguments[name] = tensor(bindings[0])
+            elif how == "tensors":
+                arguments[name] = [tensor(b) for b in bindings]
+            else:
+                arguments[name] = self._value(bindings, values)
+        if call.implementation.takes_out:
+            arguments["out"] = self._out(op, kind, reusable)
+        return arguments, foreign
+
+    def _out(self, op: Op, kind: str, reusable: list[Tensor]) -> Tensor | None:
+        """A tensor that the op may overwrite with its result."""
+        type_ = op.outputs[0][1]
+        dtype = torch.float32 if kind == "math" else self._dtype(op, type_)
+        for tensor in reusable:
+            if (
+                tensor.dtype == dtype
+                and tuple(tensor.shape) == type_.shape
+                and tensor.is_contiguous()
+            ):
+                return tensor
+        return None
+
+    def _declared(self, op: Op, name: str, type_: TensorType, value: Tensor) -> Tensor:
+        if len(value.shape) != len(type_.shape) or any(
+            declared not in (-1, found)
+            for declared, found in zip(type_.shape, value.shape, strict=True)
+        ):
+            raise CannotExecute(
+                f"{op.type} gave {name!r} the shape {list(value.shape)}, the program declares "
+                f"{list(type_.shape)}",
+                where=self.program.path,
+                hint="The program is malformed, or this op's implementation is: open an issue.",
+            )
+        return value.to(self.device, self._dtype(op, type_))
+
+    def _dtype(self, op: Op | None, type_: TensorType) -> torch.dtype:
+        if self.mode == "fp32" and type_.dtype == "fp16" and not _decodes(op):
+            return torch.float32
+        if type_.dtype not in TORCH_DTYPES:
+            what = "an input" if op is None else f"{op.type} {op.name!r}"
+            raise CannotExecute(f"{what} has the type {type_}", where=self.program.path)
+        return TORCH_DTYPES[type_.dtype]
+
+    def _full_precision(self) -> AbstractContextManager[Any]:
+        # cuDNN would run fp32 convolutions in TF32, ten bits of mantissa, by default.
+        if self.device.type != "cuda":
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+    # ---- values ----
+
+    def _is_constant(self, name: str) -> bool:
+        return name in self._constants or name in self._decoders
+
+    def _tensor(self, constant: Constant) -> Tensor:
+        return tensor_of(constant.array()).to(self.device)
+
+    def _binding(self, binding: str | Constant, values: Values) -> Tensor:
+        if isinstance(binding, Constant):
+            return self._tensor(binding)
+        if binding in values.tensors:
+            return values.tensors[binding]
+        return self.constant(binding)
+
+    def _value(self, bindings: list[str | Constant], values: Values) -> Any:
+        """A plain Python value; several bindings make a list."""
+        found = []
+        for binding in bindings:
+            if isinstance(binding, str) and binding in self._constants:
+                binding = self._constants[binding]
+            if isinstance(binding, Constant):
+                found.append(binding.item())
+            else:
+                found.append(self._binding(binding, values).tolist())
+        return found[0] if len(found) == 1 else found
+
+    def _lookup(self, name: str, values: Values) -> Tensor:
+        return values.tensors[name] if name in values.tensors else self.constant(name)
+
+    def _feed(self, inputs: Mapping[str, "np.ndarray | Tensor"]) -> Values:
+        declared = self.program.main.inputs
+        for name in inputs:
+            if name not in declared:
+                guess = nearest(name, list(declared))
+                raise InputError(
+                    f"unknown input {name!r}, the program has {', '.join(declared)}",
+                    where=self.program.path,
+                    hint=f"Did you mean {guess!r}?" if guess else None,
+                )
+        missing = [name for name in declared if name not in inputs]
+        if missing:
+            raise InputError(f"missing input: {', '.join(missing)}", where=self.program.path)
+        values = Values()
+        for name, type_ in declared.items():
+            value = torch.as_tensor(inputs[name])
+            if len(value.shape) != len(type_.shape) or any(
+                size not in (-1, found)
+                for size, found in zip(type_.shape, value.shape, strict=True)
+            ):
+                raise InputError(
+                    f"input {name!r} has the shape {list(value.shape)}, {list(type_.shape)} is "
+                    "needed",
+                    where=self.program.path,
+                )
+            dtype = self._dtype(None, type_)
+            if value.is_floating_point() and not dtype.is_floating_point:
+                if not torch.equal(value, value.trunc()):
+                    raise InputError(
+                        f"input {name!r} is {type_.dtype}, the array has fractions",
+                        where=self.program.path,
+                    )
+            elif value.dtype == torch.float64:
+                value = value.float()  # Core ML is fed fp32 and casts from there
+            values.put(name, value.to(self.device, dtype))
+            values.share(name)
+        return values
+
+    def _check_kept(self, keep: Collection[str]) -> None:
+        known = [name for op in self.program.ops for name, _ in op.outputs]
+        known += self.program.main.inputs
+        for name in set(keep) - set(known):
+            guess = nearest(name, known)
+            raise InputError(
+                f"no value is called {name!r}",
+                where=self.program.path,
+                hint=f"Did you mean {guess!r}?" if guess else None,
+            )
+
+
+def _names(op: Op) -> set[str]:
+    return {b for bindings in op.inputs.values() for b in bindings if isinstance(b, str)}
+
+
+def _decodes(op: Op | None) -> bool:
+    return op is not None and op.type.startswith("constexpr_")

@@ -1,0 +1,137 @@
+"""The registry of MIL operations: how each op type is run with PyTorch.
+
+An implementation is a function whose parameters have the names of the op's inputs in coremltools'
+op definitions (`converters/mil/mil/ops/defs`). Parameters annotated `Tensor` receive tensors,
+`list[Tensor]` receives a tuple input, anything else receives plain Python values. A parameter
+`out` asks for a tensor to write the result into, or None.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.errors import CannotExecute
+from verify.mil.program import Constant, Op, Program
+
+Kind = Literal["move", "map", "math"]
+How = Literal["tensor", "tensors", "value"]
+
+# Where torch has no arithmetic for a MIL dtype, the next wider type holds its values.
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "bool": torch.bool,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+    "uint16": torch.int32,
+    "uint32": torch.int64,
+    "int4": torch.int8,
+    "uint1": torch.uint8,
+    "uint2": torch.uint8,
+    "uint3": torch.uint8,
+    "uint4": torch.uint8,
+    "uint6": torch.uint8,
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """How to run one op type.
+
+    `kind` says what fp16 tensors mean to the function:
+        move: elements are only moved, any dtype will do;
+        map: one elementwise step, which torch computes in fp32 and rounds once even on fp16
+            tensors, so they are passed as they are (half the memory traffic of the way round);
+        math: everything else, which is given fp32 and rounded once at its end.
+    """
+
+    function: Callable[..., Any]
+    kind: Kind
+    parameters: dict[str, How]
+    required: frozenset[str]
+    takes_out: bool
+
+
+OPS: dict[str, Implementation] = {}
+F_ = TypeVar("F_", bound=Callable[..., Any])
+
+
+def op(*types: str, kind: Kind = "math") -> Callable[[F_], F_]:
+    """Register a function as the implementation of the named op types."""
+
+    def register(function: F_) -> F_:
+        parameters: dict[str, How] = {}
+        required = set()
+        signature = inspect.signature(function).parameters
+        for name, parameter in signature.items():
+            if name == "out":
+                continue
+            if parameter.annotation in (Tensor, Tensor | None):
+                parameters[name] = "tensor"
+            elif parameter.annotation == list[Tensor]:
+                parameters[name] = "tensors"
+            else:
+                parameters[name] = "value"
+            if parameter.default is inspect.Parameter.empty:
+                required.add(name)
+        for type_ in types:
+            assert type_ not in OPS, type_
+            OPS[type_] = Implementation(
+                function, kind, parameters, frozenset(required), "out" in signature
+            )
+        return function
+
+    return register
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """A numpy constant as a tensor in the dtype that holds its values here, without a copy."""
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        array = array.astype(np.int32 if array.dtype == np.uint16 else np.int64)
+    return torch.from_numpy(array)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An op's implementation, and where each of its arguments comes from."""
+
+    implementation: Implementation
+    arguments: list[tuple[str, How, list[str | Constant]]]
+
+
+def bind(op: Op, program: Program) -> Call:
+    """Find the implementation of an op and match its inputs; none is ever ignored.
+
+    Raises:
+        CannotExecute: there is none, or it does not know an input, or lacks one.
+    """
+    implementation = OPS.get(op.type)
+    if implementation is None:
+        raise CannotExecute(
+            f"no implementation of {op.type} (op {op.name!r}, opset {program.opset})",
+            where=program.path,
+            hint="Open an issue with the op's name; on a Mac, verify with Core ML instead.",
+        )
+    # iOS16 keeps the parameters of constexpr ops among the attributes.
+    given: dict[str, list[str | Constant]] = {k: [v] for k, v in op.attributes.items()}
+    given.update(op.inputs)
+    unknown = sorted(given.keys() - implementation.parameters.keys())
+    missing = sorted(implementation.required - given.keys())
+    if unknown or missing:
+        problems = [f"unknown inputs {', '.join(unknown)}"] * bool(unknown)
+        problems += [f"missing inputs {', '.join(missing)}"] * bool(missing)
+        raise CannotExecute(
+            f"{op.type} {op.name!r} (opset {program.opset}): {'; '.join(problems)}",
+            where=program.path,
+            hint="Open an issue with the op's name.",
+        )
+    arguments = [(n, implementation.parameters[n], given[n]) for n in given]
+    return Call(implementation, arguments)

@@ -1,0 +1,206 @@
+"""Elementwise MIL ops: arithmetic, comparison, logic, activations, casts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from verify.mil.ops import TORCH_DTYPES, op
+
+
+def _binary(types: str, function: Any) -> None:
+    def implementation(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+        return function(x, y, out=out)
+
+    op(types, kind="map")(implementation)
+
+
+def _unary(types: str, function: Any, exact_in_half: bool) -> None:
+    def implementation(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return function(x, out=out)
+
+    op(types, kind="map" if exact_in_half else "math")(implementation)
+
+
+for _type, _function in {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+}.items():
+    _binary(_type, _function)
+
+# Not exact in half: torch's CPU kernels for these differ from fp32 rounded once.
+for _type, _function, _exact in (
+    ("abs", torch.abs, True),
+    ("square", torch.square, True),
+    ("exp", torch.exp, False),
+    ("exp2", torch.exp2, False),
+    ("tanh", torch.tanh, False),
+    ("sigmoid", torch.sigmoid, True),
+    ("sqrt", torch.sqrt, False),
+    ("sin", torch.sin, False),
+    ("cos", torch.cos, False),
+    ("tan", torch.tan, False),
+    ("atan", torch.atan, False),
+    ("asin", torch.asin, False),
+    ("acos", torch.acos, False),
+    ("sinh", torch.sinh, False),
+    ("cosh", torch.cosh, False),
+    ("atanh", torch.atanh, False),
+    ("erf", torch.erf, False),
+    ("floor", torch.floor, True),
+    ("ceil", torch.ceil, True),
+    ("round", torch.round, True),
+    ("sign", torch.sign, True),
+):
+    _unary(_type, _function, _exact)
+
+
+@op("real_div", kind="map")
+def real_div(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.div(x, y, out=out if x.is_floating_point() else None)
+
+
+@op("floor_div")
+def floor_div(x: Tensor, y: Tensor) -> Tensor:
+    return torch.div(x, y, rounding_mode="floor")
+
+
+@op("mod")
+def mod(x: Tensor, y: Tensor) -> Tensor:
+    return torch.remainder(x, y)
+
+
+@op("pow")
+def power(x: Tensor, y: Tensor) -> Tensor:
+    return torch.pow(x, y)
+
+
+@op("rsqrt")
+def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
+    return (x + epsilon).rsqrt_()
+
+
+@op("inverse")
+def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
+    return (x + epsilon).reciprocal_()
+
+
+@op("log")
+def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
+    return (x + epsilon).log_()
+
+
+@op("clip", kind="map")
+def clip(x: Tensor, alpha: float, beta: float, out: Tensor | None = None) -> Tensor:
+    return torch.clamp(x, alpha, beta, out=out)
+
+
+@op("threshold", kind="map")
+def threshold(x: Tensor, alpha: float) -> Tensor:
+    return x.clamp_min(alpha)
+
+
+@op("silu", kind="map")
+def silu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return F.silu(x, inplace=out is x)
+
+
+@op("relu", kind="map")
+def relu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return F.relu(x, inplace=out is x)
+
+
+@op("relu6", kind="map")
+def relu6(x: Tensor) -> Tensor:
+    return x.clamp(0, 6)
+
+
+@op("leaky_relu")
+def leaky_relu(x: Tensor, alpha: float) -> Tensor:
+    return F.leaky_relu(x, alpha)
+
+
+@op("elu")
+def elu(x: Tensor, alpha: float) -> Tensor:
+    return F.elu(x, alpha)
+
+
+@op("prelu")
+def prelu(x: Tensor, alpha: Tensor) -> Tensor:
+    return F.prelu(x, alpha)
+
+
+@op("softplus")
+def softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+@op("softsign")
+def softsign(x: Tensor) -> Tensor:
+    return F.softsign(x)
+
+
+@op("sigmoid_hard")
+def sigmoid_hard(x: Tensor, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    return (x * alpha + beta).clamp_(0, 1)
+
+
+@op("linear_activation")
+def linear_activation(x: Tensor, alpha: float, beta: float = 0.0) -> Tensor:
+    return x * alpha + beta
+
+
+@op("gelu")
+def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
+    if mode == "EXACT":
+        return F.gelu(x)
+    if mode == "TANH_APPROXIMATION":
+        return F.gelu(x, approximate="tanh")
+    if mode == "SIGMOID_APPROXIMATION":
+        return x * torch.sigmoid(1.702 * x)
+    raise ValueError(f"unknown gelu mode {mode!r}")
+
+
+for _type, _function in {
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+}.items():
+
+    def _compare(x: Tensor, y: Tensor, *, _function: Any = _function) -> Tensor:
+        return _function(x, y)
+
+    op(_type, kind="map")(_compare)
+
+
+@op("logical_not", kind="map")
+def logical_not(x: Tensor) -> Tensor:
+    return x.logical_not()
+
+
+@op("select", kind="move")
+def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(cond, a, b)
+
+
+@op("cast", kind="move")
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """Floats go to integers towards zero, and wrap, as numpy's `astype` does."""
+    if dtype in ("fp16", "fp32"):
+        # The rounding to fp16 is the evaluator's, by the declared type of the output.
+        return x if x.is_floating_point() else x.float()
+    if dtype == "bool":
+        return x != 0
+    if dtype == "uint16":
+        return x.to(torch.int64).bitwise_and(0xFFFF)
+    return x.to(torch.int64).to(TORCH_DTYPES[dtype])

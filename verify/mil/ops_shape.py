@@ -1,0 +1,236 @@
+"""MIL ops that move elements: reshaping, slicing, joining, gathering, padding, filling."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from verify.mil.ops import op
+
+
+@op("reshape", kind="move")
+def reshape(x: Tensor, shape: list[int]) -> Tensor:
+    """0 keeps x's dimension there (only if the rank stays), -1 is inferred."""
+    if 0 in shape and x.numel():
+        if len(shape) != x.dim():
+            raise ValueError(f"reshape to {shape} keeps a dimension of a rank {x.dim()} tensor")
+        shape = [s or d for s, d in zip(shape, x.shape, strict=True)]
+    return x.reshape(shape)
+
+
+@op("transpose", kind="move")
+def transpose(x: Tensor, perm: list[int]) -> Tensor:
+    return x.permute(perm)
+
+
+@op("expand_dims", kind="move")
+def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
+    rank = x.dim() + len(axes)
+    for axis in sorted(a % rank for a in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@op("squeeze", kind="move")
+def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    if axes is None:
+        return x.squeeze()
+    for axis in axes:
+        if x.shape[axis] != 1:
+            raise ValueError(f"axis {axis} of {list(x.shape)} cannot be squeezed")
+    return x.squeeze(tuple(axes))
+
+
+@op("identity", kind="move")
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+@op("concat", kind="move")
+def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    if not interleave:
+        return torch.cat(values, axis) if values[0].dim() else torch.stack(values)
+    axis %= values[0].dim()
+    return torch.stack(values, axis + 1).flatten(axis, axis + 1)
+
+
+@op("stack", kind="move")
+def stack(values: list[Tensor], axis: int) -> Tensor:
+    return torch.stack(values, axis)
+
+
+@op("split", kind="move")
+def split(
+    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: list[int] | None = None
+) -> tuple[Tensor, ...]:
+    if split_sizes is not None:
+        return x.split(split_sizes, axis)
+    if num_splits is None or x.shape[axis] % num_splits:
+        raise ValueError(f"{list(x.shape)} cannot be split into {num_splits} along axis {axis}")
+    return x.split(x.shape[axis] // num_splits, axis)
+
+
+@op("slice_by_index", kind="move")
+def slice_by_index(
+    x: Tensor,
+    begin: list[int],
+    end: list[int],
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """numpy slicing, as coremltools' `solve_slice_by_index_slice` has it."""
+    squeezed = [axis for axis in range(x.dim()) if squeeze_mask and squeeze_mask[axis]]
+    for axis in range(x.dim()):
+        first = None if begin_mask and begin_mask[axis] else begin[axis]
+        if axis in squeezed:
+            index = 0 if first is None else first
+            x = x.narrow(axis, index % x.shape[axis] if index < 0 else index, 1)
+            continue
+        last = None if end_mask and end_mask[axis] else end[axis]
+        step = stride[axis] if stride else 1
+        chosen = range(*slice(first, last, step).indices(x.shape[axis]))
+        if chosen == range(x.shape[axis]):
+            continue
+        if step > 0:
+            x = x[(slice(None),) * axis + (slice(chosen.start, chosen.stop, step),)]
+        else:
+            x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64).to(x.device))
+    return x.squeeze(tuple(squeezed)) if squeezed else x
+
+
+@op("slice_by_size", kind="move")
+def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
+    """A size of -1 reaches to the end."""
+    for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
+        first += x.shape[axis] if first < 0 else 0
+        x = x.narrow(axis, first, count if count > 0 else x.shape[axis] - first)
+    return x
+
+
+@op("reverse", kind="move")
+def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    return x.flip(tuple(range(x.dim())) if axes is None else tuple(axes))
+
+
+def _from_end(indices: Tensor, size: int) -> Tensor:
+    # Allowed up to iOS16 and out of bounds from iOS17 on, where any answer is as good.
+    indices = indices.long()
+    return torch.where(indices < 0, indices + size, indices)
+
+
+@op("gather", kind="move")
+def gather(
+    x: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    batch_dims: int = 0,
+    validate_indices: bool = False,
+) -> Tensor:
+    """Result of shape x[:axis] + indices[batch_dims:] + x[axis+1:]; always validated here."""
+    axis %= x.dim()
+    shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
+    index = _from_end(indices, x.shape[axis])
+    if batch_dims == 0:
+        return x.index_select(axis, index.reshape(-1)).reshape(shape)
+    rows = x.flatten(0, batch_dims - 1)
+    index = index.reshape(rows.shape[0], -1)
+    picked = [row.index_select(axis - batch_dims, i) for row, i in zip(rows, index, strict=True)]
+    return torch.stack(picked).reshape(shape)
+
+
+@op("gather_nd", kind="move")
+def gather_nd(
+    x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """The last axis of `indices` holds coordinates into x's axes after the batch axes."""
+    lead = indices.shape[:-1]
+    where = []
+    for axis in range(batch_dims):
+        count = torch.arange(x.shape[axis], device=x.device)
+        where.append(count.reshape([-1 if d == axis else 1 for d in range(len(lead))]))
+    for axis, index in enumerate(indices.unbind(-1), start=batch_dims):
+        where.append(_from_end(index, x.shape[axis]))
+    return x[tuple(where)]
+
+
+@op("gather_along_axis", kind="move")
+def gather_along_axis(
+    x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
+) -> Tensor:
+    return x.take_along_dim(_from_end(indices, x.shape[axis]), axis)
+
+
+@op("tile", kind="move")
+def tile(x: Tensor, reps: list[int]) -> Tensor:
+    return x.tile(reps)
+
+
+@op("pad", kind="move")
+def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    """`pad` holds (before, after) of the last len(pad)/2 axes, first axis first."""
+    pairs = list(zip(pad[::2], pad[1::2], strict=True))
+    if mode == "constant":
+        flat = [n for pair in reversed(pairs) for n in pair]
+        return F.pad(x, flat, value=constant_val)
+    # torch reflects and replicates only some ranks, MIL any: choose rows axis by axis.
+    for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
+        if not before and not after:
+            continue
+        size = x.shape[axis]
+        rows = torch.arange(-before, size + after)
+        if mode == "reflect":
+            if max(before, after) >= size:
+                raise ValueError(f"cannot reflect {max(before, after)} rows of {size}")
+            rows = (size - 1) - ((size - 1) - rows.abs()).abs()
+        elif mode == "replicate":
+            rows = rows.clamp(0, size - 1)
+        else:
+            raise ValueError(f"unknown padding mode {mode!r}")
+        x = x.index_select(axis, rows.to(x.device))
+    return x
+
+
+@op("upsample_nearest_neighbor", kind="move")
+def upsample_nearest_neighbor(
+    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
+) -> Tensor:
+    height, width = x.shape[-2:]
+    size = (math.floor(height * scale_factor_height), math.floor(width * scale_factor_width))
+    return resize_nearest_neighbor(x, *size)
+
+
+@op("resize_nearest_neighbor", kind="move")
+def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
+    planes = x.reshape(-1, 1, *x.shape[-2:]) if x.dim() != 4 else x
+    out = F.interpolate(planes, size=(target_size_height, target_size_width), mode="nearest")
+    return out.reshape(*x.shape[:-2], *out.shape[-2:])
+
+
+@op("shape", kind="move")
+def shape(x: Tensor) -> Tensor:
+    return torch.tensor(x.shape, dtype=torch.int32)
+
+
+@op("fill", kind="move")
+def fill(shape: list[int], value: float = 0.0) -> Tensor:
+    return torch.full(shape, value)
+
+
+@op("fill_like", kind="move")
+def fill_like(ref_tensor: Tensor, value: float = 0.0) -> Tensor:
+    return torch.full(ref_tensor.shape, value)
+
+
+@op("range_1d", kind="move")
+def range_1d(end: float, start: float, step: float) -> Tensor:
+    return torch.arange(start, end, step)
+
+
+@op("band_part", kind="move")
+def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
+    """The band of `lower` diagonals below and `upper` above the main one; -1 is all."""
+    x = x.triu(-lower) if lower >= 0 else x
+    return x.tril(upper) if upper >= 0 else x
