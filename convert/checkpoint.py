@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.components import COMPONENTS
+from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
 from convert.repo_files import select_files
 from convert.tensors import Tensor, read_header
@@ -51,6 +51,7 @@ class Checkpoint:
 
     path: Path
     name: str
+    files: Mapping[str, Path]  # all that were read or will be, by their path in the folder
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]
@@ -71,6 +72,24 @@ class Checkpoint:
                 hint=f"It has: {', '.join(self.parts)}.",
             )
         return self.parts[name]
+
+    def component_tensors(self, component: str) -> dict[str, Tensor]:
+        """The tensors of one component; raises InputError for a tensor that belongs to none."""
+        part = self.part(component)
+        owners = [c for c, spec in COMPONENTS.items() if spec.part == part.name]
+        for name, tensor in part.tensors.items():
+            if not any(belongs(c, name) for c in owners):
+                raise InputError(
+                    f"tensor `{name}` has no place in the network that the config describes",
+                    where=tensor.path,
+                    hint="The weights do not belong to this config.json.",
+                )
+        return {name: t for name, t in part.tensors.items() if belongs(component, name)}
+
+    @property
+    def text_embed_dim(self) -> int:
+        """The width of text encoder 2's pooled output, which the UNet's `text_embeds` must have."""
+        return int(self.part("text_encoder_2").config.get("projection_dim", 512))
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
@@ -109,6 +128,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     return Checkpoint(
         path=path,
         name=name or path.resolve().name,
+        files={file: path / file for file in files},
         parts=parts,
         tokenizers={
             n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
@@ -237,7 +257,7 @@ def _normalise(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """Vocabulary and merges of a CLIP tokenizer; from `tokenizer.json` where that is all there is."""
+    """Vocabulary and merges of a CLIP tokenizer, from `tokenizer.json` where need be."""
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.exists() and merges.exists():
         _json(vocab)

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from .errors import InputError
-from .hub import Progress, Repo, counted, explain, holds, is_unreachable, quiet, require_space
-from .repo_files import File, select_files
-from .snapshot import (
+from convert.errors import InputError
+from convert.hub import (
+    Progress,
+    Repo,
+    counted,
+    explain,
+    holds,
+    is_unreachable,
+    quiet,
+    require_space,
+)
+from convert.repo_files import File, select_files
+from convert.snapshot import (
     RECORD,
     Snapshot,
     begin,

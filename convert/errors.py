@@ -5,7 +5,7 @@ them into an exit code. Anything else that escapes is a bug of ours.
 """
 
 
-class Failure(Exception):
+class UserError(Exception):
     """Something the user can act on.
 
     Args:
@@ -27,11 +27,11 @@ class Failure(Exception):
         return text if self.hint is None else f"{text}\n{self.hint}"
 
 
-class InputError(Failure):
+class InputError(UserError):
     """A recipe, option, checkpoint or file that cannot be used (exit code 2)."""
 
 
-class CannotExecute(Failure):
+class CannotExecute(UserError):
     """A model that cannot be read or run: unsupported op, unreadable package (exit code 4)."""
 
     exit_code = 4

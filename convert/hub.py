@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import InputError
-from .repo_files import File
-from .snapshot import disk_error
+from convert.errors import InputError
+from convert.repo_files import File
+from convert.snapshot import disk_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Progress = Callable[[str, int, int], None]

@@ -7,7 +7,6 @@ needed: one walk over the program, one pass over the weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from coremltools import proto
 from coremltools.converters.mil.backend.mil.helper import (
     cast_to_framework_io_dtype,
@@ -30,6 +28,8 @@ from coremltools.converters.mil.mil import Operation, Var, types
 
 from convert.errors import InputError
 from convert.models.graph import Network
+from convert.snapshot import link
+from convert.values import Format
 from convert.weight_file import Layout, Progress, layout, write
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
@@ -58,42 +58,36 @@ def write_package(
     network: Network,
     description: Description,
     *,
-    specification_version: int,
-    opset: str,
+    format: Format,
     progress: Progress | None = None,
-) -> dict[str, str]:
-    """Write the package; `path` appears complete or not at all, and replaces what was there.
-
-    Returns:
-        SHA-256 by file, as paths within the package.
+) -> None:
+    """Write a package of its own; `path` appears complete or not at all, and must not exist.
 
     Raises:
-        InputError: a tensor that is truncated or not finite, a full disk.
+        InputError: `path` exists, a tensor is truncated or not finite.
+        OSError: the disk is full, for example.
     """
+    if path.exists():
+        raise InputError("exists already", where=path)
     plan = layout(network.blobs.values())
-    model = serialise(
-        network, plan, description, specification_version=specification_version, opset=opset
-    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / WEIGHTS).parent.mkdir(parents=True)
-        digests = {str(WEIGHTS): write(temporary / WEIGHTS, plan, progress)}
-        for name, data in ((MODEL, model), (MANIFEST, _manifest())):
-            (temporary / name).write_bytes(data)
-            digests[str(name)] = hashlib.sha256(data).hexdigest()
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror}",
-            where=path,
-            hint=f"It needs {(plan.size + len(model)) / 1e9:.2f} GB.",
-        ) from None
+        temporary.mkdir(parents=True)
+        weights = temporary / "weight.bin"
+        write(weights, plan, progress)
+        assemble(
+            temporary / "package", serialise(network, plan, description, format=format), weights
+        )
+        (temporary / "package").rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return digests
+
+
+def assemble(folder: Path, model: bytes, weights: Path) -> None:
+    """Lay out a package in `folder` around a weight file, which is linked, not copied."""
+    link(weights, folder / WEIGHTS)
+    (folder / MODEL).write_bytes(model)
+    (folder / MANIFEST).write_bytes(manifest())
 
 
 def serialise(
@@ -101,19 +95,18 @@ def serialise(
     plan: Layout,
     description: Description,
     *,
-    specification_version: int,
-    opset: str,
+    format: Format,
 ) -> bytes:
     """The model specification (protobuf); equal networks give equal bytes."""
     function = network.program.functions["main"]
     block = proto.MIL_pb2.Block(outputs=[var.name for var in function.outputs])
     for op in function.operations:
         block.operations.append(_operation(op, plan))
-    main = proto.MIL_pb2.Function(opset=opset)
-    main.block_specializations[opset].CopyFrom(block)
+    main = proto.MIL_pb2.Function(opset=format.opset)
+    main.block_specializations[format.opset].CopyFrom(block)
     for name, var in function.inputs.items():
         main.inputs.add(name=name, type=_tensor_type(var))
-    model = proto.Model_pb2.Model(specificationVersion=specification_version)
+    model = proto.Model_pb2.Model(specificationVersion=format.specification_version)
     model.mlProgram.version = 1
     model.mlProgram.functions["main"].CopyFrom(main)
     for name, var in function.inputs.items():
@@ -177,13 +170,14 @@ def _feature(var: Var, text: str, *, is_output: bool) -> Any:
     return feature
 
 
-def _manifest() -> bytes:
+def manifest() -> bytes:
+    """Manifest.json, the same for every package."""
     entries = {
         "model.mlmodel": ("CoreML Model Specification", "com.apple.CoreML/model.mlmodel"),
         "weights": ("CoreML Model Weights", "com.apple.CoreML/weights"),
     }
     ids = {name: str(uuid.uuid5(NAMESPACE, name)).upper() for name in entries}
-    manifest = {
+    content = {
         "fileFormatVersion": "1.0.0",
         "itemInfoEntries": {
             ids[name]: {
@@ -196,4 +190,4 @@ def _manifest() -> bytes:
         },
         "rootModelIdentifier": ids["model.mlmodel"],
     }
-    return json.dumps(manifest, indent=4, sort_keys=True).encode()
+    return json.dumps(content, indent=4, sort_keys=True).encode()

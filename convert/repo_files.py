@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
+from convert.errors import InputError
 
 _WEIGHTS = {
     "text_encoder": "model",

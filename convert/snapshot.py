@@ -16,8 +16,8 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .repo_files import File
+from convert.errors import InputError
+from convert.repo_files import File
 
 RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"

@@ -21,7 +21,6 @@ from convert.errors import InputError
 from convert.tokenizer import END, write_tokenizer
 
 
-
 @dataclass(frozen=True)
 class Configs:
     """The settings of a checkpoint's networks, as their config.json files have them."""
@@ -94,6 +93,28 @@ TOY = Configs(
     },
 )
 
+CLIP_KEYS = (
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "projection_dim",
+    "vocab_size",
+)
+
+# What the toy's tokenizer knows as single tokens.
+WORDS = """
+a an the on of and with in at photo picture painting background large small tiny big
+circle square triangle star ring cross red green blue yellow orange purple white black
+grey pink cyan left right top bottom centre cat dog astronaut horse moon
+"""
+
 CARD = """---
 license: apache-2.0
 tags: [text-to-image, stable-diffusion-xl]
@@ -107,17 +128,8 @@ try conversion and verification in seconds.
 
 def write_toy(folder: Path) -> None:
     """Write the toy checkpoint; raises InputError if `folder` exists and is not empty."""
-    write_checkpoint(folder, TOY, words=toy_words())
+    write_checkpoint(folder, TOY, words=WORDS.split())
     (folder / "README.md").write_text(CARD, "utf-8")
-
-
-def toy_words() -> list[str]:
-    """The words that the toy's tokenizer knows as single tokens."""
-    return (
-        "a an the on of and with in at photo picture painting background large small tiny big "
-        "circle square triangle star ring cross red green blue yellow orange purple white black "
-        "grey pink cyan left right top bottom centre cat dog astronaut horse moon"
-    ).split()
 
 
 def write_checkpoint(
@@ -239,8 +251,7 @@ def _declare_text_encoder(
         for key, t in model.state_dict().items()
         if not key.endswith("position_ids")
     }
-    full = {"architectures": [cls.__name__], **settings.to_dict()}
-    full.pop("transformers_version", None)
+    full = {"architectures": [cls.__name__], **{k: getattr(settings, k) for k in CLIP_KEYS}}
     return "transformers", cls.__name__, full, shapes
 
 
@@ -277,7 +288,9 @@ def _write_safetensors(
 
 def _values(key: str, shape: tuple[int, ...], seed: int, scope: str) -> Iterator[np.ndarray]:
     """Values that keep activations near unit scale: fan-in scaled weights, norms around one."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32((scope + key).encode())]))
+    generator = np.random.Generator(
+        np.random.Philox(key=[seed, zlib.crc32((scope + key).encode())])
+    )
     mean, scale = 0.0, 0.1
     if "norm" in key and key.endswith("weight"):
         mean = 1.0

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from convert.models.graph import Blob
+from convert.tensors import Tensor
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
@@ -26,6 +26,33 @@ VERSION = 2
 DTYPE_CODES = {np.dtype(np.float16): 1, np.dtype(np.float32): 2, np.dtype(np.uint8): 3}
 
 Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One constant of the weight file: a tensor of the checkpoint, or a small value of our own."""
+
+    name: str  # of the `const` op
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    value: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def order(self) -> tuple[bool, str]:
+        """The canonical place: the checkpoint's tensors by name, then our own constants."""
+        return (self.tensor is None, self.tensor.name if self.tensor else self.name)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The elements in order, as flat arrays; each is valid until the next is asked for."""
+        if self.tensor is not None:
+            return self.tensor.chunks(self.dtype)
+        assert self.value is not None
+        return iter([self.value.reshape(-1)])
 
 
 @dataclass(frozen=True)

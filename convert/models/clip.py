@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.components import MAX_TOKENS
-from convert.models.config import Config
+from convert.models.configs import CLIPConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import activation, cast, layer_norm, linear, to_float32
 from convert.tensors import Tensor
@@ -19,53 +18,6 @@ from convert.tensors import Tensor
 LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says
 # Finite, so that no palette and no fp16 sum meets an infinity; exp(-1e4) is 0 in either dtype.
 MASKED = -1e4
-
-
-@dataclass(frozen=True)
-class CLIPConfig:
-    """What of config.json shapes the network."""
-
-    vocabulary: int
-    width: int
-    intermediate: int
-    layers: int
-    heads: int
-    act: str
-    epsilon: float
-    eos_token_id: int
-    projection: int | None  # width of the projected pooled output, if there is a projection
-
-    @staticmethod
-    def parse(values: Mapping[str, Any], where: Path, *, projected: bool) -> CLIPConfig:
-        """Read config.json; raises InputError for anything this network cannot express."""
-        c = Config(values, where)
-        c.only("max_position_embeddings", MAX_TOKENS)
-        c.only("model_type", "clip_text_model")
-        for key, default in (("attention_dropout", 0.0), ("dropout", 0.0)):
-            c.get(key, default)
-        c.ignore("architectures", "dtype", "torch_dtype", "transformers_version", "pad_token_id")
-        c.ignore("bos_token_id", "initializer_factor", "initializer_range", "use_cache")
-        c.ignore("tie_word_embeddings", "return_dict", "is_decoder")
-        config = CLIPConfig(
-            vocabulary=c.integer("vocab_size", 49408),
-            width=c.integer("hidden_size", 512),
-            intermediate=c.integer("intermediate_size", 2048),
-            layers=c.integer("num_hidden_layers", 12),
-            heads=c.integer("num_attention_heads", 8),
-            act=c.get("hidden_act", "quick_gelu"),
-            epsilon=float(c.get("layer_norm_eps", 1e-5)),
-            eos_token_id=c.integer("eos_token_id", 49407),
-            projection=c.integer("projection_dim", 512) if projected else None,
-        )
-        c.ignore("projection_dim")
-        if config.layers < 2:
-            raise c.error(
-                "num_hidden_layers", config.layers, "at least 2: SDXL reads the last but one"
-            )
-        if config.width % config.heads:
-            raise c.error("num_attention_heads", config.heads, f"divisors of {config.width}")
-        c.finish()
-        return config
 
 
 def text_encoder(

@@ -7,7 +7,7 @@ file is collected as `Blob`s beside the program; `convert.weight_file` streams t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,37 +17,11 @@ from coremltools.converters.mil.mil import Function, Program, Var, types
 
 from convert.errors import InputError
 from convert.tensors import Tensor
+from convert.weight_file import Blob
 
 # A constant of at least this many elements goes into the weight file, as coremltools has it.
 FILE_THRESHOLD = 10
 MIL_TYPES = {np.dtype(np.float16): types.fp16, np.dtype(np.float32): types.fp32}
-
-
-@dataclass(frozen=True)
-class Blob:
-    """One constant of the weight file: a tensor of the checkpoint, or a small value of our own."""
-
-    name: str  # of the `const` op
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    tensor: Tensor | None = None
-    value: np.ndarray | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    @property
-    def order(self) -> tuple[bool, str]:
-        """The canonical place: the checkpoint's tensors by name, then our own constants."""
-        return (self.tensor is None, self.tensor.name if self.tensor else self.name)
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """The elements in order, as flat arrays; each is valid until the next is asked for."""
-        if self.tensor is not None:
-            return self.tensor.chunks(self.dtype)
-        assert self.value is not None
-        return iter([self.value.reshape(-1)])
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.components import BATCH, MAX_TOKENS
-from convert.errors import InputError
 from convert.models.attention import ATTENTION
-from convert.models.config import Config, block_type
+from convert.models.configs import UNetConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import (
     activation,
@@ -27,141 +26,10 @@ from convert.models.layers import (
 )
 from convert.tensors import Tensor
 
-DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 TRANSFORMER_NORM_EPSILON = 1e-6  # fixed in diffusers' Transformer2DModel
 LAYER_NORM_EPSILON = 1e-5
-MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")  # the latter in Segmind's SSD-1B
 
 Attention = Callable[[Module, Var, Var, Var, int], Var]
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """What of config.json shapes the network. Lists have one entry a block, from the outside in."""
-
-    in_channels: int
-    out_channels: int
-    channels: list[int]
-    down_blocks: list[str]
-    up_blocks: list[str]
-    mid_block: str
-    layers: list[int]  # resnets in each down block; an up block has one more
-    transformer_layers: list[list[int]]  # of each attention of each down block
-    up_transformer_layers: list[list[int]]  # the same of the up blocks, in their own order
-    heads: list[int]
-    cross_attention_dim: int
-    groups: int
-    epsilon: float
-    act: str
-    conv_in_kernel: int
-    conv_out_kernel: int
-    time_embed_dim: int
-    flip_sin_to_cos: bool
-    freq_shift: float
-    addition_time_embed_dim: int
-    text_embed_dim: int  # of the pooled embeddings of text encoder 2
-    time_ids: int  # 6, or 5 for a refiner
-
-    @staticmethod
-    def parse(values: Mapping[str, Any], where: Path, text_embed_dim: int) -> UNetConfig:
-        """Read config.json; raises InputError for anything this network cannot express."""
-        c = Config(values, where)
-        c.only("addition_embed_type", "text_time")
-        c.only("mid_block_type", *MID_BLOCKS)
-        c.only("time_embedding_type", "positional")
-        c.only("resnet_time_scale_shift", "default")
-        c.only("attention_type", "default")
-        c.only("downsample_padding", 1)
-        c.only("mid_block_scale_factor", 1)
-        c.only("resnet_out_scale_factor", 1)
-        c.ignore("sample_size", "dropout", "upcast_attention", "addition_embed_type_num_heads")
-        c.ignore("use_linear_projection")  # a 1×1 convolution here in either case
-        channels = c.get("block_out_channels")
-        if not isinstance(channels, list | tuple) or not channels:
-            raise c.error("block_out_channels", channels, "a list of widths")
-        down = block_type(c, "down_block_types", DOWN_BLOCKS)
-        up = block_type(c, "up_block_types", UP_BLOCKS)
-        count = len(channels)
-        if len(down) != count or len(up) != count:
-            raise InputError(
-                f"{len(down)} down blocks, {len(up)} up blocks and {count} widths",
-                where=where,
-                hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
-            )
-        layers = c.per_block("layers_per_block", count, 2)
-        depths = [
-            depth if isinstance(depth, list | tuple) else [depth] * n
-            for depth, n in zip(
-                c.per_block("transformer_layers_per_block", count, 1), layers, strict=True
-            )
-        ]
-        reverse = c.get("reverse_transformer_layers_per_block", None)
-        if reverse is None:
-            up_depths = [[d[-1]] * (n + 1) for d, n in zip(depths, layers, strict=True)][::-1]
-            if any(len(set(d)) > 1 for d in depths):
-                raise c.error(
-                    "transformer_layers_per_block",
-                    values["transformer_layers_per_block"],
-                    "nested lists only beside `reverse_transformer_layers_per_block`",
-                )
-        else:
-            up_depths = [
-                d if isinstance(d, list | tuple) else [d] * (n + 1)
-                for d, n in zip(
-                    c.per_block("reverse_transformer_layers_per_block", count),
-                    layers[::-1],
-                    strict=True,
-                )
-            ]
-        # diffusers calls the number of heads `attention_head_dim`, for compatibility with itself
-        heads = c.per_block("attention_head_dim", count, 8)
-        if c.get("num_attention_heads", None) is not None:
-            heads = c.per_block("num_attention_heads", count)
-        for width, n in zip(channels, heads, strict=True):
-            if width % n:
-                raise c.error("attention_head_dim", heads, f"heads that divide the width {width}")
-        cross = c.get("cross_attention_dim")
-        if isinstance(cross, list | tuple):
-            if len(set(cross)) != 1:
-                raise c.error("cross_attention_dim", cross, "one width for all blocks")
-            cross = cross[0]
-        embed_dim = c.integer("addition_time_embed_dim")
-        in_features = c.integer("projection_class_embeddings_input_dim")
-        time_ids, rest = divmod(in_features - text_embed_dim, embed_dim)
-        if rest or time_ids not in (5, 6):
-            raise c.error(
-                "projection_class_embeddings_input_dim",
-                in_features,
-                f"{text_embed_dim} (of text encoder 2) plus 6 or, for a refiner, 5 time ids of "
-                f"{embed_dim} each",
-            )
-        config = UNetConfig(
-            in_channels=c.integer("in_channels", 4),
-            out_channels=c.integer("out_channels", 4),
-            channels=list(channels),
-            down_blocks=down,
-            up_blocks=up,
-            mid_block=c.get("mid_block_type", MID_BLOCKS[0]),
-            layers=layers,
-            transformer_layers=[list(d) for d in depths],
-            up_transformer_layers=[list(d) for d in up_depths],
-            heads=heads,
-            cross_attention_dim=int(cross),
-            groups=c.integer("norm_num_groups", 32),
-            epsilon=float(c.get("norm_eps", 1e-5)),
-            act=c.get("act_fn", "silu"),
-            conv_in_kernel=c.integer("conv_in_kernel", 3),
-            conv_out_kernel=c.integer("conv_out_kernel", 3),
-            time_embed_dim=c.get("time_embedding_dim", None) or 4 * channels[0],
-            flip_sin_to_cos=bool(c.get("flip_sin_to_cos", True)),
-            freq_shift=float(c.get("freq_shift", 0)),
-            addition_time_embed_dim=embed_dim,
-            text_embed_dim=text_embed_dim,
-            time_ids=time_ids,
-        )
-        c.finish()
-        return config
 
 
 def unet(

@@ -3,74 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from coremltools.converters.mil.mil import Var
 
-from convert.errors import InputError
-from convert.models.config import Config, block_type
+from convert.models.configs import VAEConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import activation, conv, group_norm, linear, to_float32, upsample
 from convert.tensors import Tensor
 
 EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """What of config.json shapes the network; `channels` from the image inwards."""
-
-    in_channels: int
-    out_channels: int
-    latent_channels: int
-    channels: list[int]
-    layers: int
-    groups: int
-    act: str
-    mid_attention: bool
-    quant_conv: bool
-    post_quant_conv: bool
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return 2 ** (len(self.channels) - 1)
-
-    @staticmethod
-    def parse(values: Mapping[str, Any], where: Path) -> VAEConfig:
-        """Read config.json; raises InputError for anything this network cannot express."""
-        c = Config(values, where)
-        channels = c.get("block_out_channels")
-        if not isinstance(channels, list | tuple) or not channels:
-            raise c.error("block_out_channels", channels, "a list of widths")
-        down = block_type(c, "down_block_types", ("DownEncoderBlock2D",))
-        up = block_type(c, "up_block_types", ("UpDecoderBlock2D",))
-        if not len(channels) == len(down) == len(up):
-            raise InputError(
-                f"{len(down)} down blocks, {len(up)} up blocks and {len(channels)} widths",
-                where=where,
-                hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
-            )
-        # How latents are scaled and images tiled is the pipeline's business, not the network's.
-        c.ignore("sample_size", "force_upcast", "scaling_factor", "shift_factor")
-        c.ignore("latents_mean", "latents_std")
-        config = VAEConfig(
-            in_channels=c.integer("in_channels", 3),
-            out_channels=c.integer("out_channels", 3),
-            latent_channels=c.integer("latent_channels", 4),
-            channels=list(channels),
-            layers=c.integer("layers_per_block", 1),
-            groups=c.integer("norm_num_groups", 32),
-            act=c.get("act_fn", "silu"),
-            mid_attention=bool(c.get("mid_block_add_attention", True)),
-            quant_conv=bool(c.get("use_quant_conv", True)),
-            post_quant_conv=bool(c.get("use_post_quant_conv", True)),
-        )
-        c.finish()
-        return config
 
 
 def vae_decoder(
@@ -95,7 +39,7 @@ def vae_decoder(
         InputError: a config or checkpoint that does not fit.
     """
     c = VAEConfig.parse(values, where)
-    height, width = latent_size(c, image_size)
+    height, width = c.latent_size(image_size)
     dtype = np.dtype(dtype)
 
     def body(m: Module, z: Var) -> dict[str, Var]:
@@ -131,7 +75,7 @@ def vae_encoder(
     Arguments and errors as `vae_decoder`, with the tensors under `encoder.` and `quant_conv.`.
     """
     c = VAEConfig.parse(values, where)
-    latent_size(c, image_size)
+    c.latent_size(image_size)
     dtype = np.dtype(dtype)
 
     def body(m: Module, x: Var) -> dict[str, Var]:
@@ -151,21 +95,6 @@ def vae_encoder(
 
     inputs = {"x": Input((1, c.in_channels, *image_size), dtype)}
     return build(tensors, inputs, body, dtype=dtype, target=target)
-
-
-def latent_size(c: VAEConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the latents; raises InputError if the image is no multiple of the factor."""
-    height, width = image_size
-    if height % c.factor or width % c.factor:
-        raise InputError(
-            f"resolution {width}x{height}: width and height must be multiples of {c.factor}",
-            hint=f"The nearest is {_nearest(width, c.factor)}x{_nearest(height, c.factor)}.",
-        )
-    return height // c.factor, width // c.factor
-
-
-def _nearest(length: int, factor: int) -> int:
-    return max(1, round(length / factor)) * factor
 
 
 def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:

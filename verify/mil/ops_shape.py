@@ -11,12 +11,13 @@ from verify.mil.ops import op
 
 @op("reshape", kind="move")
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
-    """0 keeps x's dimension there (only if the rank stays), -1 is inferred."""
-    if 0 in shape and x.numel():
-        if len(shape) != x.dim():
-            raise ValueError(f"reshape to {shape} keeps a dimension of a rank {x.dim()} tensor")
-        shape = [s or d for s, d in zip(shape, x.shape, strict=True)]
-    return x.reshape(shape)
+    """-1 is inferred; 0 keeps x's dimension there, counted from the right (1 beyond x's rank).
+
+    Up to iOS16, 0 is allowed only where the rank stays, which is the same thing.
+    """
+    sizes = [1] * len(shape) + list(x.shape)
+    kept = sizes[len(sizes) - len(shape) :]
+    return x.reshape([s or d for s, d in zip(shape, kept, strict=True)])
 
 
 @op("transpose", kind="move")

@@ -1,0 +1,41 @@
+# Every target sets up what it needs; only Python 3.11 or newer and make have to be there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format bench lock clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: $(READY)  ## Convert and verify the toy checkpoint: two variants, two resolutions
+	test -d out/toy || $(BIN)/sdxl-coreml toy out/toy
+	$(BIN)/sdxl-coreml run toy --source out/toy --out out/demo
+
+test: $(READY)  ## Run the tests
+	$(BIN)/pytest --numprocesses 2
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure at full size, beside the peers (needs 25 GB of disk and half an hour)
+	$(BIN)/python -m bench
+
+lock: $(READY)  ## Write requirements.lock from what is installed
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@

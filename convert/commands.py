@@ -1,0 +1,336 @@
+"""The commands that make things: toy, download, plan, convert, recipes, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convert.errors import InputError
+from convert.terminal import Terminal, size
+
+if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
+    from convert.download import Snapshot
+    from convert.plan import Plan
+    from convert.recipe import Recipe
+    from convert.run import Result
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
+]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    for command in (toy, download, plan, convert, recipes, schema):
+        app.command()(command)
+
+
+def toy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a toy SDXL checkpoint: real structure, small random weights.
+
+    Example: sdxl-coreml toy toy
+    """
+    from convert.toy import write_toy
+
+    write_toy(folder)
+    Terminal(quiet=quiet).say(f"{folder}: toy checkpoint, diffusers layout")
+
+
+def download(
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; recorded as a commit.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch what a conversion needs of a checkpoint, pinned to a commit; goes on if interrupted.
+
+    Example: sdxl-coreml download cagliostrolab/animagine-xl-3.1 --out animagine
+    """
+    from convert.download import parse_source
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    snapshot = fetch(parse_source(source, revision), terminal, out)
+    total = sum(file.size for file in snapshot.files)
+    terminal.result(
+        {
+            "schema": 1,
+            "path": str(snapshot.path),
+            "repo": snapshot.repo,
+            "commit": snapshot.commit,
+            "files": [
+                {"name": f.name, "size": f.size, "sha256": f.sha256} for f in snapshot.files
+            ],
+        },
+        f"{snapshot.path}: {len(snapshot.files)} files, {size(total)}"
+        + (f", {snapshot.repo}@{snapshot.commit}" if snapshot.repo else ""),
+    )
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
+    source: SourceOption = None,
+    only: Only = None,
+    as_json: Json = False,
+) -> None:
+    """Show what `run` would make: artifacts, packages and their sizes.
+
+    Example: sdxl-coreml plan recipes/toy.toml --source toy
+    """
+    terminal = Terminal(as_json=as_json)
+    planned = prepare(read_recipe(recipe), source, terminal, only=only)[0]
+    terminal.result(plan_document(planned), plan_table(planned))
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="original (GPU), split_einsum or split_einsum_v2 (Neural Engine)."),
+    ] = None,
+    resolution: Annotated[
+        list[str] | None, typer.Option(metavar="WxH", help="Image size in pixels.")
+    ] = None,
+    bits: Annotated[list[str] | None, typer.Option(help="Bits per weight.")] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(help="Only this component; all by default.")
+    ] = None,
+    deployment_target: Annotated[str, typer.Option(help="Oldest system to run on.")] = "macOS14",
+    vae_precision: Annotated[
+        str, typer.Option(help="float32, or float16 for a VAE made for it.")
+    ] = "float32",
+    engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint without a recipe; options may repeat to make several artifacts.
+
+    Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
+    """
+    from convert.plan import ENGINES, make_plan
+    from convert.recipe import parse_recipe
+
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    text = recipe_text(
+        source, revision, attention, resolution, bits, deployment_target, vae_precision
+    )
+    recipe = parse_recipe(text, where="options", folder=Path.cwd())
+    snapshot, checkpoint = open_source(recipe, None, terminal)
+    planned = make_plan(recipe, checkpoint, components=component or [], engine=engine)
+    results = make(planned, snapshot, out, terminal)
+    terminal.result(*results_shown(results))
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the built-in recipes, or print one to start from.
+
+    Example: sdxl-coreml recipes sdxl-quick > my.toml
+    """
+    from recipes import builtin_recipe_text, builtin_recipes
+
+    terminal = Terminal(as_json=as_json)
+    if name is not None:
+        text = builtin_recipe_text(name)
+        terminal.result({"schema": 1, "name": name, "text": text}, text.rstrip("\n"))
+        return
+    known = builtin_recipes()
+    width = max(map(len, known))
+    terminal.result(
+        {"schema": 1, "recipes": known},
+        "\n".join(f"{name:<{width}}  {about}" for name, about in known.items()),
+    )
+
+
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors.
+
+    Example: sdxl-coreml schema > recipe.schema.json
+    """
+    from convert.recipe import json_schema
+
+    Terminal(as_json=True).result(json_schema())
+
+
+# What several commands share.
+
+
+def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
+    """A checkpoint on this disk, with the progress of its download."""
+    from convert.download import download
+
+    stage, advance, seen = None, None, 0
+
+    def report(file: str, done: int, total: int) -> None:
+        nonlocal stage, advance, seen
+        if advance is None:
+            stage = terminal.stage(f"Downloading {source.location}", total, "B")
+            advance = stage.__enter__()
+        advance(done - seen)
+        seen = done
+
+    try:
+        return download(source, out, progress=report)
+    finally:
+        if stage is not None:
+            stage.__exit__(None, None, None)
+
+
+def read_recipe(recipe: str) -> Recipe:
+    """A recipe file, or else a built-in recipe of that name."""
+    from convert.recipe import load_recipe, parse_recipe
+    from recipes import builtin_recipe_text, builtin_recipes
+
+    if recipe in builtin_recipes() and not Path(recipe).exists():
+        return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
+    return load_recipe(Path(recipe))
+
+
+def open_source(
+    recipe: Recipe, source: str | None, terminal: Terminal
+) -> tuple[Snapshot, Checkpoint]:
+    """The recipe's checkpoint, or `source` instead, on this disk and opened."""
+    from convert.checkpoint import open_checkpoint
+    from convert.download import Source, parse_source
+
+    given = recipe.source
+    for key in ("vae", "loras"):
+        if getattr(given, key):
+            raise InputError(
+                f"source.{key} cannot be used by this version",
+                where=recipe.name,
+                hint="Leave it away, or apply it with diffusers and save the checkpoint.",
+            )
+    if source is not None:
+        wanted = parse_source(source)
+    elif given.repo:
+        wanted = Source("repo", given.repo, given.revision)
+    else:
+        wanted = parse_source(str(given.path or given.url))
+    snapshot = fetch(wanted, terminal)
+    name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
+    return snapshot, open_checkpoint(snapshot.path, name=name)
+
+
+def prepare(
+    recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
+) -> tuple[Plan, Snapshot]:
+    """The plan of a recipe, and where its checkpoint came from."""
+    from convert.plan import make_plan
+
+    snapshot, checkpoint = open_source(recipe, source, terminal)
+    return make_plan(recipe, checkpoint, only=only), snapshot
+
+
+def make(plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal) -> list[Result]:
+    """Convert, with the plan shown before."""
+    from convert.run import run
+
+    terminal.say(plan_table(plan))
+    return run(plan, snapshot, out, progress=terminal)
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: artifacts with their packages, weight files with their bytes."""
+    files = plan.weight_files()
+    return {
+        "schema": 1,
+        "recipe": plan.recipe.name,
+        "digest": plan.recipe.digest,
+        "checkpoint": plan.checkpoint.name,
+        "artifacts": [
+            {
+                "artifact": a.artifact.name,
+                "attention": a.artifact.attention,
+                "bits": a.artifact.bits,
+                "resolution": str(a.artifact.resolution),
+                "components": list(a.jobs),
+                "weight_bytes": sum(plan.weight_bytes(job) for job in a.jobs.values()),
+            }
+            for a in plan.artifacts
+        ],
+        "packages": [str(job) for job in plan.jobs],
+        "weight_files": [
+            {"component": c, "bits": b, "precision": p, "bytes": n} for (c, b, p), n in files.items()
+        ],
+        "weight_bytes": sum(files.values()),
+    }
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan for people."""
+    document = plan_document(plan)
+    lines = [f"{plan.recipe.name}, from {plan.checkpoint.path}"]
+    width = max(len(a["artifact"]) for a in document["artifacts"])
+    for a in document["artifacts"]:
+        lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")
+    lines.append(
+        f"{len(plan.artifacts)} artifacts, {len(plan.jobs)} packages, "
+        f"{size(document['weight_bytes'])} of weights on disk "
+        f"(shared by hard links; {size(sum(a['weight_bytes'] for a in document['artifacts']))} "
+        "without)"
+    )
+    return "\n".join(lines)
+
+
+def results_shown(results: list[Result]) -> tuple[dict[str, Any], str]:
+    """What was made, as JSON and for people."""
+    document = {
+        "schema": 1,
+        "artifacts": [
+            {"artifact": r.manifest["artifact"], "path": str(r.path), "fresh": r.fresh}
+            for r in results
+        ],
+    }
+    made = sum(r.fresh for r in results)
+    lines = [f"{r.path}" + ("" if r.fresh else "  (was finished already)") for r in results]
+    return document, "\n".join([*lines, f"{made} made, {len(results) - made} already there"])
+
+
+def recipe_text(
+    source: str,
+    revision: str | None,
+    attention: list[str] | None,
+    resolution: list[str] | None,
+    bits: list[str] | None,
+    deployment_target: str,
+    vae_precision: str,
+) -> str:
+    """The recipe that `convert`'s options stand for."""
+    from convert.download import parse_source
+
+    found = parse_source(source, revision)
+    name = Path(found.location).resolve().name if found.kind == "path" else found.location
+    lines = [f"name = {json.dumps(name.rpartition('/')[2])}", "[source]"]
+    lines.append(f"{found.kind} = {json.dumps(found.location)}")
+    if found.revision:
+        lines.append(f"revision = {json.dumps(found.revision)}")
+    lines.append("[matrix]")
+    lines.append(f"attention = {json.dumps(attention or ['original'])}")
+    lines.append(f"resolution = {json.dumps(resolution or ['1024x1024'])}")
+    lines.append(f"bits = {json.dumps(bits or ['16'])}")
+    lines.append("[target]")
+    lines.append(f"deployment = {json.dumps(deployment_target)}")
+    lines.append(f"vae_precision = {json.dumps(vae_precision)}")
+    return "\n".join(lines) + "\n"

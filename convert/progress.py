@@ -1,0 +1,30 @@
+"""How work reports on itself: stages with a measure, and finished things. Who shows it, decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int], None]  # is told how much has been done since it was last told
+
+
+class Progress(Protocol):
+    """Where long work reports."""
+
+    def stage(self, name: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+        """A stage of `total` units: "B" for bytes, or a noun. None if the total is unknown."""
+
+    def done(self, text: str) -> None:
+        """One thing is finished, worth a line."""
+
+
+class Silent:
+    """Reports to nobody."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
+        yield lambda count: None
+
+    def done(self, text: str) -> None:
+        pass

@@ -1,0 +1,296 @@
+"""Inputs and reference outputs of a real denoising run of the reference pipeline.
+
+Random inputs cause false failures and hide real ones. So the prompts are tokenised and encoded, an
+image is denoised with classifier-free guidance, decoded and encoded again, all with the reference
+in float32, and what each component was given and gave on the way is kept. One run thus pays for
+the inputs and for the reference.
+
+Inputs are rounded to float16 before the reference sees them: the values are then the same whether
+a model's interface is float16 or float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.checkpoint import Checkpoint
+from convert.components import MAX_TOKENS
+from convert.errors import InputError
+from convert.values import Resolution
+from verify.reference import Reference, quiet
+
+TIMESTEPS = (999, 801, 500, 250, 37, 1)
+PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
+NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
+# More than any CLIP tokenizer gets into 75 tokens.
+LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
+GUIDANCE = 5.0
+AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
+# What the schedulers of SDXL checkpoints say; a checkpoint without the file means this.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+}
+
+Progress = Callable[[str], None]  # is told in a few words what is being done
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a component: what it is given, and what the references make of it."""
+
+    name: str
+    inputs: dict[str, Tensor]  # float16; token ids float32
+    outputs: dict[str, Tensor]  # PyTorch float32
+    fp16: dict[str, Tensor] = field(default_factory=dict)  # PyTorch float16; the noise floor
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The cases of each component, for one checkpoint and one resolution."""
+
+    resolution: Resolution
+    cases: Mapping[str, tuple[Case, ...]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as one flat dict, named component/case/inputs|outputs|fp16/name."""
+        return {
+            f"{component}/{case.name}/{kind}/{name}": tensor
+            for component, cases in self.cases.items()
+            for case in cases
+            for kind in ("inputs", "outputs", "fp16")
+            for name, tensor in getattr(case, kind).items()
+        }
+
+
+def record(
+    checkpoint: Checkpoint,
+    components: Collection[str],
+    *,
+    resolution: Resolution,
+    fp16: Collection[str] = (),
+    prompt: str = PROMPT,
+    negative_prompt: str = NEGATIVE_PROMPT,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Recording:
+    """Run the reference pipeline as far as `components` need it, one component in memory at a time.
+
+    Args:
+        components: those whose cases are wanted; text encoders alone need no denoising.
+        resolution: of the image.
+        fp16: components to run in PyTorch float16 as well, on the same inputs.
+        seed: of the initial noise, drawn by numpy, so that it is the same under every torch.
+
+    Raises:
+        InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
+    """
+    say = progress or (lambda _: None)
+    denoise = bool({"unet", "vae_decoder", "vae_encoder"} & set(components))
+    run = _Run(checkpoint, resolution, guidance, seed, device, say)
+    texts = {"prompt": prompt, "negative prompt": negative_prompt}
+    cases: dict[str, tuple[Case, ...]] = {}
+    for encoder in (n for n in ("text_encoder", "text_encoder_2") if n in checkpoint.parts):
+        more = {"empty prompt": "", "full prompt": LONG_PROMPT} if encoder in components else {}
+        if denoise or more:
+            cases[encoder] = run.text_encoder(encoder, texts | more)
+    if denoise:
+        cases["unet"], latents = run.unet(cases)
+    if {"vae_decoder", "vae_encoder"} & set(components):
+        cases["vae_decoder"], image = run.vae_decoder(latents)
+        if "vae_encoder" in components:
+            cases["vae_encoder"] = run.vae_encoder(image)
+    wanted = {name: found for name, found in cases.items() if name in components}
+    for name in wanted.keys() & set(fp16):
+        wanted[name] = run.fp16(name, wanted[name])
+    return Recording(resolution, wanted)
+
+
+@dataclass(frozen=True)
+class _Run:
+    checkpoint: Checkpoint
+    resolution: Resolution
+    guidance: float
+    seed: int
+    device: str
+    say: Progress
+
+    def reference(self, component: str, dtype: torch.dtype = torch.float32) -> Reference:
+        return Reference(self.checkpoint, component, dtype=dtype, device=self.device)
+
+    def case(self, model: Reference, name: str, inputs: dict[str, Tensor]) -> Case:
+        self.say(f"reference {model.component}, {name}")
+        given = {k: v if k == "input_ids" else v.half() for k, v in inputs.items()}
+        outputs = model(given)
+        for label, tensor in {**given, **outputs}.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"`{label}` of {model.component} ({name}) is not finite in PyTorch float32",
+                    where=self.checkpoint.path,
+                    hint="The checkpoint itself is broken; nothing right can be made of it.",
+                )
+        return Case(name, given, outputs)
+
+    def text_encoder(self, component: str, texts: dict[str, str]) -> tuple[Case, ...]:
+        ids = token_ids(self.checkpoint, component, list(texts.values()))
+        with self.reference(component) as model:
+            return tuple(
+                self.case(model, name, {"input_ids": row[None].float()})
+                for name, row in zip(texts, ids, strict=True)
+            )
+
+    def unet(self, cases: Mapping[str, tuple[Case, ...]]) -> tuple[tuple[Case, ...], Tensor]:
+        """The denoising run, and the latents it ends with."""
+        config = self.checkpoint.part("unet").config
+        conditions = self.conditions(cases)
+        scheduler = _scheduler(self.checkpoint.scheduler)
+        generator = np.random.Generator(np.random.PCG64(self.seed))
+        height, width = self.latent_size()
+        channels = int(config.get("out_channels", 4))
+        extra = _extra_channels(int(config.get("in_channels", 4)) - channels, height, width)
+        noise = torch.from_numpy(generator.standard_normal((1, channels, height, width)))
+        latents = noise.float() * scheduler.init_noise_sigma
+        found = []
+        with self.reference("unet") as model:
+            for timestep in scheduler.timesteps:
+                sample = scheduler.scale_model_input(latents, timestep)
+                sample = torch.cat([sample, *extra], dim=1).expand(2, -1, -1, -1)
+                inputs = {"sample": sample, "timestep": timestep.expand(2), **conditions}
+                found.append(self.case(model, f"t={int(timestep)}", inputs))
+                uncond, cond = found[-1].outputs["noise_pred"].chunk(2)
+                guided = uncond + self.guidance * (cond - uncond)
+                latents = scheduler.step(guided, timestep, latents).prev_sample
+        return tuple(found), latents
+
+    def conditions(self, cases: Mapping[str, tuple[Case, ...]]) -> dict[str, Tensor]:
+        """What the UNet is told of text and size, [unconditional, conditional]."""
+        named = {name: {c.name: c.outputs for c in found} for name, found in cases.items()}
+        hidden, pooled = [], []
+        for text in ("negative prompt", "prompt"):
+            states = [named[n][text]["hidden_embeds"] for n in named if n.startswith("text")]
+            hidden.append(torch.cat(states, dim=-1))
+            pooled.append(named["text_encoder_2"][text]["pooled_outputs"])
+        text = torch.cat(hidden).transpose(1, 2)[:, :, None]  # [2, C, 1, 77]
+        config, where = self.checkpoint.part("unet").config, self.checkpoint.part("unet").path
+        cross = config["cross_attention_dim"]
+        cross = cross[0] if isinstance(cross, list | tuple) else cross
+        if text.shape[1] != cross:
+            raise InputError(
+                f"`cross_attention_dim` is {cross}, the text encoders give {text.shape[1]}",
+                where=where / "config.json",
+            )
+        embeds = torch.cat(pooled)
+        rest = config["projection_class_embeddings_input_dim"] - embeds.shape[1]
+        count = rest // config["addition_time_embed_dim"]
+        height, width = self.resolution.height, self.resolution.width
+        size = [height, width, 0, 0]
+        if count == 6:
+            ids = [[*size, height, width]] * 2
+        elif count == 5:
+            ids = [[*size, score] for score in AESTHETIC_SCORES]
+        else:
+            raise InputError(f"a UNet with {count} time ids; SDXL has 6, its refiner 5", where=where)
+        return {
+            "encoder_hidden_states": text,
+            "time_ids": torch.tensor(ids, dtype=torch.float32),
+            "text_embeds": embeds,
+        }
+
+    def vae_decoder(self, latents: Tensor) -> tuple[tuple[Case, ...], Tensor]:
+        config = self.checkpoint.part("vae_decoder").config
+        latents = latents / config.get("scaling_factor", 0.18215)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:  # as diffusers' SDXL pipeline undoes it
+            shape = (1, -1, 1, 1)
+            latents = latents * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+        with self.reference("vae_decoder") as model:
+            case = self.case(model, "final latents", {"z": latents})
+        return (case,), case.outputs["image"]
+
+    def vae_encoder(self, image: Tensor) -> tuple[Case, ...]:
+        with self.reference("vae_encoder") as model:
+            return (self.case(model, "decoded image", {"x": image.clamp(-1, 1)}),)
+
+    def fp16(self, component: str, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        """The cases with PyTorch float16's outputs beside the reference's."""
+        found = []
+        with self.reference(component, torch.float16) as model:
+            for case in cases:
+                self.say(f"PyTorch float16 {component}, {case.name}")
+                found.append(replace(case, fp16=model(case.inputs)))
+        return tuple(found)
+
+    def latent_size(self) -> tuple[int, int]:
+        factor = 2 ** (len(self.checkpoint.part("vae_decoder").config["block_out_channels"]) - 1)
+        height, width = self.resolution.height, self.resolution.width
+        if height % factor or width % factor:
+            raise InputError(f"resolution {self.resolution} is no multiple of {factor}")
+        return height // factor, width // factor
+
+
+def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tensor:
+    """The texts under the checkpoint's own tokenizer for a text encoder: int64 [N, 77].
+
+    Raises:
+        InputError: there is no such tokenizer, or it does not belong to the text encoder.
+    """
+    from transformers import CLIPTokenizer
+
+    folder = checkpoint.path / component.replace("text_encoder", "tokenizer")
+    if not folder.is_dir():
+        raise InputError("missing", where=folder, hint="Download the checkpoint again.")
+    with quiet():
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            ids = tokenizer(
+                texts,
+                padding="max_length",
+                max_length=MAX_TOKENS,
+                truncation=True,
+                return_tensors="pt",
+            )["input_ids"]
+        except Exception as error:  # the library raises whatever its Rust half does
+            raise InputError(f"transformers cannot use it: {error}", where=folder) from error
+    vocabulary = checkpoint.part(component).config.get("vocab_size", 49408)
+    if int(ids.max()) >= vocabulary:
+        raise InputError(
+            f"gives token id {int(ids.max())}; {component} knows {vocabulary} tokens", where=folder
+        )
+    return ids
+
+
+def _scheduler(config: Mapping[str, Any]) -> Any:
+    """Euler's method on the checkpoint's noise schedule, at `TIMESTEPS`."""
+    from diffusers import EulerDiscreteScheduler
+
+    names = (*SCHEDULER, "trained_betas", "rescale_betas_zero_snr")
+    settings = {**SCHEDULER, **{k: config[k] for k in names if config.get(k) is not None}}
+    with quiet():
+        scheduler = EulerDiscreteScheduler(**settings)
+        scheduler.set_timesteps(timesteps=list(TIMESTEPS))
+    return scheduler
+
+
+def _extra_channels(count: int, height: int, width: int) -> list[Tensor]:
+    """What an inpainting UNet is given beside the latents: mask and latents of the masked image."""
+    if count == 0:
+        return []
+    if count != 5:
+        raise InputError(f"a UNet with {count} input channels beside the latents; inpainting has 5")
+    mask = torch.zeros(1, 1, height, width)
+    mask[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
+    rows = torch.linspace(-2, 2, height)[:, None]
+    columns = torch.linspace(-2, 2, width)
+    waves = [torch.sin((c + 1) * rows) * torch.cos((c + 2) * columns) for c in range(4)]
+    return [mask, torch.stack(waves)[None] * (1 - mask)]

@@ -1,0 +1,233 @@
+"""The reference: each component as diffusers and transformers run it, with the Core ML interface.
+
+The weights are read by the libraries' own `from_pretrained`, from the files that the checkpoint
+says are its weights, so a mistake in our reader or in our networks shows as a difference.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from convert.checkpoint import Checkpoint, Part
+from convert.components import COMPONENTS
+from convert.errors import InputError
+
+
+class Reference:
+    """One component in PyTorch, to be used in a `with` statement; leaving it frees the weights.
+
+    Args:
+        checkpoint: where the weights are.
+        component: a key of `COMPONENTS`.
+        dtype: float32 for the reference itself, float16 for the noise floor that PyTorch sets.
+        device: a torch device.
+
+    Raises:
+        InputError: the libraries cannot read the checkpoint, or find a weight missing in it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        component: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.component = component
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._model: Any = _load(checkpoint.part(component), component, dtype).to(self.device)
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs, float32 on the CPU, under the names and in the shapes of the Core ML model.
+
+        Args:
+            inputs: as the Core ML model has them, in any float dtype.
+        """
+        given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
+        with torch.inference_mode(), self._arithmetic(), quiet():
+            outputs = _FORWARD[self.component](self._model, given, self.dtype)
+        return {name: value.float().cpu().clone() for name, value in outputs.items()}
+
+    def _arithmetic(self) -> Any:
+        if self.dtype == torch.float16 and self.device.type == "cpu":
+            return _HalfOnCPU()
+        if self.device.type == "cuda":
+            # cuDNN would run fp32 convolutions in TF32, ten bits of mantissa, by default.
+            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return nullcontext()
+
+
+# ---- the interfaces ----
+
+
+def _unet(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    # diffusers embeds timestep and time_ids in float32 whatever the model's dtype.
+    text = given["encoder_hidden_states"].squeeze(2).transpose(1, 2)  # [2, 77, C]
+    out = model(
+        given["sample"].to(dtype),
+        given["timestep"],
+        encoder_hidden_states=text.to(dtype),
+        added_cond_kwargs={
+            "text_embeds": given["text_embeds"].to(dtype),
+            "time_ids": given["time_ids"],
+        },
+    )
+    return {"noise_pred": out.sample}
+
+
+def _text_encoder(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    out = model(given["input_ids"].long(), output_hidden_states=True)
+    projected = getattr(out, "text_embeds", None)
+    pooled = out.pooler_output if projected is None else projected
+    return {"hidden_embeds": out.hidden_states[-2], "pooled_outputs": pooled}
+
+
+def _vae_decoder(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"image": model.decode(given["z"].to(dtype)).sample}
+
+
+def _vae_encoder(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    # The distribution's parameters before any clamping: mean ‖ log-variance.
+    return {"latent": model.encode(given["x"].to(dtype)).latent_dist.parameters}
+
+
+Forward = Callable[[Any, dict[str, Tensor], torch.dtype], dict[str, Tensor]]
+_FORWARD: dict[str, Forward] = {
+    "text_encoder": _text_encoder,
+    "text_encoder_2": _text_encoder,
+    "unet": _unet,
+    "vae_decoder": _vae_decoder,
+    "vae_encoder": _vae_encoder,
+}
+
+
+class _HalfOnCPU(TorchFunctionMode):
+    """fp16 convolutions and linear layers on a CPU: fp32 inside, rounded once, as on a GPU.
+
+    Without fp16 instructions torch's own take up to two hundred times as long.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.conv2d, F.linear) and args[0].dtype == torch.float16:
+            args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
+            kwargs = {k: v.float() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+            return func(*args, **kwargs).half()
+        return func(*args, **kwargs)
+
+
+# ---- loading ----
+
+
+def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
+    with quiet(), tempfile.TemporaryDirectory(prefix="sdxl-reference-") as folder:
+        if COMPONENTS[component].part.startswith("text_encoder"):
+            from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+            projected = component == "text_encoder_2"
+            kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
+            stem, options = "model", {"dtype": dtype}
+        else:
+            from diffusers import AutoencoderKL, UNet2DConditionModel
+
+            kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
+            stem, options = "diffusion_pytorch_model", {"torch_dtype": dtype}
+        _view(part, Path(folder), stem)
+        try:
+            model, info = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{kind.__name__} cannot be loaded: {str(error).strip().splitlines()[0]}",
+                where=part.path,
+            ) from error
+    # The libraries fill in what is missing with random numbers and only warn.
+    for what in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in info.get(what) or ()):
+            raise InputError(
+                f"{kind.__name__} finds {len(keys)} {what.replace('_', ' ')}, the first {keys[0]}",
+                where=part.path,
+                hint="The weights do not belong to this config.json, or are incomplete.",
+            )
+    return model.eval()
+
+
+def _view(part: Part, folder: Path, stem: str) -> None:
+    """Show the part's weights under the names that `from_pretrained` looks for without a variant.
+
+    A Hub repo may hold several sets, `fp16` before or after the shard number; the reference must
+    load the one that was converted.
+    """
+    (folder / "config.json").symlink_to((part.path / "config.json").resolve())
+    files = sorted({tensor.path for tensor in part.tensors.values()})
+    if len(files) == 1:
+        (folder / f"{stem}.safetensors").symlink_to(files[0].resolve())
+        return
+    for number, file in enumerate(files, 1):
+        name = f"{stem}-{number:05}-of-{len(files):05}.safetensors"
+        (folder / name).symlink_to(file.resolve())
+    shards = {file: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, file in enumerate(files, 1)}
+    index = {
+        "metadata": {"total_size": sum(file.stat().st_size for file in files)},
+        "weight_map": {tensor.name: shards[tensor.path] for tensor in part.tensors.values()},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither warnings nor progress bars from diffusers and transformers, within the block only."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(lib.get_verbosity(), lib.is_progress_bar_enabled()) for lib in libraries]
+    try:
+        for lib in libraries:
+            lib.set_verbosity(logging.CRITICAL)
+            lib.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for lib, (verbosity, bars) in zip(libraries, before, strict=True):
+            lib.set_verbosity(verbosity)
+            if bars:
+                lib.enable_progress_bar()

@@ -1,0 +1,162 @@
+"""What runs a package: our evaluator on PyTorch, anywhere, or Core ML, on a Mac."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from convert.errors import CannotExecute, InputError, nearest
+
+RuntimeName = Literal["auto", "coreml", "torch"]
+COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+
+
+class Runtime(Protocol):
+    """Runs packages; the last one stays loaded until another one is asked for."""
+
+    name: str
+    scope: str  # what a check with this runtime proves and does not
+
+    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The package's outputs as float32 arrays by name.
+
+        Raises:
+            InputError: the inputs do not fit the package.
+            CannotExecute: the package cannot be read or run.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the package that is loaded."""
+        ...
+
+
+class TorchRuntime:
+    """The MIL program run op by op with PyTorch.
+
+    Args:
+        device: cpu, cuda or mps.
+        mode: see `verify.mil.Evaluator`.
+
+    Raises:
+        InputError: PyTorch does not have the device.
+    """
+
+    name = "torch"
+    scope = (
+        "checks the program with our evaluator on PyTorch; a particular Neural Engine may differ"
+    )
+
+    def __init__(self, device: str = "cpu", mode: Literal["typed", "fp32"] = "typed") -> None:
+        require_device(device)
+        self.device = device
+        self.mode = mode
+        self._loaded: tuple[Path, Any] | None = None
+
+    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        from verify.mil import Evaluator
+
+        if self._loaded is None or self._loaded[0] != package:
+            self.close()
+            self._loaded = (package, Evaluator(package, mode=self.mode, device=self.device))
+        outputs = self._loaded[1].run(inputs)
+        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+    def close(self) -> None:
+        self._loaded = None
+
+
+class CoreMLRuntime:
+    """Core ML itself, through coremltools; only on macOS.
+
+    Args:
+        compute_units: one of `COMPUTE_UNITS`.
+
+    Raises:
+        InputError: this is no Mac, or there are no such compute units.
+    """
+
+    name = "coreml"
+
+    def __init__(self, compute_units: str = "all") -> None:
+        if not can_predict():
+            raise InputError(
+                f"Core ML runs only on macOS, this is {platform.system()}",
+                hint="Use the runtime `torch`, which runs the same package anywhere.",
+            )
+        if compute_units not in COMPUTE_UNITS:
+            near = nearest(compute_units, COMPUTE_UNITS)
+            raise InputError(
+                f"unknown compute units `{compute_units}`; there are {', '.join(COMPUTE_UNITS)}",
+                hint=f"Did you mean `{near}`?" if near else None,
+            )
+        self.compute_units = compute_units
+        self.scope = (
+            f"checks what Core ML computes on this Mac with compute units {compute_units}; "
+            "other devices and systems may differ"
+        )
+        self._loaded: tuple[Path, Any] | None = None
+
+    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        import coremltools as ct
+
+        if self._loaded is None or self._loaded[0] != package:
+            self.close()
+            units = getattr(ct.ComputeUnit, self.compute_units.upper())
+            try:
+                self._loaded = (package, ct.models.MLModel(str(package), compute_units=units))
+            except Exception as error:  # whatever the framework says
+                raise CannotExecute(f"Core ML cannot load it: {error}", where=package) from error
+        arrays = {name: value.float().cpu().numpy() for name, value in inputs.items()}
+        try:
+            outputs = self._loaded[1].predict(arrays)
+        except Exception as error:
+            raise CannotExecute(f"Core ML cannot run it: {error}", where=package) from error
+        return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+
+    def close(self) -> None:
+        self._loaded = None
+
+
+def can_predict() -> bool:
+    """Whether this platform has Core ML."""
+    return platform.system() == "Darwin"
+
+
+def choose(
+    name: str = "auto", *, device: str = "cpu", compute_units: str = "all"
+) -> TorchRuntime | CoreMLRuntime:
+    """The runtime of that name; `auto` is Core ML on a Mac and PyTorch anywhere else.
+
+    Raises:
+        InputError: there is no such runtime, or not here.
+    """
+    if name == "coreml" or (name == "auto" and can_predict()):
+        return CoreMLRuntime(compute_units)
+    if name in ("auto", "torch"):
+        return TorchRuntime(device)
+    near = nearest(name, ("auto", "coreml", "torch"))
+    raise InputError(
+        f"unknown runtime `{name}`; there are auto, coreml and torch",
+        hint=f"Did you mean `{near}`?" if near else None,
+    )
+
+
+def require_device(device: str) -> None:
+    """Raise InputError unless PyTorch can compute on `device`."""
+    import torch
+
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    kind = device.partition(":")[0]
+    if not available.get(kind, False):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise InputError(f"PyTorch has no device `{device}` here; it has {usable}")
