@@ -73,9 +73,7 @@ def download(
             "path": str(snapshot.path),
             "repo": snapshot.repo,
             "commit": snapshot.commit,
-            "files": [
-                {"name": f.name, "size": f.size, "sha256": f.sha256} for f in snapshot.files
-            ],
+            "files": [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in snapshot.files],
         },
         f"{snapshot.path}: {len(snapshot.files)} files, {size(total)}"
         + (f", {snapshot.repo}@{snapshot.commit}" if snapshot.repo else ""),
@@ -272,7 +270,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         ],
         "packages": [str(job) for job in plan.jobs],
         "weight_files": [
-            {"component": c, "bits": b, "precision": p, "bytes": n} for (c, b, p), n in files.items()
+            {"component": c, "bits": b, "precision": p, "bytes": n}
+            for (c, b, p), n in files.items()
         ],
         "weight_bytes": sum(files.values()),
     }

@@ -78,7 +78,7 @@ def _content(plan: Layout, checkpoint: Checkpoint, digests: Mapping[str, str]) -
             blob.shape,
             [digests[names[blob.tensor.path.resolve()]], blob.tensor.offset, blob.tensor.dtype]
             if blob.tensor
-            else blob.value.tobytes().hex(),
+            else b"".join(chunk.tobytes() for chunk in blob.chunks()).hex(),
         ]
         for blob in plan.blobs
     ]

@@ -60,7 +60,7 @@ def run(
         InputError: `out` holds something else, the checkpoint does not fit, the disk is full.
     """
     progress = progress or Silent()
-    require_ours(out, {a.artifact.name for a in plan.artifacts})
+    require_ours(out, plan)
     try:
         out.mkdir(parents=True, exist_ok=True)
         maker = _Maker(plan, source, Cache(out / ".cache"), progress)
@@ -74,19 +74,29 @@ def run(
         shutil.rmtree(out / ".cache" / "tmp", ignore_errors=True)
 
 
-def require_ours(out: Path, names: set[str]) -> None:
-    """Raise InputError if `out` holds anything that no run of ours has put there."""
+def require_ours(out: Path, plan: Plan) -> None:
+    """Raise InputError if `out` holds what no run has put there, or more than the plan makes."""
     if out.exists() and not out.is_dir():
         raise InputError("is a file; a folder is expected", where=out)
+    planned = {a.artifact.name: a for a in plan.artifacts}
     for entry in sorted(out.iterdir()) if out.exists() else []:
-        if entry.name in OURS or read_manifest(entry) is not None:
+        if entry.name in OURS:
             continue
-        what = "an artifact's name, but not made by a run" if entry.name in names else "not ours"
-        raise InputError(
-            f"holds `{entry.name}`, {what}; nothing was written",
-            where=out,
-            hint="Give --out a new or empty folder, or one that an earlier run has made.",
-        )
+        manifest = read_manifest(entry)
+        if manifest is None:
+            raise InputError(
+                f"holds `{entry.name}`, which no run has made; nothing was written",
+                where=out,
+                hint="Give --out a new or empty folder, or one that an earlier run has made.",
+            )
+        if entry.name in planned:
+            lost = [c for c in manifest["components"] if c not in planned[entry.name].jobs]
+            if lost:
+                raise InputError(
+                    f"has {', '.join(lost)} too, which this run would remove; nothing was written",
+                    where=entry,
+                    hint="Give --out another folder, or ask for these components as well.",
+                )
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -101,7 +111,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write or replace the manifest of an artifact folder, atomically."""
     new = folder / f".{MANIFEST}.new"
-    new.write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    new.write_text(
+        json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+    )
     new.replace(folder / MANIFEST)
 
 
@@ -156,7 +168,7 @@ class _Maker:
 
     def facts(self, job: Job, package: Path, known: Mapping[str, str]) -> dict[str, Any]:
         """Size and SHA-256 of a package's files, and its true bits per weight."""
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in package.rglob("*") if p.is_file()):
             name = str(path.relative_to(package))
             files[name] = {
@@ -212,7 +224,9 @@ class _Maker:
             if path.exists():
                 shutil.rmtree(path)
             folder.rename(path)
-        self.progress.done(f"{name}  {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB")
+        self.progress.done(
+            f"{name}  {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB"
+        )
         return Result(path, manifest, fresh=True)
 
     def manifest(

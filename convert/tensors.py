@@ -13,13 +13,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convert.errors import InputError
 
 # safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
-FLOAT_DTYPES = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F32": np.dtype("<f4"),
+}
 OTHER_DTYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "I8": 1, "I16": 2, "F64": 8}
 CHUNK_BYTES = 4 << 20
 
@@ -90,7 +95,7 @@ class Tensor:
 
 
 def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: Tensor) -> None:
-    view = memoryview(out).cast("B")
+    view = out.view(np.uint8).data
     while view:
         count = os.preadv(fd, [view], offset)
         if count == 0:
@@ -104,12 +109,14 @@ def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: Tensor) -> None
 
 def _check_finite(values: np.ndarray, stored: np.ndarray, start: int, tensor: Tensor) -> None:
     # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
-    bits = values.view(np.uint16 if values.itemsize == 2 else np.uint32)
-    exponent = bits.dtype.type(0x7C00 if values.itemsize == 2 else 0x7F800000)
-    sign_free = bits & bits.dtype.type((1 << (8 * values.itemsize - 1)) - 1)
-    if not len(values) or sign_free.max() < exponent:
+    unsigned = np.uint16 if values.itemsize == 2 else np.uint32
+    magnitude: np.ndarray = np.bitwise_and(
+        values.view(unsigned), unsigned((1 << (8 * values.itemsize - 1)) - 1)
+    )
+    infinity = 0x7C00 if values.itemsize == 2 else 0x7F800000
+    if not len(values) or int(magnitude.max()) < infinity:
         return
-    first = int(np.argmax(sign_free >= exponent))
+    first = int(np.argmax(magnitude >= infinity))
     index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
     source = tensor._cast(stored[first : first + 1], np.dtype(np.float32))[0]
     problem = f"weight `{tensor.name}`{list(index)} is {source}"

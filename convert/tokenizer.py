@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -46,7 +47,7 @@ def write_tokenizer(folder: Path, words: Iterable[str], *, pad: str) -> int:
 
 
 def byte_letters() -> list[str]:
-    """The 256 printable letters that stand for bytes (GPT-2's bytes_to_unicode), in CLIP's order."""
+    """The 256 letters that stand for bytes (GPT-2's bytes_to_unicode), in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
@@ -56,7 +57,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges, most frequent pair first, until every word is one symbol."""
     spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
     merges = []
-    while pairs := Counter(pair for s in spelt for pair in zip(s, s[1:], strict=False)):
+    while pairs := Counter(pair for s in spelt for pair in pairwise(s)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         spelt = [_merge(symbols, best) for symbols in spelt]

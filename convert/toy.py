@@ -281,7 +281,7 @@ def _write_safetensors(
         for key, shape in sorted(shapes.items()):
             for block in _values(key, shape, seed, scope):
                 data = block.astype(stored)
-                file.write(memoryview(data).cast("B"))
+                file.write(data.tobytes())
                 if progress:
                     progress(data.nbytes)
 

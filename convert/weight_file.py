@@ -94,7 +94,7 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
             data = start + ALIGNMENT
             out.write(struct.pack("<IIQQQ32x", SENTINEL, code, blob.nbytes, data, 0))
             for chunk in blob.chunks():
-                out.write(memoryview(chunk).cast("B"))
+                out.write(chunk.view(np.uint8).data)
             assert out.position == data + blob.nbytes, blob.name
         return out.digest.hexdigest()
 

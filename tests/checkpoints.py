@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from verify.reference import quiet
+
 UNET: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -97,9 +99,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "base": {},
     "wide_groups_32": {
         "unet": {
-            "block_out_channels": (32, 64, 96),
+            "block_out_channels": (32, 32, 64),
             "norm_num_groups": 32,
-            "attention_head_dim": (2, 4, 6),
+            "attention_head_dim": (2, 2, 4),
         },
         "vae": {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 32},
     },
@@ -118,7 +120,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
     },
     "deep_transformers": {
-        "unet": {"transformer_layers_per_block": (1, 2, 4), "attention_head_dim": (1, 4, 8)},
+        "unet": {
+            "block_out_channels": (16, 32, 48),
+            "transformer_layers_per_block": (1, 2, 4),
+            "attention_head_dim": (1, 4, 6),
+        },
         "text": {"num_hidden_layers": 5},
         "text_2": {"num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 4},
     },
@@ -215,10 +221,11 @@ def make_checkpoint(
         models["vae"] = AutoencoderKL(**{**VAE, **(vae or {})})
         for model in models.values():
             make_trained(model)
-    for name, model in models.items():
-        model.to(dtype).save_pretrained(  # type: ignore[operator]
-            folder / name, variant=variant, max_shard_size=max_shard_size
-        )
+    with quiet():
+        for name, model in models.items():
+            model.to(dtype).save_pretrained(  # type: ignore[operator]
+                folder / name, variant=variant, max_shard_size=max_shard_size
+            )
     for name in encoders:
         pad = "!" if name == "text_encoder_2" else "<|endoftext|>"
         write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), pad)

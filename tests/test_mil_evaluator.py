@@ -203,9 +203,13 @@ def compressions():
     yield "palette 1", "FLOAT16", palette(mode="custom", lut_function=sign_palette)
     for mode in ("linear", "linear_symmetric"):
         yield f"int8 {mode}", "FLOAT16", linear(mode=mode)
-    yield "sparse", "FLOAT16", (
-        cto.prune_weights,
-        config(cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=64)),
+    yield (
+        "sparse",
+        "FLOAT16",
+        (
+            cto.prune_weights,
+            config(cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=64)),
+        ),
     )
     for n in (4, 3, 6):
         grouped = {"granularity": "per_grouped_channel", "group_size": 8}
@@ -213,9 +217,13 @@ def compressions():
     blocks = {"dtype": "int4", "granularity": "per_block", "block_size": 4}
     yield "int4 blocks", "iOS18", linear(mode="linear_symmetric", **blocks)
     yield "uint4 blocks", "iOS18", linear(mode="linear", **(blocks | {"dtype": "uint4"}))
-    yield "sparse iOS18", "iOS18", (
-        cto.prune_weights,
-        config(cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=64)),
+    yield (
+        "sparse iOS18",
+        "iOS18",
+        (
+            cto.prune_weights,
+            config(cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=64)),
+        ),
     )
 
 
@@ -451,7 +459,7 @@ def test_exclusive_cumsum_starts_with_zero():
 def test_gather_nd_follows_its_batch_dims():
     x, indices = random(2, 3, 4), np.int32([[[2, 1]], [[0, -1]]])
     (out,) = evaluate("gather_nd", [("fp32", (2, 1))], x=x, indices=indices, batch_dims=1)
-    np.testing.assert_array_equal(out, [[x[0, 2, 1]], [x[1, 0, 3]]]) if x.ndim == 4 else None
+    np.testing.assert_array_equal(out, [[x[0, 2, 1]], [x[1, 0, 3]]])
     coordinates = np.int32([[0, 2], [1, 1]])
     (out,) = evaluate("gather_nd", [("fp32", (2, 4))], x=x, indices=coordinates)
     np.testing.assert_array_equal(out, x[[0, 1], [2, 1]])
@@ -510,7 +518,7 @@ def test_slices_agree_with_coremltools(data):
     begin_mask = [m and s > 0 for m, s in zip(begin_mask, stride, strict=True)]
     end_mask = [m and s > 0 for m, s in zip(end_mask, stride, strict=True)]
     expected = x[tuple(
-        slice(None if bm else b, None if em or s < 0 and e < -n else e, s) if not q
+        slice(None if bm else b, None if em or (s < 0 and e < -n) else e, s) if not q
         else (0 if bm else b)
         for b, e, s, bm, em, q, n in zip(
             begin, end, stride, begin_mask, end_mask, squeeze_mask, shape, strict=True
@@ -654,7 +662,7 @@ EVERY_HALF = torch.arange(65536).to(torch.int32).to(torch.int16).view(torch.floa
 @pytest.mark.parametrize(
     "op_type",
     sorted(t for t, i in OPS.items() if i.kind == "map" and i.required <= {"x", "y"}
-           and t != "logical_not"),
+           and t not in ("logical_not", "softmax")),
 )  # fmt: skip
 def test_map_ops_on_fp16_are_fp32_rounded_once(op_type):
     """What `kind="map"` promises, over all 65,536 halves."""
@@ -682,6 +690,20 @@ def test_block_and_vector_palettes_decode_as_coremltools(vector, blocks):
         given = {"indices": indices, "lut": lut, "vector_axis": axis}
         (found,) = decode("constexpr_lut_to_dense", (expected,), **given)
         assert expected.tobytes() == found.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 3, 51, 1029), -1), ((2, 500, 1, 77), 1), ((3, 77, 5), -2)]
+)
+def test_softmax_on_fp16_accumulates_in_fp32(shape, axis):
+    x = (3 * torch.randn(shape, generator=torch.manual_seed(0))).half()
+    exact = torch.softmax(x.double(), axis)
+    half = OPS["softmax"].function(x.clone(), axis)
+    in_place = x.clone()
+    assert torch.equal(half, OPS["softmax"].function(in_place, axis, out=in_place))
+    # Half a unit in the last place, and a hair for fp32's own rounding.
+    spacing = torch.exp2(exact.log2().floor().clamp_min(-14) - 10)
+    assert float(((half.double() - exact).abs() / spacing).max()) < 0.51
 
 
 def test_sparse_palettes_and_scales_decode_as_coremltools():

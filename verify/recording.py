@@ -31,6 +31,9 @@ NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
 # More than any CLIP tokenizer gets into 75 tokens.
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
 GUIDANCE = 5.0
+# Latents of SDXL lie within ±4. An untrained network, which denoises nothing, would leave that range
+# and ask of fp16 what no real run does.
+LATENT_LIMIT = 4.0
 AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
 # What the schedulers of SDXL checkpoints say; a checkpoint without the file means this.
 SCHEDULER = {
@@ -112,7 +115,7 @@ def record(
         if "vae_encoder" in components:
             cases["vae_encoder"] = run.vae_encoder(image)
     wanted = {name: found for name, found in cases.items() if name in components}
-    for name in wanted.keys() & set(fp16):
+    for name in [n for n in wanted if n in fp16]:
         wanted[name] = run.fp16(name, wanted[name])
     return Recording(resolution, wanted)
 
@@ -170,7 +173,7 @@ class _Run:
                 found.append(self.case(model, f"t={int(timestep)}", inputs))
                 uncond, cond = found[-1].outputs["noise_pred"].chunk(2)
                 guided = uncond + self.guidance * (cond - uncond)
-                latents = scheduler.step(guided, timestep, latents).prev_sample
+                latents = _step(scheduler, guided, timestep, latents)
         return tuple(found), latents
 
     def conditions(self, cases: Mapping[str, tuple[Case, ...]]) -> dict[str, Tensor]:
@@ -280,6 +283,15 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
         scheduler = EulerDiscreteScheduler(**settings)
         scheduler.set_timesteps(timesteps=list(TIMESTEPS))
     return scheduler
+
+
+def _step(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """Euler's step, with the denoised latents kept in the range that latents have."""
+    sigma, following = scheduler.sigmas[scheduler.index_for_timestep(timestep):][:2]
+    with quiet():
+        denoised = scheduler.step(prediction, timestep, latents).pred_original_sample
+    denoised = denoised.clamp(-LATENT_LIMIT, LATENT_LIMIT)
+    return denoised + (latents - denoised) * (following / sigma)
 
 
 def _extra_channels(count: int, height: int, width: int) -> list[Tensor]:

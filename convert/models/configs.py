@@ -71,7 +71,7 @@ class UNetConfig:
             )
         layers = c.per_block("layers_per_block", count, 2)
         depths = [
-            depth if isinstance(depth, list | tuple) else [depth] * n
+            list(depth) if isinstance(depth, list | tuple) else [depth] * n
             for depth, n in zip(
                 c.per_block("transformer_layers_per_block", count, 1), layers, strict=True
             )
@@ -87,7 +87,7 @@ class UNetConfig:
                 )
         else:
             up_depths = [
-                d if isinstance(d, list | tuple) else [d] * (n + 1)
+                list(d) if isinstance(d, list | tuple) else [d] * (n + 1)
                 for d, n in zip(
                     c.per_block("reverse_transformer_layers_per_block", count),
                     layers[::-1],
@@ -124,8 +124,8 @@ class UNetConfig:
             up_blocks=up,
             mid_block=c.get("mid_block_type", MID_BLOCKS[0]),
             layers=layers,
-            transformer_layers=[list(d) for d in depths],
-            up_transformer_layers=[list(d) for d in up_depths],
+            transformer_layers=depths,
+            up_transformer_layers=up_depths,
             heads=heads,
             cross_attention_dim=int(cross),
             groups=c.integer("norm_num_groups", 32),

@@ -92,10 +92,19 @@ def topk(
     return (values, indices) if return_indices else values
 
 
-@op("softmax")
+@op("softmax", kind="map")
 def softmax(x: Tensor, axis: int = -1, out: Tensor | None = None) -> Tensor:
+    if x.dtype == torch.float16 and axis % x.dim() != x.dim() - 1:
+        # torch accumulates the last axis of fp16 in fp32 and rounds once, but rounds more than
+        # once along any other axis.
+        wide = x.float()
+        return torch.softmax(wide, axis, out=_in_place(wide)).half()
+    return torch.softmax(x, axis, out=None if out is None else _in_place(out))
+
+
+def _in_place(x: Tensor) -> Tensor | None:
     # torch's CPU kernel reads each row before it writes it; other devices promise nothing.
-    return torch.softmax(x, axis, out=out if x.device.type == "cpu" else None)
+    return x if x.device.type == "cpu" else None
 
 
 @op("layer_norm")

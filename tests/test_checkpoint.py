@@ -1,0 +1,186 @@
+"""Opening a checkpoint: every spelling that the Hub has is read, everything else is one error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from convert.checkpoint import open_checkpoint
+from convert.errors import InputError
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
+
+RECIPE = parse_recipe('name = "t"\n[source]\npath = "t"\n', where="test")
+
+
+@pytest.fixture
+def copy(toy: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy, tmp_path / "ck"))
+
+
+def weights(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def edit(file: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON object or the tensors of a safetensors file in place."""
+    if file.suffix == ".json":
+        value = json.loads(file.read_text())
+        file.write_text(json.dumps(change(value) or value))
+    else:
+        tensors = load_file(file)
+        save_file(change(tensors) or tensors, file)
+
+
+def rename_vae_attention(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    out = {}
+    for key, value in tensors.items():
+        for new, name in old.items():
+            if f"attentions.0.{new}." in key:
+                key = key.replace(new, name)
+                value = value[..., None, None] if value.ndim == 2 else value
+        out[key] = value.contiguous()
+    return out
+
+
+def test_old_and_new_spellings_give_the_same_tensors(toy: Path, copy: Path) -> None:
+    text = weights(copy / "text_encoder")
+    edit(text, lambda t: {k.removeprefix("text_model."): v for k, v in t.items()})
+    second = weights(copy / "text_encoder_2")
+    edit(second, lambda t: {**t, "text_model.embeddings.position_ids": torch.arange(77)[None]})
+    edit(weights(copy / "vae"), rename_vae_attention)
+    one, other = open_checkpoint(toy), open_checkpoint(copy)
+    for name, part in one.parts.items():
+        assert part.tensors.keys() == other.parts[name].tensors.keys()
+        for key, tensor in part.tensors.items():
+            same = other.parts[name].tensors[key]
+            assert same.shape == tensor.shape
+            np.testing.assert_array_equal(same.read(np.float32), tensor.read(np.float32))
+
+
+def test_shards_are_read_as_one_file(toy: Path, copy: Path) -> None:
+    single = weights(copy / "unet")
+    tensors = load_file(single)
+    names = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    keys = sorted(tensors)
+    weight_map = {k: names[i % 2] for i, k in enumerate(keys)}
+    for name in names:
+        chosen = {k: tensors[k] for k in keys if weight_map[k] == name}
+        save_file(chosen, copy / "unet" / name)
+    index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    single.unlink()
+    ours, expected = open_checkpoint(copy).parts["unet"], open_checkpoint(toy).parts["unet"]
+    assert ours.tensors.keys() == expected.tensors.keys()
+    key = "mid_block.resnets.0.conv1.weight"
+    np.testing.assert_array_equal(
+        ours.tensors[key].read(np.float16), expected.tensors[key].read(np.float16)
+    )
+
+
+def test_vocabulary_and_merges_follow_from_tokenizer_json(toy: Path, copy: Path) -> None:
+    expected = open_checkpoint(toy).tokenizers["tokenizer"]
+    vocab = json.loads(expected.vocab)
+    merges = expected.merges.splitlines()[1:]
+    for old in ("vocab.json", "merges.txt"):
+        (copy / "tokenizer" / old).unlink()
+    model = {"type": "BPE", "vocab": vocab, "merges": [m.split(" ") for m in merges]}
+    (copy / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": model}))
+    found = open_checkpoint(copy).tokenizers["tokenizer"]
+    assert json.loads(found.vocab) == vocab
+    assert found.merges == expected.merges
+
+
+def test_merges_end_in_a_newline(copy: Path) -> None:
+    file = copy / "tokenizer" / "merges.txt"
+    file.write_text(file.read_text().rstrip("\n"))
+    assert open_checkpoint(copy).tokenizers["tokenizer"].merges.endswith("\n")
+
+
+def set_class(name: str) -> Callable[[Path], None]:
+    return lambda ck: edit(ck / "model_index.json", lambda v: {**v, "_class_name": name})
+
+
+def set_config(part: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda ck: edit(ck / part / "config.json", lambda v: {**v, **changes})
+
+
+def truncate(part: str) -> Callable[[Path], None]:
+    def change(ck: Path) -> None:
+        file = weights(ck / part)
+        file.write_bytes(file.read_bytes()[:-1000])
+
+    return change
+
+
+def corrupt(part: str) -> Callable[[Path], None]:
+    return lambda ck: weights(ck / part).write_bytes(b"<html>Not found</html>" * 50) and None
+
+
+def drop(part: str) -> Callable[[Path], None]:
+    return lambda ck: shutil.rmtree(ck / part)
+
+
+BAD: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("SD 1.5", set_class("StableDiffusionPipeline"), "Stable Diffusion 1 or 2 checkpoint"),
+    ("SD3", set_class("StableDiffusion3Pipeline"), "Stable Diffusion 3 checkpoint"),
+    ("Flux", set_class("FluxPipeline"), "Flux checkpoint"),
+    ("SD 2 UNet", set_config("unet", addition_embed_type=None), "`addition_embed_type` is None"),
+    ("no index", lambda ck: (ck / "model_index.json").unlink(), "no model_index.json"),
+    ("no unet", drop("unet"), "unet"),
+    ("no vae", drop("vae"), "vae"),
+    ("no text encoder 2", drop("text_encoder_2"), "text_encoder_2"),
+    ("no config", lambda ck: (ck / "unet" / "config.json").unlink(), "config.json: missing"),
+    ("bad JSON", lambda ck: (ck / "vae" / "config.json").write_text("{"), "not readable as JSON"),
+    ("truncated", truncate("unet"), "truncated"),
+    ("corrupt", corrupt("vae"), "not a readable safetensors file"),
+    ("no weights", lambda ck: weights(ck / "unet").unlink(), "unet.* no complete safetensors"),
+    (
+        "unknown block",
+        set_config("unet", down_block_types=["DownBlock2D", "CrossAttnDownBlok2D", "DownBlock2D"]),
+        r"`down_block_types\[1\]` is 'CrossAttnDownBlok2D', .*did you mean 'CrossAttnDownBlock2D'",
+    ),
+    ("class embedding", set_config("unet", class_embed_type="timestep"), "`class_embed_type`"),
+    ("unknown switch", set_config("unet", magic=True), "`magic` is True, a setting"),
+    ("time ids", set_config("unet", projection_class_embeddings_input_dim=165), "6 or, for a ref"),
+    ("heads", set_config("unet", attention_head_dim=[3, 4, 8]), "heads that divide the width 32"),
+    ("blocks", set_config("vae", block_out_channels=[32, 32, 64]), "4 down blocks.* 3 widths"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_what_is_not_a_whole_sdxl_checkpoint_is_one_error(
+    copy: Path, change: Callable[[Path], Any], says: str
+) -> None:
+    change(copy)
+    with pytest.raises(InputError, match=says) as caught:
+        make_plan(RECIPE, open_checkpoint(copy))
+    assert caught.value.hint or caught.value.where
+
+
+def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        open_checkpoint(tmp_path / "none")
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(InputError, match="is a file"):
+        open_checkpoint(file)
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    single = weights(copy / "unet")
+    shard = "diffusion_pytorch_model.fp16-00001-of-00002.safetensors"
+    single.rename(copy / "unet" / shard)
+    index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard, "b": shard.replace("1-", "2-", 1)}}))
+    with pytest.raises(InputError, match="unet"):
+        open_checkpoint(copy)

@@ -1,0 +1,166 @@
+"""Running a plan: complete artifacts or none, shared weights, nothing done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint import open_checkpoint
+from convert.download import Snapshot
+from convert.errors import InputError
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
+from convert.run import Result, read_manifest, run
+
+RECIPE = """
+name = "toy"
+[source]
+path = "toy"
+[matrix]
+attention = ["original", "split_einsum"]
+resolution = ["64x64", "64x96"]
+"""
+
+
+def convert(
+    checkpoint: Path, out: Path, recipe: str = RECIPE, components: tuple[str, ...] = ()
+) -> list[Result]:
+    plan = make_plan(
+        parse_recipe(recipe, where="test"), open_checkpoint(checkpoint), components=components
+    )
+    return run(plan, Snapshot(checkpoint, None, None, ()), out)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and ".cache" not in p.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    convert(toy, out)
+    return out
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that the test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def test_artifacts_hold_what_the_manifest_says(finished: Path) -> None:
+    folders = sorted(p for p in finished.iterdir() if p.name != ".cache")
+    assert [p.name for p in folders] == [
+        "toy_original_16-bit_64x64",
+        "toy_original_16-bit_64x96",
+        "toy_split-einsum_16-bit_64x64",
+        "toy_split-einsum_16-bit_64x96",
+    ]
+    for folder in folders:
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        found = {name: digest for name, digest in contents(folder).items()}
+        del found["manifest.json"]
+        assert found == {name: f["sha256"] for name, f in manifest["files"].items()}
+        assert set(manifest["components"].values()) == {
+            "TextEncoder.mlpackage", "TextEncoder2.mlpackage", "Unet.mlpackage",
+            "VAEDecoder.mlpackage", "VAEEncoder.mlpackage",
+        }  # fmt: skip
+        assert manifest["recipe"]["text"] == RECIPE
+        assert str(finished.parent) not in json.dumps(manifest)
+        assert 16 <= manifest["bits_per_weight"]["unet"] < 17
+
+
+def test_weights_are_on_disk_once(finished: Path) -> None:
+    files = [p for p in finished.rglob("weight.bin") if ".cache" not in p.parts]
+    assert len(files) == 20
+    assert len({p.stat().st_ino for p in files}) == 5
+
+
+def test_a_second_run_makes_nothing(out: Path, toy: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    results = convert(toy, out)
+    # The copied cache has files of another time, so packages are made again, equal to the byte.
+    assert not any(r.fresh for r in results)
+    assert not any(r.fresh for r in convert(toy, out))
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items() if ".cache" not in p.parts)
+
+
+def test_two_runs_are_equal_byte_for_byte(finished: Path, toy: Path, tmp_path: Path) -> None:
+    convert(toy, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(finished)
+
+
+def test_a_damaged_artifact_is_made_again(out: Path, finished: Path, toy: Path) -> None:
+    damaged = out / "toy_original_16-bit_64x64"
+    (damaged / "VAEDecoder.mlpackage" / "Manifest.json").unlink()
+    results = convert(toy, out)
+    assert [r.path.name for r in results if r.fresh] == [damaged.name]
+    assert contents(out) == contents(finished)
+
+
+def test_a_damaged_cache_is_noticed(out: Path, finished: Path, toy: Path) -> None:
+    convert(toy, out)
+    for file in (out / ".cache").rglob("weight.bin"):
+        data = file.read_bytes()
+        file.unlink()
+        file.write_bytes(data[:-1])
+    shutil.rmtree(out / "toy_original_16-bit_64x64")
+    convert(toy, out)
+    assert contents(out) == contents(finished)
+
+
+def test_a_changed_recipe_makes_only_what_is_new(out: Path, toy: Path) -> None:
+    convert(toy, out)
+    packages = set((out / ".cache" / "packages").iterdir())
+    recipe = RECIPE.replace('["64x64", "64x96"]', '["64x64", "96x64"]')
+    results = convert(toy, out, recipe)
+    assert {r.path.name for r in results if r.path.name.endswith("96x64")} == {
+        "toy_original_16-bit_96x64",
+        "toy_split-einsum_16-bit_96x64",
+    }
+    assert len(set((out / ".cache" / "packages").iterdir()) - packages) == 4  # 2 UNets, 2 VAE
+
+
+def test_the_cache_may_be_deleted(out: Path, toy: Path) -> None:
+    before = contents(out)
+    shutil.rmtree(out / ".cache")
+    assert not any(r.fresh for r in convert(toy, out))
+    assert contents(out) == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"holds `thesis.tex`, which no run has made"):
+        convert(toy, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match="is a file"):
+        convert(toy, tmp_path / "thesis.tex")
+
+
+def test_chosen_components_alone_are_made(toy: Path, tmp_path: Path) -> None:
+    (result, *_) = convert(toy, tmp_path / "out", components=("vae_decoder",))
+    assert list(result.manifest["components"]) == ["vae_decoder"]
+    with pytest.raises(InputError, match="unknown component `vae_decode`; did you mean `vae_d"):
+        convert(toy, tmp_path / "out", components=("vae_decode",))
+
+
+def test_a_part_does_not_replace_the_whole(out: Path, toy: Path) -> None:
+    before = contents(out)
+    with pytest.raises(InputError, match=r"has text_encoder, .* too, which this run would remove"):
+        convert(toy, out, components=("unet",))
+    assert contents(out) == before
+
+
+def test_what_the_network_cannot_do_is_refused_before_any_work(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bits cannot be made"):
+        convert(toy, tmp_path / "out", RECIPE + 'bits = ["6"]\n')
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,93 @@
+"""The results of a verification: one `Check` per thing looked at, and the verdict of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from convert.errors import CannotExecute
+from convert.values import Resolution
+from verify.metrics import Metrics
+
+Level = Literal["structure", "conversion"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+Verdict = Literal["pass", "fail", "indeterminate"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    level: Level
+    component: str  # of COMPONENTS, or "artifact"
+    case: str  # what of it, or which run: "inputs", "t=999 cond"
+    gate: str  # what is asked, in words or as `snr_db >= 35`
+    verdict: Verdict
+    output: str | None = None  # of the component, where outputs are compared
+    metrics: Metrics | None = None
+    fp16: Metrics | None = None  # of PyTorch float16 on the same inputs: the noise floor
+    message: str = ""  # what was found; never empty unless the verdict is pass
+
+    @property
+    def place(self) -> str:
+        """Where it is, in one line."""
+        return " · ".join(p for p in (self.component, self.case, self.output) if p)
+
+
+def passed(level: Level, component: str, case: str, gate: str, message: str = "") -> Check:
+    """A check that passed."""
+    return Check(level, component, case, gate, "pass", message=message)
+
+
+def failed(level: Level, component: str, case: str, gate: str, message: str) -> Check:
+    """A check that failed, and why."""
+    return Check(level, component, case, gate, "fail", message=message)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All checks of one artifact or package; true if it passed.
+
+    Raises:
+        CannotExecute: there are no checks; nothing looked at is never a pass.
+    """
+
+    artifact: str
+    source: str
+    runtime: str
+    scope: str  # in one line, what these checks do not prove
+    resolution: Resolution | None
+    policy: str  # version of the policy
+    checks: tuple[Check, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.checks:
+            raise CannotExecute("nothing was checked", where=self.artifact)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`fail` if any check failed, else `indeterminate` if any is, else `pass`."""
+        return worst(check.verdict for check in self.checks)
+
+    def __bool__(self) -> bool:
+        return self.verdict == "pass"
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.verdict == "fail")
+
+    def exit_code(self, *, strict: bool = False) -> int:
+        """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
+        code = {"pass": 0, "fail": 1, "indeterminate": 3}[self.verdict]
+        return 1 if strict and code == 3 else code
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict of several; of none it is indeterminate."""
+    found = set(verdicts)
+    if "fail" in found:
+        return "fail"
+    return "pass" if found == {"pass"} else "indeterminate"

@@ -1,0 +1,170 @@
+"""What a package is, read from its files: interface, ops, attention, weights, metadata, digests.
+
+Weights are never loaded; the hashes stream them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.cache import digest_file
+from convert.components import COMPONENTS
+from convert.errors import InputError
+from verify.inspect_graph import (
+    Weights,
+    count_weights,
+    image_size,
+    infer_attention,
+    infer_component,
+)
+
+if TYPE_CHECKING:
+    from verify.mil.program import Feature
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """Size in bytes and SHA-256 (hex) of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One `.mlpackage`."""
+
+    file: str
+    component: str | None  # of the table of components; None if its interface is none of theirs
+    attention: str | None  # of a UNet: original, split_einsum, split_einsum_v2 or unknown
+    image_size: tuple[int, int] | None  # (width, height) in pixels
+    inputs: list[Feature]
+    outputs: list[Feature]
+    specification_version: int
+    opset: str
+    ops: dict[str, int]  # by type, most frequent first; without constants
+    constants: int
+    weights: Weights
+    author: str
+    license: str
+    version: str
+    short_description: str
+    user_defined: dict[str, str]
+    files: dict[str, FileFact]  # by path in the package
+
+    @property
+    def bytes(self) -> int:
+        return sum(fact.bytes for fact in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        size = self.image_size
+        return {
+            **asdict(self),
+            "image_size": f"{size[0]}x{size[1]}" if size else None,
+            "bytes": self.bytes,
+            "weights": {
+                **asdict(self.weights),
+                "bits_per_weight": round(self.weights.bits_per_weight, 3),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One package, or an artifact folder with its manifest."""
+
+    path: Path
+    models: list[Model]
+    manifest: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as JSON values: `{"schema": 1, "path", "bytes", "models", "manifest"}`."""
+        return {
+            "schema": 1,
+            "path": str(self.path),
+            "bytes": sum(model.bytes for model in self.models),
+            "models": [model.to_json() for model in self.models],
+            "manifest": self.manifest,
+        }
+
+    def lines(self, width: int = 100) -> list[str]:
+        """The facts as text for a terminal of `width` columns."""
+        from verify.inspect_text import lines
+
+        return lines(self, width)
+
+
+def inspect(path: Path) -> Inspection:
+    """The facts of a `.mlpackage`, or of every package of an artifact folder.
+
+    Raises:
+        InputError: nothing there, no packages in the folder, a manifest that is not JSON.
+        CannotExecute: a package that cannot be read, or is no ML Program.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("no such package or folder", where=path)
+    # Only a folder that is not itself a model can hold some; the rest is for load_program to name.
+    if not path.is_dir() or path.suffix in (".mlpackage", ".mlmodelc"):
+        return Inspection(path, [inspect_package(path)], None)
+    packages = sorted(path.glob("*.mlpackage"))
+    if not packages:
+        inner = sorted({p.parent.name for p in path.glob("*/*.mlpackage")})
+        raise InputError(
+            "holds no .mlpackage",
+            where=path,
+            hint=f"Give one of its folders: {', '.join(inner)}."
+            if inner
+            else "Give an artifact's folder, as `run` and `convert` leave them, or a .mlpackage.",
+        )
+    order = [spec.file for spec in COMPONENTS.values()]
+    packages.sort(key=lambda p: order.index(p.stem) if p.stem in order else len(order))
+    return Inspection(path, [inspect_package(p) for p in packages], _manifest(path))
+
+
+def inspect_package(path: Path) -> Model:
+    """The facts of one package. Raises as `inspect` does."""
+    from verify.mil.program import histogram, load_program
+
+    program = load_program(path)
+    ops = Counter(histogram(program))
+    constants = ops.pop("const", 0)
+    component = infer_component(program)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    return Model(
+        file=path.name,
+        component=component,
+        attention=infer_attention(program) if component == "unet" else None,
+        image_size=image_size(program, component),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        specification_version=program.specification_version,
+        opset=program.opset,
+        ops=dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        constants=constants,
+        weights=count_weights(program),
+        author=program.author,
+        license=program.license,
+        version=program.version,
+        short_description=program.short_description,
+        user_defined=dict(sorted(program.user_defined.items())),
+        files={str(f.relative_to(root)): FileFact(f.stat().st_size, digest_file(f)) for f in files},
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    file = folder / "manifest.json"
+    if not file.exists():
+        return None
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"not readable as JSON: {error}", where=file) from None
+    if not isinstance(value, dict):
+        raise InputError("holds no JSON object", where=file)
+    return value

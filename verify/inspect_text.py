@@ -1,0 +1,98 @@
+"""An inspection as text for a terminal: aligned, with sizes for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verify.inspect import Inspection, Model
+    from verify.mil.program import Feature
+
+LABEL = 15  # columns of the facts' names, their indentation included
+
+
+def lines(inspection: Inspection, width: int = 100) -> list[str]:
+    """One block a model, after the artifact's name and size if there are several models."""
+    models = inspection.models
+    out: list[str] = []
+    if len(models) > 1 or inspection.manifest is not None:
+        name = (inspection.manifest or {}).get("artifact")
+        title = name if isinstance(name, str) else inspection.path.resolve().name
+        size = human_bytes(sum(m.bytes for m in models))
+        out += [f"{title}: {len(models)} model{'s' * (len(models) != 1)}, {size}", ""]
+    for model in models:
+        out += [*_model(model, width), ""]
+    return out[:-1]
+
+
+def human_bytes(count: int) -> str:
+    """Decimal units, as download pages and Finder have them: `5.13 GB`, `624 kB`."""
+    return _human(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "bytes")
+
+
+def human_count(count: int) -> str:
+    """`2.57 G`, `123 M`, `4.5 k`, `977`."""
+    return _human(count, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
+
+
+def _human(count: int, units: Iterable[tuple[str, float]], one: str) -> str:
+    for unit, size in units:
+        # 999.6 k would round to 1000 k
+        if count >= 0.9995 * size:
+            value = count / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {unit}"
+    return f"{count} {one}".rstrip()
+
+
+def _model(model: Model, width: int) -> list[str]:
+    weights = model.weights
+    size = model.image_size
+    what = [
+        model.component or "not a component of SDXL",
+        f"attention {model.attention}" if model.attention else "",
+        f"{size[0]}x{size[1]}" if size else "",
+    ]
+    formats = ", ".join(f"{human_count(n)} {kind}" for kind, n in weights.formats.items())
+    # A no-break space keeps an op and its count on one line.
+    ops = ", ".join(f"{name}\u00a0{count}" for name, count in model.ops.items())
+    facts: list[tuple[str, list[str] | str]] = [
+        ("component", ", ".join(w for w in what if w)),
+        ("format", f"specification {model.specification_version}, opset {model.opset}"),
+        ("size", f"{human_bytes(model.bytes)}, of which weights {human_bytes(weights.bytes)}"),
+        (
+            "weights",
+            f"{human_count(weights.elements)} at {weights.bits_per_weight:.2f} bits: {formats}"
+            if weights.elements
+            else "none in files",
+        ),
+        ("inputs", _features(model.inputs)),
+        ("outputs", _features(model.outputs)),
+        ("operations", f"{sum(model.ops.values()):,} and {model.constants:,} constants: {ops}"),
+        ("description", model.short_description),
+        ("author", model.author),
+        ("license", model.license),
+        ("version", model.version),
+        ("metadata", [f"{key} = {value}" for key, value in model.user_defined.items()]),
+        ("SHA-256", [f"{f.sha256}  {Path(name).name}" for name, f in model.files.items()]),
+    ]
+    out = [model.file]
+    for label, value in facts:
+        rows = textwrap.wrap(value, max(width - LABEL, 20)) if isinstance(value, str) else value
+        for index, row in enumerate(rows):
+            text = row.replace("\u00a0", " ")
+            out.append(f"  {label if index == 0 else '':<{LABEL - 2}}{text}")
+    return out
+
+
+def _features(features: Iterable[Feature]) -> list[str]:
+    features = list(features)
+    width = max((len(f.name) for f in features), default=0)
+    kind = max((len(f.dtype) for f in features), default=0)
+    return [
+        f"{f.name:<{width}}  {f.dtype:<{kind}}  {' × '.join(map(str, f.shape)) or 'scalar'}"
+        for f in features
+    ]
