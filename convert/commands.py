@@ -13,7 +13,7 @@ from convert.terminal import Terminal, size
 
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
-    from convert.download import Snapshot
+    from convert.download import Snapshot, Source
     from convert.plan import Plan
     from convert.recipe import Recipe
     from convert.run import Result
@@ -91,8 +91,7 @@ def plan(
     Example: sdxl-coreml plan recipes/toy.toml --source toy
     """
     terminal = Terminal(as_json=as_json)
-    planned = prepare(read_recipe(recipe), source, terminal, only=only)[0]
-    terminal.result(plan_document(planned), plan_table(planned))
+    show_plan(read_recipe(recipe), source, terminal, only=only)
 
 
 def convert(
@@ -132,8 +131,8 @@ def convert(
         source, revision, attention, resolution, bits, deployment_target, vae_precision
     )
     recipe = parse_recipe(text, where="options", folder=Path.cwd())
-    snapshot, checkpoint = open_source(recipe, None, terminal)
-    planned = make_plan(recipe, checkpoint, components=component or [], engine=engine)
+    snapshot = fetch(wanted_source(recipe, None), terminal)
+    planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
     results = make(planned, snapshot, out, terminal)
     terminal.result(*results_shown(results))
 
@@ -205,11 +204,8 @@ def read_recipe(recipe: str) -> Recipe:
     return load_recipe(Path(recipe))
 
 
-def open_source(
-    recipe: Recipe, source: str | None, terminal: Terminal
-) -> tuple[Snapshot, Checkpoint]:
-    """The recipe's checkpoint, or `source` instead, on this disk and opened."""
-    from convert.checkpoint import open_checkpoint
+def wanted_source(recipe: Recipe, source: str | None) -> Source:
+    """The recipe's source, or `source` instead."""
     from convert.download import Source, parse_source
 
     given = recipe.source
@@ -221,24 +217,37 @@ def open_source(
                 hint="Leave it away, or apply it with diffusers and save the checkpoint.",
             )
     if source is not None:
-        wanted = parse_source(source)
-    elif given.repo:
-        wanted = Source("repo", given.repo, given.revision)
-    else:
-        wanted = parse_source(str(given.path or given.url))
-    snapshot = fetch(wanted, terminal)
+        return parse_source(source)
+    if given.repo:
+        return Source("repo", given.repo, given.revision)
+    return parse_source(str(given.path or given.url))
+
+
+def open_snapshot(snapshot: Snapshot) -> Checkpoint:
+    """The checkpoint, named after its repo or folder."""
+    from convert.checkpoint import open_checkpoint
+
     name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
-    return snapshot, open_checkpoint(snapshot.path, name=name)
+    return open_checkpoint(snapshot.path, name=name)
 
 
-def prepare(
+def show_plan(
     recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
-) -> tuple[Plan, Snapshot]:
-    """The plan of a recipe, and where its checkpoint came from."""
+) -> None:
+    """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
+    from tempfile import TemporaryDirectory
+
+    from convert.outline import outline
     from convert.plan import make_plan
 
-    snapshot, checkpoint = open_source(recipe, source, terminal)
-    return make_plan(recipe, checkpoint, only=only), snapshot
+    wanted = wanted_source(recipe, source)
+    with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
+        if wanted.kind == "repo":
+            snapshot = outline(wanted, Path(folder))
+        else:
+            snapshot = fetch(wanted, terminal)
+        plan = make_plan(recipe, open_snapshot(snapshot), only=only)
+        terminal.result(plan_document(plan), plan_table(plan))
 
 
 def make(plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal) -> list[Result]:
@@ -280,7 +289,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 def plan_table(plan: Plan) -> str:
     """The plan for people."""
     document = plan_document(plan)
-    lines = [f"{plan.recipe.name}, from {plan.checkpoint.path}"]
+    lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:
         lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")

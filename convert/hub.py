@@ -118,6 +118,21 @@ class Repo:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
+    def read(self, commit: str, file: File, count: int) -> bytes:
+        """The first `count` bytes of the file, or all of a shorter one."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        url = hf_hub_url(self.name, file.name, revision=commit, endpoint=self.endpoint)
+        headers = {
+            **build_hf_headers(),
+            "Accept-Encoding": "identity",
+            "Range": f"bytes=0-{min(count, file.size) - 1}",
+        }
+        response = get_session().get(url, headers=headers, follow_redirects=True, timeout=30)
+        hf_raise_for_status(response)
+        return bytes(response.content[:count])
+
     def fetch_into_cache(self, commit: str, files: Sequence[File], progress: Progress) -> Path:
         """The snapshot folder in the Hub's cache, with `files` in it."""
         from huggingface_hub import hf_hub_download

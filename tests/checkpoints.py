@@ -229,9 +229,7 @@ def make_checkpoint(
     for name in encoders:
         pad = "!" if name == "text_encoder_2" else "<|endoftext|>"
         write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), pad)
-    write_json(
-        folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, **(scheduler or {})}
-    )
+    write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, **(scheduler or {})})
     index = {
         "_class_name": "StableDiffusionXLImg2ImgPipeline"
         if refiner

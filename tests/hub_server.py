@@ -182,10 +182,11 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 headers["X-Repo-Commit"] = commit
             asked, status = self.headers.get("Range"), 200
             if asked:
-                start = int(asked.removeprefix("bytes=").split("-")[0])
+                first, last = asked.removeprefix("bytes=").split("-")
                 status, whole = 206, len(content)
-                headers["Content-Range"] = f"bytes {start}-{whole - 1}/{whole}"
-                content = content[start:]
+                start, end = int(first), int(last or whole - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{whole}"
+                content = content[start : end + 1]
             self.send(status, content, headers, is_file=True)
 
         def error(self, status: int, code: str, message: str) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from hub_server import TOKENIZER, HubServer, sdxl_repo
 
+from convert.checkpoint import open_checkpoint
 from convert.download import Snapshot, Source, download, parse_source, select_files
 from convert.errors import InputError
 from convert.hub import Progress
+from convert.outline import outline
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
 from convert.repo_files import select_vae_files
 from convert.snapshot import RECORD
 
@@ -473,3 +477,14 @@ def test_local_single_file(tmp_path: Path) -> None:
     assert download(parse_source(str(file)), tmp_path / "out").path.read_bytes() == b"weights"
     with pytest.raises(InputError, match=r"\.ckpt instead of \.safetensors"):
         download(parse_source(str(write(tmp_path, {"model.ckpt": b""}) / "model.ckpt")))
+
+
+def test_an_outline_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+    files = {str(p.relative_to(toy)): p.read_bytes() for p in toy.rglob("*") if p.is_file()}
+    hub.push("me/toy", files)
+    source = parse_source("me/toy")
+    snapshot = outline(source, tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert hub.bytes_sent() < sum(map(len, files.values())) // 2
+    recipe = parse_recipe('name = "t"\n[source]\nrepo = "me/toy"\n', where="test")
+    plan = make_plan(recipe, open_checkpoint(snapshot.path))
+    assert plan.weight_files() == make_plan(recipe, open_checkpoint(toy)).weight_files()

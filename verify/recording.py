@@ -203,7 +203,9 @@ class _Run:
         elif count == 5:
             ids = [[*size, score] for score in AESTHETIC_SCORES]
         else:
-            raise InputError(f"a UNet with {count} time ids; SDXL has 6, its refiner 5", where=where)
+            raise InputError(
+                f"a UNet with {count} time ids; SDXL has 6, its refiner 5", where=where
+            )
         return {
             "encoder_hidden_states": text,
             "time_ids": torch.tensor(ids, dtype=torch.float32),
@@ -287,7 +289,7 @@ def _scheduler(config: Mapping[str, Any]) -> Any:
 
 def _step(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
     """Euler's step, with the denoised latents kept in the range that latents have."""
-    sigma, following = scheduler.sigmas[scheduler.index_for_timestep(timestep):][:2]
+    sigma, following = scheduler.sigmas[scheduler.index_for_timestep(timestep) :][:2]
     with quiet():
         denoised = scheduler.step(prediction, timestep, latents).pred_original_sample
     denoised = denoised.clamp(-LATENT_LIMIT, LATENT_LIMIT)

@@ -203,7 +203,9 @@ def _view(part: Part, folder: Path, stem: str) -> None:
     for number, file in enumerate(files, 1):
         name = f"{stem}-{number:05}-of-{len(files):05}.safetensors"
         (folder / name).symlink_to(file.resolve())
-    shards = {file: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, file in enumerate(files, 1)}
+    shards = {
+        file: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, file in enumerate(files, 1)
+    }
     index = {
         "metadata": {"total_size": sum(file.stat().st_size for file in files)},
         "weight_map": {tensor.name: shards[tensor.path] for tensor in part.tensors.values()},

@@ -1,0 +1,318 @@
+"""What works on this machine and what does not: versions, room, runtimes, login.
+
+Nothing heavy is imported and nothing is downloaded, so the whole diagnosis takes a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+PROJECT = "sdxl-coreml"
+# Why a range is as it is, where the numbers do not say it.
+REASONS = {"numpy": "coremltools 9.0 fails with numpy 2.4 and later. "}
+GIB = 1 << 30
+# A checkpoint and one 16-bit artifact are 7 GB each; the evaluator takes 8.5 GiB for the UNet.
+DISK_WANTED = 20e9
+MEMORY_WANTED = 10 * GIB
+UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `ok`, `missing` (something will fail), or `note` (worth knowing).
+
+    `remedy` says what to do, or what the note means; empty if there is nothing to do.
+    """
+
+    name: str
+    status: Literal["ok", "missing", "note"]
+    value: str
+    remedy: str = ""
+
+
+def diagnose(folder: Path | None = None) -> list[Finding]:
+    """Look at this machine, with the disk of `folder` (the current one if None)."""
+    return [
+        *_versions(),
+        Finding("platform", "ok", f"{platform.platform()} {platform.machine()}"),
+        _disk(folder or Path.cwd()),
+        _memory(),
+        _core_ml(),
+        _xcode(),
+        _cuda(),
+        _mps(),
+        _login(),
+        _hub_cache(),
+        _apple_converter(),
+    ]
+
+
+def _versions() -> list[Finding]:
+    python, requirements = _requirements()
+    version = platform.python_version()
+    if not _within(version, python):
+        found = [Finding("Python", "missing", version, f"Use a Python {python}.")]
+    else:
+        found = [Finding("Python", "ok", f"{version} ({sys.executable})")]
+    for name, allowed in requirements.items():
+        wanted = f'pip install "{name}{allowed}"'
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found.append(Finding(name, "missing", "not installed", wanted))
+            continue
+        if _within(version, allowed):
+            found.append(Finding(name, "ok", version))
+        else:
+            found.append(
+                Finding(
+                    name,
+                    "missing",
+                    f"{version}, outside {allowed}",
+                    f"{REASONS.get(name, '')}{wanted}",
+                )
+            )
+    return found
+
+
+def _requirements() -> tuple[str, dict[str, str]]:
+    """The range of Python, and of each run-time dependency by name, as the project declares them."""
+    pyproject = Path(__file__).parent.parent / "pyproject.toml"
+    if pyproject.is_file():  # a checkout; it may be newer than what was installed
+        project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+        python, lines = project["requires-python"], project["dependencies"]
+    else:
+        try:
+            python = metadata.metadata(PROJECT)["Requires-Python"] or ""
+            lines = metadata.requires(PROJECT) or []
+        except metadata.PackageNotFoundError:
+            return "", {}
+    ranges = {}
+    for line in lines:
+        match = re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line)
+        if match and "extra ==" not in line:
+            ranges[match[1]] = match[2].strip(" ()")
+    return python, dict(sorted(ranges.items()))
+
+
+def _within(version: str, allowed: str) -> bool:
+    """Whether a version lies in a range such as `>=1.26,<2.4`, by its release numbers."""
+    compare = {
+        ">=": lambda order: order >= 0,
+        "<=": lambda order: order <= 0,
+        "==": lambda order: order == 0,
+        "!=": lambda order: order != 0,
+        ">": lambda order: order > 0,
+        "<": lambda order: order < 0,
+    }
+    for part in filter(None, (p.strip() for p in allowed.split(","))):
+        match = re.match(r"(>=|<=|==|!=|>|<)\s*(.+)", part)
+        if match and not compare[match[1]](_order(version, match[2])):
+            return False
+    return True
+
+
+def _order(version: str, other: str) -> int:
+    numbers = [
+        [int(n) for n in re.findall(r"\d+", re.split(r"[^0-9.]", v)[0])] for v in (version, other)
+    ]
+    length = max(map(len, numbers))
+    left, right = ([*n, *[0] * (length - len(n))] for n in numbers)
+    return (left > right) - (left < right)
+
+
+def _disk(folder: Path) -> Finding:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding("disk", "missing", str(error.strerror), f"{folder} cannot be used.")
+    value = f"{free / 1e9:.0f} GB free in {folder}"
+    if free >= DISK_WANTED:
+        return Finding("disk", "ok", value)
+    return Finding("disk", "note", value, "A checkpoint and a 16-bit artifact take 7 GB each.")
+
+
+def _memory() -> Finding:
+    total, available = _physical_memory()
+    limit = _cgroup_limit()
+    if total is None:
+        return Finding("memory", "note", "unknown", "This system does not say.")
+    value = f"{total / GIB:.1f} GiB"
+    if available is not None:
+        value += f", {available / GIB:.1f} GiB available"
+    if limit is not None and limit < total:
+        value += f", limited to {limit / GIB:.1f} GiB (cgroup)"
+        total = limit
+    if total >= MEMORY_WANTED:
+        return Finding("memory", "ok", value)
+    return Finding(
+        "memory",
+        "note",
+        value,
+        "Enough to convert; verifying or generating with a full-size UNet takes about 9 GiB.",
+    )
+
+
+def _physical_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+    """(total, available) in bytes; None for what the system does not say."""
+    try:
+        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.M))
+        return int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
+    except (AttributeError, OSError, ValueError):
+        return None, None
+
+
+def _cgroup_limit(
+    root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """The lowest memory limit in bytes of this process's control groups, v2 or v1; None if none.
+
+    A limit may stand at any level, and in a container the path is seen from outside or not at all.
+    """
+    try:
+        groups = [line.split(":", 2) for line in mine.read_text().splitlines()]
+    except OSError:
+        return None
+    limits = []
+    for _, controllers, path in (g for g in groups if len(g) == 3):
+        if controllers == "":
+            base, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for level in [folder, *folder.parents]:
+            if level.is_relative_to(base):
+                limits.append(_number(level / name))
+    known = [limit for limit in limits if limit is not None and limit < UNLIMITED]
+    return min(known, default=None)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # absent, or `max`
+        return None
+
+
+def _core_ml() -> Finding:
+    if sys.platform != "darwin":
+        return Finding(
+            "Core ML",
+            "note",
+            "only on macOS",
+            "Models are converted and verified here all the same, with PyTorch.",
+        )
+    spec = find_spec("coremltools")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    if any(list(Path(place).glob("libcoremlpython*")) for place in places):
+        return Finding("Core ML", "ok", f"macOS {platform.mac_ver()[0]}")
+    return Finding(
+        "Core ML",
+        "missing",
+        "coremltools has no libcoremlpython",
+        "Reinstall coremltools with a Python that it has wheels for.",
+    )
+
+
+def _xcode() -> Finding:
+    name, other = "Xcode", "`sdxl-coreml compile` does without it."
+    if sys.platform != "darwin":
+        return Finding(name, "note", "only on macOS", other)
+    try:
+        found = subprocess.run(
+            ["xcrun", "--find", "coremlcompiler"],
+            capture_output=True,
+            text=True,
+            timeout=0.5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return Finding(name, "note", "no coremlcompiler", other)
+    return Finding(name, "ok", found.stdout.strip())
+
+
+def _cuda(proc: Path = Path("/proc/driver/nvidia/gpus")) -> Finding:
+    """Told by the driver's files, and by torch's version: importing torch takes seconds."""
+    models = [
+        match[1].strip()
+        for info in sorted(proc.glob("*/information"))
+        if (match := re.search(r"^Model:(.*)$", info.read_text(), re.M))
+    ]
+    if not models:
+        return Finding("CUDA", "note", "no device", "Verification runs on the CPU.")
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        version = ""
+    if version.endswith("+cpu"):
+        return Finding(
+            "CUDA",
+            "note",
+            f"{', '.join(models)}, but torch {version} is a CPU build",
+            "To verify on the GPU, install torch with CUDA: https://pytorch.org/get-started",
+        )
+    return Finding("CUDA", "ok", ", ".join(models))
+
+
+def _mps() -> Finding:
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return Finding("MPS", "ok", "Apple silicon")
+    return Finding("MPS", "note", "no device", "It is the GPU of a Mac with Apple silicon.")
+
+
+def _login() -> Finding:
+    # Not huggingface_hub.get_token: it may refresh a token, which goes over the network.
+    from huggingface_hub import constants
+
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(variable, "").strip():
+            return Finding("Hub login", "ok", f"token from {variable}")
+    file = Path(constants.HF_TOKEN_PATH)
+    try:
+        present = bool(file.read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        present = False
+    if present:
+        return Finding("Hub login", "ok", f"token in {file}")
+    return Finding(
+        "Hub login",
+        "note",
+        "no token",
+        "Needed for gated or private repos and to publish: hf auth login",
+    )
+
+
+def _hub_cache() -> Finding:
+    from huggingface_hub import constants
+
+    return Finding("Hub cache", "ok", str(constants.HF_HUB_CACHE))
+
+
+def _apple_converter() -> Finding:
+    name = "Apple's converter"
+    if find_spec("python_coreml_stable_diffusion") is not None:
+        return Finding(name, "ok", "python_coreml_stable_diffusion")
+    return Finding(
+        name,
+        "note",
+        "not installed",
+        "Only `convert --engine apple` needs it: pip install --no-deps "
+        "git+https://github.com/apple/ml-stable-diffusion@e12202c",
+    )
