@@ -6,11 +6,11 @@ import os
 import sys
 
 import typer
-from verify.commands import register as register_verify
 
 from convert import __version__
 from convert.commands import register as register_convert
 from convert.errors import UserError
+from verify.commands import register as register_verify
 
 DEBUG = "SDXL_COREML_DEBUG"
 ISSUES = "please open an issue with the traceback that SDXL_COREML_DEBUG=1 shows"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convert.errors import InputError
-from convert.terminal import Terminal, size
+from convert.terminal import Terminal
+from convert.units import size
 
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint

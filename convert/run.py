@@ -25,6 +25,7 @@ from convert.errors import InputError
 from convert.plan import Job, Plan, PlannedArtifact
 from convert.progress import Progress, Silent
 from convert.snapshot import disk_error, link
+from convert.units import size
 from convert.values import FORMATS
 
 MANIFEST = "manifest.json"
@@ -224,9 +225,8 @@ class _Maker:
             if path.exists():
                 shutil.rmtree(path)
             folder.rename(path)
-        self.progress.done(
-            f"{name}  {sum(f['size'] for f in manifest['files'].values()) / 1e9:.2f} GB"
-        )
+        total = sum(f["size"] for f in manifest["files"].values())
+        self.progress.done(f"{name}: {size(total)}")
         return Result(path, manifest, fresh=True)
 
     def manifest(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from convert.progress import Advance
+from convert.units import size
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -58,11 +59,35 @@ class Terminal:
             with _lines(name, total, unit) as advance:
                 yield advance
 
+    @contextmanager
+    def working(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Show what is being done while work of unknown length lasts."""
+        if self.quiet:
+            yield lambda text: None
+        elif _console(sys.stderr).is_terminal:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            with Progress(*columns, console=_console(sys.stderr), transient=True) as progress:
+                task = progress.add_task(name, total=None)
+                yield lambda text: progress.update(task, description=f"{name} {text}")
+        else:
+            last = time.monotonic()
+
+            def say(text: str) -> None:
+                nonlocal last
+                if time.monotonic() - last >= LINE_EVERY:
+                    last = time.monotonic()
+                    print(f"{name} {text}", file=sys.stderr, flush=True)
+
+            yield say
+
 
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
-    return Console(file=stream)
+    # What is not a terminal has no width; tables in a log should not be cut to 80 columns.
+    return Console(file=stream, width=None if stream.isatty() else 160)
 
 
 @contextmanager
@@ -119,12 +144,3 @@ def _rate(count: int, seconds: float, unit: str) -> str:
     if unit == "B":
         return f"{size(count / max(seconds, 1e-9))}/s"
     return f"{count / max(seconds, 1e-9):.2g} {unit}/s"
-
-
-def size(count: float) -> str:
-    """A number of bytes for people, in decimal units: `5.14 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"

@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from convert.checkpoint import Checkpoint
+from convert.components import COMPONENTS
+from convert.mlpackage import Description, write_package
+from convert.values import FORMATS, DeploymentTarget
 from verify.reference import quiet
 
 UNET: dict[str, Any] = {
@@ -241,6 +246,38 @@ def make_checkpoint(
     }
     write_json(folder / "model_index.json", index)
     return folder
+
+
+def write_component(
+    path: Path,
+    checkpoint: Checkpoint,
+    component: str,
+    *,
+    size: tuple[int, int] = (64, 64),
+    attention: str = "original",
+    deployment: DeploymentTarget = "macOS14",
+) -> Path:
+    """Convert one component into the package `path`: UNet and text encoders fp16, the VAE fp32.
+
+    Args:
+        size: (width, height) of the image in pixels.
+    """
+    import coremltools as ct
+
+    from convert.models.networks import build_network
+
+    spec = COMPONENTS[component]
+    network = build_network(
+        checkpoint,
+        component,
+        image_size=(size[1], size[0]),
+        attention=attention,
+        dtype=np.float32 if component.startswith("vae") else np.float16,
+        target=getattr(ct.target, deployment),
+    )
+    about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
+    write_package(path, network, about, format=FORMATS[deployment])
+    return path
 
 
 @torch.no_grad()

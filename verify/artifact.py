@@ -12,8 +12,8 @@ from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError, nearest
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
-from verify.interface import infer_component
-from verify.mil import load_program
+from verify.inspect_graph import infer_component
+from verify.mil import Program, load_program
 
 MANIFEST = "manifest.json"
 CLAIMS = ("artifact", "attention", "bits", "resolution", "deployment", "vae_precision")
@@ -28,8 +28,9 @@ class Artifact:
     packages: Mapping[str, Path]  # component → .mlpackage; those that are there
     expected: tuple[str, ...]  # the components that should be there
     is_folder: bool
-    claims: Mapping[str, str] = field(default_factory=dict)  # the manifest's, by `CLAIMS`
-    files: Mapping[str, str] = field(default_factory=dict)  # the manifest's component → file
+    claims: Mapping[str, str] = field(default_factory=dict)  # by `CLAIMS`
+    components: Mapping[str, str] = field(default_factory=dict)  # and their files
+    files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
     problems: tuple[str, ...] = ()  # with the manifest
 
     @property
@@ -61,7 +62,7 @@ def open_artifact(
             )
     wanted = tuple(n for n in source.components if components is None or n in components)
     if path.suffix in (".mlpackage", ".mlmodelc", ".mlmodel"):
-        component = infer_component(load_program(path), source)
+        component = _component(load_program(path), source)
         if component not in wanted:
             raise InputError(f"is the {component}, not {' or '.join(wanted)}", where=path)
         return Artifact(path, path.stem, {component: path}, (component,), is_folder=False)
@@ -77,29 +78,62 @@ def open_artifact(
             hint="An artifact folder holds Unet.mlpackage and its companions; "
             "`sdxl-coreml convert` makes one.",
         )
-    claims, files, problems = _manifest(path / MANIFEST)
-    name = claims.get("artifact", path.resolve().name)
-    return Artifact(path, name, packages, wanted, True, claims, files, tuple(problems))
+    values, problems = _manifest(path / MANIFEST)
+    claims = _claims(values, problems) if values else {}
+    tables: dict[str, dict[str, Any]] = {}
+    for key in ("components", "files") if values else ():
+        tables[key] = values[key] if isinstance(values.get(key), dict) else {}
+        if not tables[key]:
+            problems.append(f"`{key}` is no object, or empty")
+    return Artifact(
+        path,
+        claims.get("artifact", path.resolve().name),
+        packages,
+        wanted,
+        is_folder=True,
+        claims=claims,
+        problems=tuple(problems),
+        **tables,
+    )
 
 
-def _manifest(path: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The claims, the files by component, and what is wrong with the manifest."""
+def _component(program: Program, source: Checkpoint) -> str:
+    """Which component of the checkpoint a package is, from its interface and its graph."""
+    component = infer_component(program)
+    if component in source.components:
+        return component
+    inputs, outputs = (", ".join(f.name for f in fs) for fs in (program.inputs, program.outputs))
+    what = f"is a {component}" if component else f"takes {inputs} and gives {outputs}"
+    raise InputError(
+        f"{what}, which no component of {source.name} does",
+        where=program.path,
+        hint=f"Its components are {', '.join(source.components)}.",
+    )
+
+
+def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The manifest, and what is wrong with it as a file."""
     try:
-        values: Any = json.loads(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        return {}, {}, [f"{MANIFEST} is missing"]
+        return {}, [f"{MANIFEST} is missing"]
     except (OSError, ValueError) as error:
-        return {}, {}, [f"{MANIFEST} cannot be read: {error}"]
-    if not isinstance(values, dict):
-        return {}, {}, [f"{MANIFEST} holds no JSON object"]
-    problems, claims = [], {}
+        return {}, [f"{MANIFEST} cannot be read: {error}"]
+    if not isinstance(values, dict) or not values:
+        return {}, [f"{MANIFEST} holds no JSON object"]
     if values.get("schema") != 1:
-        problems.append(f"`schema` is {values.get('schema')!r}, this tool reads 1")
+        return {}, [f"`schema` is {values.get('schema')!r}, this tool reads 1"]
+    return values, []
+
+
+def _claims(values: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+    """The claims that can be understood; what is wrong with the others joins `problems`."""
     allowed = {
         "attention": ATTENTIONS,
         "deployment": tuple(FORMATS),
         "vae_precision": ("float32", "float16"),
     }
+    claims = {}
     for key in CLAIMS:
         value = values.get(key)
         if not isinstance(value, str) or not value:
@@ -110,11 +144,7 @@ def _manifest(path: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
             problems.append(problem)
         else:
             claims[key] = value
-    files = values.get("components")
-    if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
-        problems.append("`components` is not an object of component and file")
-        files = {}
-    return claims, files, problems
+    return claims
 
 
 def _unparsable(key: str, value: str) -> str | None:

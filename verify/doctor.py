@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from verify.memory import cgroup_limit, physical_memory
+
 PROJECT = "sdxl-coreml"
 # Why a range is as it is, where the numbers do not say it.
 REASONS = {"numpy": "coremltools 9.0 fails with numpy 2.4 and later. "}
@@ -25,7 +27,6 @@ GIB = 1 << 30
 # A checkpoint and one 16-bit artifact are 7 GB each; the evaluator takes 8.5 GiB for the UNet.
 DISK_WANTED = 20e9
 MEMORY_WANTED = 10 * GIB
-UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ def diagnose(folder: Path | None = None) -> list[Finding]:
     """Look at this machine, with the disk of `folder` (the current one if None)."""
     return [
         *_versions(),
-        Finding("platform", "ok", f"{platform.platform()} {platform.machine()}"),
+        Finding("platform", "ok", platform.platform()),
         _disk(folder or Path.cwd()),
         _memory(),
         _core_ml(),
         _xcode(),
         _cuda(),
         _mps(),
-        _login(),
-        _hub_cache(),
+        *_hub(),
         _apple_converter(),
     ]
 
@@ -87,10 +87,10 @@ def _versions() -> list[Finding]:
 
 
 def _requirements() -> tuple[str, dict[str, str]]:
-    """The range of Python, and of each run-time dependency by name, as the project declares them."""
+    """The project's own ranges: of Python, and of each run-time dependency by name."""
     pyproject = Path(__file__).parent.parent / "pyproject.toml"
-    if pyproject.is_file():  # a checkout; it may be newer than what was installed
-        project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+    project = tomllib.loads(pyproject.read_text("utf-8"))["project"] if pyproject.is_file() else {}
+    if project.get("name") == PROJECT:  # a checkout; it may be newer than what was installed
         python, lines = project["requires-python"], project["dependencies"]
     else:
         try:
@@ -144,8 +144,8 @@ def _disk(folder: Path) -> Finding:
 
 
 def _memory() -> Finding:
-    total, available = _physical_memory()
-    limit = _cgroup_limit()
+    total, available = physical_memory()
+    limit = cgroup_limit()
     if total is None:
         return Finding("memory", "note", "unknown", "This system does not say.")
     value = f"{total / GIB:.1f} GiB"
@@ -162,53 +162,6 @@ def _memory() -> Finding:
         value,
         "Enough to convert; verifying or generating with a full-size UNet takes about 9 GiB.",
     )
-
-
-def _physical_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
-    """(total, available) in bytes; None for what the system does not say."""
-    try:
-        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.M))
-        return int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024
-    except (OSError, KeyError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    except (AttributeError, OSError, ValueError):
-        return None, None
-
-
-def _cgroup_limit(
-    root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")
-) -> int | None:
-    """The lowest memory limit in bytes of this process's control groups, v2 or v1; None if none.
-
-    A limit may stand at any level, and in a container the path is seen from outside or not at all.
-    """
-    try:
-        groups = [line.split(":", 2) for line in mine.read_text().splitlines()]
-    except OSError:
-        return None
-    limits = []
-    for _, controllers, path in (g for g in groups if len(g) == 3):
-        if controllers == "":
-            base, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        for level in [folder, *folder.parents]:
-            if level.is_relative_to(base):
-                limits.append(_number(level / name))
-    known = [limit for limit in limits if limit is not None and limit < UNLIMITED]
-    return min(known, default=None)
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # absent, or `max`
-        return None
 
 
 def _core_ml() -> Finding:
@@ -277,32 +230,25 @@ def _mps() -> Finding:
     return Finding("MPS", "note", "no device", "It is the GPU of a Mac with Apple silicon.")
 
 
-def _login() -> Finding:
-    # Not huggingface_hub.get_token: it may refresh a token, which goes over the network.
+def _hub() -> list[Finding]:
+    """Login and cache. Not by `get_token`, which may refresh a token over the network."""
+    if find_spec("huggingface_hub") is None:
+        return []  # named among the versions
     from huggingface_hub import constants
 
+    cache = Finding("Hub cache", "ok", str(constants.HF_HUB_CACHE))
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(variable, "").strip():
-            return Finding("Hub login", "ok", f"token from {variable}")
+            return [Finding("Hub login", "ok", f"token from {variable}"), cache]
     file = Path(constants.HF_TOKEN_PATH)
     try:
         present = bool(file.read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError):
         present = False
     if present:
-        return Finding("Hub login", "ok", f"token in {file}")
-    return Finding(
-        "Hub login",
-        "note",
-        "no token",
-        "Needed for gated or private repos and to publish: hf auth login",
-    )
-
-
-def _hub_cache() -> Finding:
-    from huggingface_hub import constants
-
-    return Finding("Hub cache", "ok", str(constants.HF_HUB_CACHE))
+        return [Finding("Hub login", "ok", f"token in {file}"), cache]
+    remedy = "Needed for gated or private repos and to publish: hf auth login"
+    return [Finding("Hub login", "note", "no token", remedy), cache]
 
 
 def _apple_converter() -> Finding:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.cache import digest_file
 from convert.components import COMPONENTS
-from convert.errors import InputError
+from convert.errors import CannotExecute, InputError
 from verify.inspect_graph import (
     Weights,
     count_weights,
@@ -131,6 +131,9 @@ def inspect_package(path: Path) -> Model:
     from verify.mil.program import histogram, load_program
 
     program = load_program(path)
+    for place in {c.file.path for op in program.ops for c in op.attributes.values() if c.file}:
+        if not place.is_file():
+            raise CannotExecute("the weight file is missing", where=place)
     ops = Counter(histogram(program))
     constants = ops.pop("const", 0)
     component = infer_component(program)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +23,14 @@ from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.values import Resolution
 from verify.reference import Reference, quiet
+from verify.schedule import euler, step
 
-TIMESTEPS = (999, 801, 500, 250, 37, 1)
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
 # More than any CLIP tokenizer gets into 75 tokens.
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
 GUIDANCE = 5.0
-# Latents of SDXL lie within ±4. An untrained network, which denoises nothing, would leave that range
-# and ask of fp16 what no real run does.
-LATENT_LIMIT = 4.0
 AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
-# What the schedulers of SDXL checkpoints say; a checkpoint without the file means this.
-SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-}
 
 Progress = Callable[[str], None]  # is told in a few words what is being done
 
@@ -157,7 +145,7 @@ class _Run:
         """The denoising run, and the latents it ends with."""
         config = self.checkpoint.part("unet").config
         conditions = self.conditions(cases)
-        scheduler = _scheduler(self.checkpoint.scheduler)
+        scheduler = euler(self.checkpoint.scheduler)
         generator = np.random.Generator(np.random.PCG64(self.seed))
         height, width = self.latent_size()
         channels = int(config.get("out_channels", 4))
@@ -173,7 +161,7 @@ class _Run:
                 found.append(self.case(model, f"t={int(timestep)}", inputs))
                 uncond, cond = found[-1].outputs["noise_pred"].chunk(2)
                 guided = uncond + self.guidance * (cond - uncond)
-                latents = _step(scheduler, guided, timestep, latents)
+                latents = step(scheduler, guided, timestep, latents)
         return tuple(found), latents
 
     def conditions(self, cases: Mapping[str, tuple[Case, ...]]) -> dict[str, Tensor]:
@@ -181,23 +169,23 @@ class _Run:
         named = {name: {c.name: c.outputs for c in found} for name, found in cases.items()}
         hidden, pooled = [], []
         for text in ("negative prompt", "prompt"):
-            states = [named[n][text]["hidden_embeds"] for n in named if n.startswith("text")]
-            hidden.append(torch.cat(states, dim=-1))
+            parts = [named[n][text]["hidden_embeds"] for n in named if n.startswith("text")]
+            hidden.append(torch.cat(parts, dim=-1))
             pooled.append(named["text_encoder_2"][text]["pooled_outputs"])
-        text = torch.cat(hidden).transpose(1, 2)[:, :, None]  # [2, C, 1, 77]
+        states = torch.cat(hidden).transpose(1, 2)[:, :, None]  # [2, C, 1, 77]
         config, where = self.checkpoint.part("unet").config, self.checkpoint.part("unet").path
         cross = config["cross_attention_dim"]
         cross = cross[0] if isinstance(cross, list | tuple) else cross
-        if text.shape[1] != cross:
+        if states.shape[1] != cross:
             raise InputError(
-                f"`cross_attention_dim` is {cross}, the text encoders give {text.shape[1]}",
+                f"`cross_attention_dim` is {cross}, the text encoders give {states.shape[1]}",
                 where=where / "config.json",
             )
         embeds = torch.cat(pooled)
         rest = config["projection_class_embeddings_input_dim"] - embeds.shape[1]
         count = rest // config["addition_time_embed_dim"]
         height, width = self.resolution.height, self.resolution.width
-        size = [height, width, 0, 0]
+        size: list[float] = [height, width, 0, 0]
         if count == 6:
             ids = [[*size, height, width]] * 2
         elif count == 5:
@@ -207,7 +195,7 @@ class _Run:
                 f"a UNet with {count} time ids; SDXL has 6, its refiner 5", where=where
             )
         return {
-            "encoder_hidden_states": text,
+            "encoder_hidden_states": states,
             "time_ids": torch.tensor(ids, dtype=torch.float32),
             "text_embeds": embeds,
         }
@@ -273,27 +261,6 @@ def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tenso
             f"gives token id {int(ids.max())}; {component} knows {vocabulary} tokens", where=folder
         )
     return ids
-
-
-def _scheduler(config: Mapping[str, Any]) -> Any:
-    """Euler's method on the checkpoint's noise schedule, at `TIMESTEPS`."""
-    from diffusers import EulerDiscreteScheduler
-
-    names = (*SCHEDULER, "trained_betas", "rescale_betas_zero_snr")
-    settings = {**SCHEDULER, **{k: config[k] for k in names if config.get(k) is not None}}
-    with quiet():
-        scheduler = EulerDiscreteScheduler(**settings)
-        scheduler.set_timesteps(timesteps=list(TIMESTEPS))
-    return scheduler
-
-
-def _step(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-    """Euler's step, with the denoised latents kept in the range that latents have."""
-    sigma, following = scheduler.sigmas[scheduler.index_for_timestep(timestep) :][:2]
-    with quiet():
-        denoised = scheduler.step(prediction, timestep, latents).pred_original_sample
-    denoised = denoised.clamp(-LATENT_LIMIT, LATENT_LIMIT)
-    return denoised + (latents - denoised) * (following / sigma)
 
 
 def _extra_channels(count: int, height: int, width: int) -> list[Tensor]:

@@ -200,12 +200,9 @@ def _view(part: Part, folder: Path, stem: str) -> None:
     if len(files) == 1:
         (folder / f"{stem}.safetensors").symlink_to(files[0].resolve())
         return
-    for number, file in enumerate(files, 1):
-        name = f"{stem}-{number:05}-of-{len(files):05}.safetensors"
+    shards = {f: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, f in enumerate(files, 1)}
+    for file, name in shards.items():
         (folder / name).symlink_to(file.resolve())
-    shards = {
-        file: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, file in enumerate(files, 1)
-    }
     index = {
         "metadata": {"total_size": sum(file.stat().st_size for file in files)},
         "weight_map": {tensor.name: shards[tensor.path] for tensor in part.tensors.values()},

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.values import FORMATS, Format, Resolution
 from verify.artifact import Artifact
 from verify.checks import Check, failed, passed
+from verify.inspect_graph import count_weights, infer_attention
 from verify.interface import (
     expected_shapes,
     fits,
-    infer_attention,
+    has_long_attention,
     infer_resolution,
     precision,
-    weight_formats,
 )
 from verify.mil import Feature, Program, TensorType
 
@@ -35,12 +36,28 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
         file = f"{COMPONENTS[component].file}.mlpackage"
         yield failed("structure", component, "file", "is there", f"{file} is missing")
     yield _verdict("artifact", "manifest", "complete and readable", "; ".join(artifact.problems))
-    files = artifact.files
-    listed = {n: f for n, f in files.items() if not (artifact.path / Path(f).name).exists()}
-    lost = [f"{n}: {f} is not there" for n, f in listed.items() if n in artifact.expected]
-    unlisted = [f"{n} is not listed" for n in artifact.packages if files and n not in files]
-    yield _verdict("artifact", "components", "as the manifest lists", "; ".join(lost + unlisted))
+    listed = artifact.components
+    unlisted = [name for name in artifact.packages if name not in listed]
+    problem = f"the manifest does not list {', '.join(unlisted)}" if unlisted else ""
+    yield _verdict("artifact", "components", "as the manifest lists them", problem)
+    yield _verdict("artifact", "files", "as the manifest has them", _files(artifact))
     yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
+
+
+def _files(artifact: Artifact) -> str:
+    """The first file that is not as the manifest has it, or nothing."""
+    for name, facts in sorted(artifact.files.items()):
+        path = artifact.path / name
+        if not isinstance(facts, dict) or ".." in Path(name).parts or Path(name).is_absolute():
+            return f"the manifest's entry of {name} is malformed"
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != facts.get("size"):
+            return f"{name} has {size} bytes, the manifest says {facts.get('size')}"
+        if digest_file(path) != facts.get("sha256"):
+            return f"{name} has another SHA-256 than the manifest says"
+    return ""
 
 
 def _tokenizer(folder: Path, source: Checkpoint) -> str:
@@ -86,7 +103,7 @@ def check_package(
         dtypes = (float_type,) if "vae_precision" in claims else ("fp32", "fp16")
     else:
         dtypes = (dtype,)
-    declared = {n: program.main.inputs.get(n) for n in inputs}
+    declared: dict[str, TensorType | None] = dict(program.main.inputs)
     problem = _features(program.inputs, declared, inputs, dtypes)
     yield _verdict(component, "inputs", _described(inputs, dtypes), problem)
     types = {name: t for op in program.ops for name, t in op.outputs}
@@ -152,6 +169,8 @@ def _features(
         for name, f in named.items()
         if declared[name] != TensorType(f.dtype, sizes[name])
     ]
+    if list(named) != list(declared):
+        wrong.append(f"in another order than the function's: {', '.join(declared)}")
     if len({f.dtype for f in found}) > 1:
         wrong.append("of several dtypes")
     return "; ".join(wrong)
@@ -168,9 +187,13 @@ def _format(program: Program, component: str, deployment: str | None) -> Check:
 
 def _attention(program: Program, claimed: str | None) -> Check:
     found = infer_attention(program)
-    text = " or ".join(found)
-    problem = "" if claimed is None or claimed in found else f"the ops are those of {text}"
-    return _verdict("unet", "attention", claimed or "any", problem, text)
+    same = {"split_einsum"} if has_long_attention(program) else {"split_einsum", "split_einsum_v2"}
+    names = same if found in same else {found}
+    text = " or ".join(sorted(names))
+    problem = ""
+    if found == "unknown" or claimed not in (None, *names):
+        problem = f"the graph's is {text}"
+    return _verdict("unet", "attention", claimed or "a known one", problem, text)
 
 
 def _precision(program: Program, component: str, claimed: str | None) -> Check:
@@ -204,20 +227,20 @@ def _weights(program: Program) -> str:
 
 
 def _bits(program: Program, component: str, claimed: str | None) -> Check:
-    formats = weight_formats(program)
-    total = sum(formats.values())
-    shares = [f"{name} {count / total:.0%}" for name, count in formats.most_common()]
-    found = ", ".join(shares) or "no weights"
-    compressed = {name for name in formats if name not in ("fp16", "fp32")}
+    weights = count_weights(program)
+    total = weights.elements
+    shares = [f"{name} {count / total:.0%}" for name, count in weights.formats.items()]
+    found = f"{weights.bits_per_weight:.2f} bits per weight: {', '.join(shares)}"
+    compressed = weights.formats.keys() - {"fp16", "fp32"}
     problem = ""
     if total == 0:
-        problem = found
+        problem = "no weights"
     elif claimed == "16" and compressed:
         problem = f"compressed: {found}"
     elif claimed not in (None, "16") and component == "unet":
         # Small tensors stay dense, so what is compressed has to be in the claimed format.
-        wanted = claimed if str(claimed).startswith("int") else f"palette-{claimed}"
+        wanted = {f"{claimed}-bit palette", f"{claimed} linear", f"u{claimed} linear"}
         mixed = str(claimed).startswith("mixed-")
-        if not compressed or (not mixed and compressed != {wanted}):
+        if not compressed or (not mixed and not compressed <= wanted):
             problem = f"{found}, where {claimed} is claimed"
     return _verdict(component, "bits", claimed or "any", problem, found)

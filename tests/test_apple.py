@@ -1,0 +1,251 @@
+"""The peer engine: Apple's networks, our interface, and clear words where it cannot."""
+
+import enum
+import logging
+import sys
+import types
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convert.apple import INSTALL, _attention, _import_unet, convert_component, convert_job
+from convert.apple_networks import unet
+from convert.checkpoint import open_checkpoint
+from convert.components import COMPONENTS
+from convert.errors import CannotExecute, InputError
+from convert.mlpackage import Description, write_package
+from convert.models.networks import build_network
+from convert.plan import Job
+from convert.toy import TOY, write_checkpoint
+from convert.values import FORMATS, Resolution
+from verify.inspect import inspect_package
+from verify.mil import Evaluator, load_program
+
+ct = pytest.importorskip("coremltools")
+
+APPLE = "python_coreml_stable_diffusion"
+TINY = replace(
+    TOY,
+    unet={
+        **TOY.unet,
+        "block_out_channels": [32, 32],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [2, 2],
+        "transformer_layers_per_block": [1, 1],
+        "layers_per_block": 1,
+    },
+    text_encoder={**TOY.text_encoder, "num_hidden_layers": 2},
+    vae={**TOY.vae, "block_out_channels": [32, 32]}
+    | {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2},
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("apple") / "tiny"
+    write_checkpoint(folder, TINY, words=["cat"])
+    return open_checkpoint(folder)
+
+
+def describe(component):
+    spec = COMPONENTS[component]
+    return Description("short", "who", "licence", "1", spec.inputs, spec.outputs, {"key": "value"})
+
+
+def both(checkpoint, component, folder, *, attention="original", dtype=np.float16):
+    """The component's packages: Apple's and ours."""
+    apple, native = folder / "apple.mlpackage", folder / "native.mlpackage"
+    size = (16, 16)
+    convert_component(
+        checkpoint,
+        component,
+        image_size=size,
+        attention=attention,
+        out=apple,
+        deployment="macOS14",
+        dtype=dtype,
+        description=describe(component),
+    )
+    network = build_network(
+        checkpoint,
+        component,
+        image_size=size,
+        attention=attention,
+        dtype=dtype,
+        target=ct.target.macOS14,
+    )
+    write_package(native, network, describe(component), format=FORMATS["macOS14"])
+    return apple, native
+
+
+def same_interface(apple, native):
+    a, n = inspect_package(apple), inspect_package(native)
+    assert a.inputs == n.inputs
+    assert sorted(a.outputs, key=lambda f: f.name) == sorted(n.outputs, key=lambda f: f.name)
+    assert (a.specification_version, a.opset) == (n.specification_version, n.opset)
+    assert (a.component, a.attention, a.author, a.license) == (
+        n.component,
+        n.attention,
+        n.author,
+        n.license,
+    )
+    assert a.user_defined["key"] == "value"
+    assert not any("date" in key for key in a.user_defined)
+    return a, n
+
+
+def snr(candidate, reference):
+    error = (candidate.double() - reference.double()).square().sum()
+    signal = reference.double().square().sum()
+    return float("inf") if not error else float(10 * (signal / error).log10())
+
+
+def outputs(package, inputs):
+    return Evaluator(package).run(inputs)
+
+
+def test_text_encoder_is_ours_in_interface_and_value_and_nothing_is_said(
+    checkpoint, tmp_path, capfd
+):
+    apple, native = both(checkpoint, "text_encoder_2", tmp_path)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["apple.mlpackage", "native.mlpackage"]
+    same_interface(apple, native)
+    words = checkpoint.part("text_encoder_2").config["vocab_size"]
+    ids = np.random.default_rng(0).integers(0, words, (1, 77)).astype(np.float32)
+    a, n = (outputs(package, {"input_ids": ids}) for package in (apple, native))
+    for name in n:
+        assert snr(a[name], n[name]) > 60, name
+    floats = [c.array() for _, c in load_program(apple).constants() if c.type.dtype == "fp16"]
+    assert all(np.isfinite(values).all() for values in floats), "the mask is finite"
+
+
+def test_vae_is_ours_in_interface_and_value(checkpoint, tmp_path):
+    apple, native = both(checkpoint, "vae_encoder", tmp_path, dtype=np.float32)
+    a, n = same_interface(apple, native)
+    assert a.ops == n.ops
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 16), np.float32)
+    left, right = (outputs(package, {"x": x}) for package in (apple, native))
+    assert snr(left["latent"], right["latent"]) > 90
+
+
+@pytest.mark.parametrize("attention", ["original", "split_einsum"])
+def test_unet_has_our_interface_and_ops_and_nearly_our_values(checkpoint, tmp_path, attention):
+    pytest.importorskip(
+        APPLE, reason="Apple's converter is not installed: its UNet was not compared with ours"
+    )
+    apple, native = both(checkpoint, "unet", tmp_path, attention=attention)
+    a, n = same_interface(apple, native)
+    assert a.attention == attention
+    # Ours computes the sinusoidal embeddings in float32 and orders sine and cosine at once.
+    differ = {op for op in a.ops.keys() | n.ops.keys() if a.ops.get(op) != n.ops.get(op)}
+    assert differ <= {"cast", "concat", "slice_by_index"}
+    rng = np.random.default_rng(0)
+    inputs = {f.name: rng.standard_normal(f.shape).astype(np.float16) for f in a.inputs}
+    inputs["timestep"][:] = 37
+    inputs["time_ids"][:] = [16, 16, 0, 0, 16, 16]
+    left, right = (outputs(package, inputs)["noise_pred"] for package in (apple, native))
+    assert snr(left, right) > 35
+
+
+def test_without_apples_package_the_error_names_how_to_install_it(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, APPLE, None)
+    with pytest.raises(InputError, match="not installed") as caught:
+        both(checkpoint, "unet", tmp_path)
+    assert INSTALL in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_names_the_same_installation():
+    from verify.doctor import diagnose
+
+    (found,) = (f for f in diagnose() if f.name == "Apple's converter")
+    assert found.status == "ok" or INSTALL in found.remedy
+
+
+def test_a_dependency_of_apples_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / APPLE).mkdir()
+    (tmp_path / APPLE / "__init__.py").touch()
+    (tmp_path / APPLE / "unet.py").write_text("import no_such_module")
+    for name in (APPLE, f"{APPLE}.unet"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CannotExecute, match="no_such_module"):
+        _import_unet()
+    for name in (APPLE, f"{APPLE}.unet"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_num_groups", 16),
+        ("act_fn", "gelu"),
+        ("conv_in_kernel", 5),
+        ("time_embedding_dim", 64),
+        ("layers_per_block", [1, 2]),
+        ("reverse_transformer_layers_per_block", [2, 1]),
+        ("mid_block_type", "UNetMidBlock2D"),
+    ],
+)
+def test_what_apples_network_would_ignore_is_refused(checkpoint, key, value):
+    part = checkpoint.part("unet")
+    other = replace(part, config={**part.config, key: value})
+    changed = replace(checkpoint, parts={**checkpoint.parts, "unet": other})
+    with pytest.raises(InputError, match=f"`{key}`.*which Apple's network ignores"):
+        unet(None, changed, (16, 16), "original", np.dtype(np.float16))
+
+
+def test_sizes_at_which_apples_network_fails_are_refused(checkpoint):
+    with pytest.raises(InputError, match="multiples of 2"):
+        unet(None, checkpoint, (18, 16), "original", np.dtype(np.float16))
+    with pytest.raises(InputError, match="no multiple of 512"):
+        unet(None, checkpoint, (96, 104), "split_einsum_v2", np.dtype(np.float16))
+
+
+def test_the_attention_in_effect_is_restored_even_after_an_error():
+    kinds = enum.Enum("Kinds", ["ORIGINAL", "SPLIT_EINSUM"])
+    apple = types.SimpleNamespace(
+        AttentionImplementations=kinds, ATTENTION_IMPLEMENTATION_IN_EFFECT=kinds.SPLIT_EINSUM
+    )
+    with _attention(apple, "original"):
+        assert apple.ATTENTION_IMPLEMENTATION_IN_EFFECT is kinds.ORIGINAL
+    with pytest.raises(KeyboardInterrupt), _attention(apple, "original"):
+        raise KeyboardInterrupt
+    assert apple.ATTENTION_IMPLEMENTATION_IN_EFFECT is kinds.SPLIT_EINSUM
+
+
+def test_other_libraries_are_left_as_they_were(checkpoint, tmp_path, monkeypatch):
+    from tqdm import tqdm
+
+    def state():
+        return tqdm.__init__, logging.root.manager.disable, list(warnings.filters)
+
+    def fail(*args, **kwargs):
+        warnings.warn("a word", stacklevel=1)
+        raise RuntimeError("no such op")
+
+    monkeypatch.setattr(ct, "convert", fail)
+    before = state()
+    with pytest.raises(CannotExecute, match="RuntimeError: no such op"):
+        both(checkpoint, "text_encoder", tmp_path)
+    assert state() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_package_is_not_overwritten(checkpoint, tmp_path):
+    (tmp_path / "apple.mlpackage").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        both(checkpoint, "text_encoder", tmp_path)
+
+
+def test_a_job_of_fewer_bits_is_refused(checkpoint, tmp_path):
+    job = Job("unet", Resolution(16, 16), "original", "6", "float16", "macOS14", "apple")
+    with pytest.raises(InputError, match="16-bit packages, not 6-bit"):
+        convert_job(checkpoint, job, {}, {}, tmp_path / "p.mlpackage", None, lambda n: None)

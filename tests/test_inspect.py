@@ -1,0 +1,305 @@
+"""What a package is said to be is what its files say, and never a guess."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.checkpoint import open_checkpoint
+from convert.components import COMPONENTS
+from convert.errors import CannotExecute, InputError
+from convert.mlpackage import MODEL, WEIGHTS, Description, write_package
+from convert.models.networks import build_network
+from convert.toy import TOY, write_checkpoint
+from convert.values import FORMATS
+from verify.inspect import inspect
+from verify.inspect_graph import infer_attention, infer_component
+from verify.inspect_text import human_bytes, human_count
+from verify.mil import Constant, TensorType, load_program
+
+ct = pytest.importorskip("coremltools")
+
+# One level with attention, so that 192×192 pixels make 576 queries: two chunks of 512.
+TINY = replace(
+    TOY,
+    unet={
+        **TOY.unet,
+        "block_out_channels": [32],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "attention_head_dim": [2],
+        "transformer_layers_per_block": [1],
+        "layers_per_block": 1,
+    },
+    text_encoder={**TOY.text_encoder, "num_hidden_layers": 2},
+    text_encoder_2={**TOY.text_encoder_2, "num_hidden_layers": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """component, attention → its package, made once."""
+    root = tmp_path_factory.mktemp("inspect")
+    write_checkpoint(root / "tiny", TINY, words=["cat"])
+    checkpoint = open_checkpoint(root / "tiny")
+    made = {}
+
+    def package(component, attention="original", size=(192, 128)):
+        key = component, attention, size
+        if key not in made:
+            spec = COMPONENTS[component]
+            network = build_network(
+                checkpoint,
+                component,
+                image_size=size,
+                attention=attention,
+                dtype=np.float32 if component.startswith("vae") else np.float16,
+                target=ct.target.iOS17,
+            )
+            path = root / f"{len(made)}" / f"{spec.file}.mlpackage"
+            path.parent.mkdir()
+            about = Description("short", "who", "mine", "7", spec.inputs, spec.outputs, {"k": "v"})
+            write_package(path, network, about, format=FORMATS["macOS14"])
+            made[key] = path
+        return made[key]
+
+    return package
+
+
+def one(path):
+    (model,) = inspect(path).models
+    return model
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_component_and_image_size_come_from_the_interface(make, component, tmp_path):
+    renamed = tmp_path / "anything.mlpackage"
+    shutil.copytree(make(component), renamed)
+    model = one(renamed)
+    assert model.component == component
+    assert model.image_size == (None if component.startswith("text") else (128, 192))
+    assert (model.specification_version, model.opset) == (8, "CoreML7")
+    assert [f.name for f in model.inputs] == list(COMPONENTS[component].inputs)
+    assert model.inputs[0].description == next(iter(COMPONENTS[component].inputs.values()))
+
+
+@pytest.mark.parametrize("attention", ["original", "split_einsum", "split_einsum_v2"])
+def test_attention_is_read_from_the_graph(make, attention):
+    model = one(make("unet", attention, (192, 192)))
+    assert model.attention == attention
+    assert bool(model.ops.get("einsum")) == (attention != "original")
+
+
+def test_v2_without_a_second_chunk_is_the_same_graph_as_split_einsum(make):
+    assert one(make("unet", "split_einsum_v2", (64, 64))).attention == "split_einsum"
+
+
+def test_only_a_unet_has_an_attention_implementation(make):
+    assert one(make("vae_decoder")).attention is None
+    assert one(make("text_encoder")).attention is None
+
+
+def changed(make, attention, change):
+    program = load_program(make("unet", attention, (192, 192)))
+    change([op for op in program.ops if op.type in ("softmax", "matmul", "einsum")])
+    return infer_attention(program)
+
+
+def test_a_graph_that_is_none_of_ours_is_unknown_not_guessed(make):
+    def first_of(kind, **to):
+        def change(ops):
+            op = next(op for op in ops if op.type == kind)
+            for key, value in to.items():
+                setattr(op, key, value)
+
+        return change
+
+    def other_equation(ops):
+        op = next(op for op in ops if op.type == "einsum")
+        text = Constant(TensorType("string", ()), np.array("nchw,nwhu->nuhc"))
+        op.inputs["equation"] = [text]
+
+    fused = first_of("matmul", type="scaled_dot_product_attention")
+    assert changed(make, "original", fused) == "unknown"
+    assert changed(make, "split_einsum", first_of("einsum", type="matmul")) == "unknown"
+    assert changed(make, "split_einsum", first_of("softmax", type="exp")) == "unknown"
+    assert changed(make, "split_einsum", other_equation) == "unknown"
+
+
+def test_letters_of_an_einsum_do_not_matter(make):
+    def rename(ops):
+        text = Constant(TensorType("string", ()), np.array("bkhc,bchq->bkhq"))
+        for op in ops:
+            if op.type == "einsum":
+                op.inputs["equation"] = [text]
+
+    assert changed(make, "split_einsum_v2", rename) == "split_einsum_v2"
+
+
+def test_an_interface_that_is_none_of_ours_has_no_component(make):
+    program = load_program(make("vae_decoder"))
+    program.inputs[0] = replace(program.inputs[0], name="latent")
+    assert infer_component(program) is None
+
+
+def test_weights_and_digests_are_those_of_the_files(make):
+    path = make("vae_encoder")
+    model = one(path)
+    weights = path / WEIGHTS
+    constants = [c for _, c in load_program(path).constants() if c.file]
+    assert model.weights.bytes == weights.stat().st_size
+    assert model.weights.elements == sum(c.array().size for c in constants)
+    assert model.weights.formats == {"fp32": model.weights.elements}
+    assert model.weights.bits_per_weight == pytest.approx(32, rel=0.01)
+    for name in (MODEL, WEIGHTS):
+        data = (path / name).read_bytes()
+        fact = model.files[str(name)]
+        assert (fact.bytes, fact.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert model.bytes == sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def compressed(tmp_path, target, compress):
+    from coremltools.converters.mil import Builder as mb
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 32, 8, 8))], opset_version=target)
+    def program(x):
+        weight = np.random.default_rng(0).standard_normal((64, 32, 3, 3)).astype(np.float32)
+        return mb.conv(x=x, weight=weight)
+
+    model = ct.convert(program, minimum_deployment_target=target, skip_model_load=True)
+    path = tmp_path / "compressed.mlpackage"
+    compress(model).save(str(path))
+    return one(path)
+
+
+def config(cls, **settings):
+    import coremltools.optimize.coreml as cto
+
+    return cto.OptimizationConfig(global_config=getattr(cto, cls)(**settings))
+
+
+def test_bits_per_weight_of_a_palette_are_those_on_disk(tmp_path):
+    def palettize(model):
+        settings = config("OpPalettizerConfig", mode="uniform", nbits=6)
+        return ct.optimize.coreml.palettize_weights(model, settings)
+
+    model = compressed(tmp_path, ct.target.iOS17, palettize)
+    assert model.weights.formats == {"6-bit palette": 64 * 32 * 9}
+    assert 6 < model.weights.bits_per_weight < 6.5
+
+
+def test_grouped_palettes_and_integers_of_ios18(tmp_path):
+    def palettize(model):
+        settings = config(
+            "OpPalettizerConfig",
+            mode="uniform",
+            nbits=3,
+            granularity="per_grouped_channel",
+            group_size=16,
+        )
+        return ct.optimize.coreml.palettize_weights(model, settings)
+
+    def quantize(model):
+        settings = config("OpLinearQuantizerConfig", dtype="int4", granularity="per_channel")
+        return ct.optimize.coreml.linear_quantize_weights(model, settings)
+
+    model = compressed(tmp_path, ct.target.iOS18, palettize)
+    assert model.weights.formats == {"3-bit palette": 64 * 32 * 9}
+    assert 3 < model.weights.bits_per_weight < 4
+    (tmp_path / "int").mkdir()
+    model = compressed(tmp_path / "int", ct.target.iOS18, quantize)
+    assert model.weights.formats == {"int4 linear": 64 * 32 * 9}
+    assert 4 < model.weights.bits_per_weight < 4.5
+
+
+@pytest.fixture
+def artifact(make, tmp_path):
+    """A folder with three linked packages and a manifest."""
+    for component in ("vae_decoder", "unet", "text_encoder"):
+        package = make(component)
+        shutil.copytree(package, tmp_path / "name" / package.name, copy_function=os.link)
+    (tmp_path / "name/manifest.json").write_text('{"artifact": "tiny_original"}')
+    (tmp_path / "name/vocab.json").write_text("{}")
+    return tmp_path / "name"
+
+
+def test_an_artifact_lists_its_models_in_the_bundles_order(artifact):
+    found = inspect(artifact)
+    assert [m.file for m in found.models] == [
+        "TextEncoder.mlpackage",
+        "Unet.mlpackage",
+        "VAEDecoder.mlpackage",
+    ]
+    value = json.loads(json.dumps(found.to_json()))
+    assert value["schema"] == 1
+    assert value["manifest"] == {"artifact": "tiny_original"}
+    assert value["bytes"] == sum(m["bytes"] for m in value["models"])
+    unet = value["models"][1]
+    assert (unet["attention"], unet["image_size"]) == ("original", "128x192")
+    assert unet["inputs"][0]["shape"] == [2, 4, 24, 16]
+    assert unet["weights"]["bits_per_weight"] == pytest.approx(16, rel=0.05)
+    assert unet["user_defined"] == {"k": "v"}
+
+
+def test_the_text_reads_well_at_any_width(artifact):
+    text = inspect(artifact).lines(80)
+    assert text[0].startswith("tiny_original: 3 models, ")
+    unet = text[text.index("Unet.mlpackage") :]
+    assert unet[1] == "  component    unet, attention original, 128x192"
+    assert "  inputs       sample                 fp16  2 × 4 × 24 × 16" in unet
+    assert "  metadata     k = v" in unet
+    digests = [line for line in text if "weight.bin" in line]
+    assert all(
+        len(line) <= 80
+        for line in text
+        if ".bin" not in line and ".mlmodel" not in line and "Manifest" not in line
+    )
+    assert len(digests) == 3
+    assert not any("\u00a0" in line or line != line.rstrip() for line in text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (999_600, "1.00 MB"),
+        (624_000, "624 kB"),
+        (5_134_000_000, "5.13 GB"),
+        (12_340_000, "12.3 MB"),
+    ],
+)
+def test_sizes_for_people(count, text):
+    assert human_bytes(count) == text
+    assert human_count(2_567_000_000) == "2.57 G"
+
+
+def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
+    with pytest.raises(InputError, match="no such package or folder"):
+        inspect(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"holds no \.mlpackage\n.*: name\."):
+        inspect(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="Give an artifact's folder"):
+        inspect(tmp_path / "empty")
+    (artifact / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        inspect(artifact)
+    (tmp_path / "Unet.mlmodelc").mkdir()
+    with pytest.raises(CannotExecute, match="compiled model"):
+        inspect(tmp_path / "Unet.mlmodelc")
+    (artifact / "Unet.mlpackage" / MODEL).unlink()
+    with pytest.raises(CannotExecute, match="missing"):
+        inspect(artifact / "Unet.mlpackage")
+
+
+def test_a_package_without_its_weights_is_named(make, tmp_path):
+    package = Path(shutil.copytree(make("text_encoder"), tmp_path / "a.mlpackage"))
+    (package / WEIGHTS).unlink()
+    with pytest.raises(CannotExecute, match="the weight file is missing"):
+        inspect(package)

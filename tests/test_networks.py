@@ -1,0 +1,79 @@
+"""Our networks, converted and run, against diffusers and transformers in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import SHAPES, write_component
+
+from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.models.attention import ATTENTION
+from convert.values import Resolution
+from verify.metrics import compare
+from verify.recording import Case, record
+from verify.runtimes import TorchRuntime
+
+# Latents of 8×8, 8×12 and, with a height and width that no level halves evenly, 17×9.
+SIZES = {"square": (64, 64), "portrait": (64, 96), "landscape": (136, 72)}
+# Big enough for more than 512 queries, with a last chunk that is shorter than the others.
+CHUNKED = ("attention_at_every_level", "landscape")
+FLOOR = {"unet": 50, "text_encoder": 45, "text_encoder_2": 45, "vae_decoder": 80, "vae_encoder": 80}
+BELOW_FP16 = 4.0  # dB that we may lose against PyTorch float16, which rounds at other places
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost such small tensors more than they save, and test runs share the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_close(package: Path, component: str, cases: tuple[Case, ...]) -> None:
+    runtime = TorchRuntime()
+    found = {}
+    for case in cases:
+        outputs = runtime.run(package, case.inputs)
+        assert outputs.keys() == case.outputs.keys()
+        for name, reference in case.outputs.items():
+            for half in range(len(reference)):
+                ours = compare(reference[half], outputs[name][half])
+                floor = FLOOR[component]
+                if case.fp16:
+                    torch_fp16 = compare(reference[half], case.fp16[name][half])
+                    assert ours.snr_db >= torch_fp16.snr_db - BELOW_FP16, (case.name, half, name)
+                found[case.name, half, name] = ours.snr_db
+    assert min(found.values()) >= floor, found
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unet_computes_what_diffusers_does(
+    shape: str, size: str, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(shapes[shape])
+    pixels = (264, 200) if (shape, size) == CHUNKED else SIZES[size]
+    resolution = Resolution(*pixels)
+    recording = record(checkpoint, ["unet"], resolution=resolution, fp16=["unet"])
+    for attention in ATTENTION:
+        path = tmp_path / f"{attention}.mlpackage"
+        write_component(path, checkpoint, "unet", size=pixels, attention=attention)
+        assert_close(path, "unet", recording.cases["unet"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text_encoders_and_vae_compute_what_the_libraries_do(
+    shape: str, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint: Checkpoint = open_checkpoint(shapes[shape])
+    others = [name for name in checkpoint.components if name != "unet"]
+    half = [name for name in others if name.startswith("text_encoder")]
+    recording = record(checkpoint, others, resolution=Resolution(64, 96), fp16=half)
+    for component in others:
+        path = tmp_path / f"{component}.mlpackage"
+        write_component(path, checkpoint, component, size=(64, 96))
+        assert_close(path, component, recording.cases[component])

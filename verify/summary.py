@@ -1,0 +1,91 @@
+"""Several artifacts' reports in one table: a row each, a column for every component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convert.components import COMPONENTS
+from verify.checks import Verdict, worst
+from verify.metrics import SNR
+from verify.report import MARKS, STYLES, decibels
+
+Report = dict[str, Any]
+
+
+def lowest_snr(report: Report, component: str | None = None) -> float | None:
+    """The lowest SNR in dB among a report's comparisons (of one component); None without any.
+
+    Infinite where all outputs equal the reference; not finite ones are failures, not numbers.
+    """
+    found = [
+        float(check["metrics"]["snr_db"])  # "inf" is a string in JSON
+        for check in report["checks"]
+        if check["metrics"] and check["metrics"]["snr_db"] is not None
+        if component in (None, check["component"])
+    ]
+    return min(found, default=None)
+
+
+def summary_table(reports: Sequence[Report]) -> Any:
+    """The table as a rich renderable, failures below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    components = _components(reports)
+    view = Table("", "artifact", *components, "structure", box=None, pad_edge=False)
+    for report in reports:
+        verdict: Verdict = report["verdict"]
+        view.add_row(Text(MARKS[verdict], STYLES[verdict]), *_cells(report, components))
+    parts: list[Any] = [view]
+    for report in reports:
+        for check in report["checks"]:
+            if check["verdict"] != "pass":
+                place = " · ".join(
+                    p for p in (report["artifact"], check["component"], check["case"]) if p
+                )
+                text = f"{place}: {check['message']} (asked: {check['gate']})"
+                parts.append(Text(f"{MARKS[check['verdict']]} {text}", STYLES[check["verdict"]]))
+    verdict = worst(r["verdict"] for r in reports)
+    count = sum(r["verdict"] == "pass" for r in reports)
+    parts.append(Text(f"{verdict}: {count} of {len(reports)} artifacts passed", STYLES[verdict]))
+    parts += [Text(line, "dim") for line in _footnotes(reports)]
+    return Group(*parts)
+
+
+def summary_markdown(reports: Sequence[Report]) -> str:
+    """The table for a CI job's page."""
+    components = _components(reports)
+    lines = [
+        f"| | artifact | {' | '.join(components)} | structure |",
+        "|---|---|" + "---|" * (len(components) + 1),
+    ]
+    for report in reports:
+        cells = " | ".join(_cells(report, components))
+        lines.append(f"| {MARKS[report['verdict']]} | {cells} |")
+    return "\n".join([*lines, "", *(f"{line}  " for line in _footnotes(reports))]).rstrip() + "\n"
+
+
+def _components(reports: Sequence[Report]) -> list[str]:
+    seen = {check["component"] for report in reports for check in report["checks"]}
+    return [c for c in COMPONENTS if c in seen]
+
+
+def _cells(report: Report, components: Sequence[str]) -> list[str]:
+    cells = [report["artifact"]]
+    for component in components:
+        snr = lowest_snr(report, component)
+        bad = any(c["component"] == component and c["verdict"] != "pass" for c in report["checks"])
+        cells.append(("✗ " if bad else "") + ("" if snr is None else decibels(snr)))
+    structure = [c for c in report["checks"] if c["level"] == "structure"]
+    passed = sum(c["verdict"] == "pass" for c in structure)
+    return [*cells, f"{passed} of {len(structure)}"]
+
+
+def _footnotes(reports: Sequence[Report]) -> list[str]:
+    scopes = list(dict.fromkeys(r["scope"] for r in reports))
+    return [
+        f"Numbers: the lowest {SNR}, against PyTorch float32.",
+        *(f"Scope: {s}." for s in scopes),
+    ]
