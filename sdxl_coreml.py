@@ -13,6 +13,7 @@ from convert.errors import UserError
 from verify.commands import register as register_verify
 
 DEBUG = "SDXL_COREML_DEBUG"
+INTERRUPTED = "interrupted; run the same command again to go on"
 ISSUES = "please open an issue with the traceback that SDXL_COREML_DEBUG=1 shows"
 
 app = typer.Typer(
@@ -42,7 +43,9 @@ def main() -> None:
     except UserError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; run the same command again to go on", 130)
+        code = _fail(INTERRUPTED, 130)
+    except SystemExit as stop:  # how typer ends on Ctrl-C
+        code = _fail(INTERRUPTED, 130) if stop.code == 130 else stop.code
     except BrokenPipeError:
         sys.stdout = None  # type: ignore[assignment]  # whoever read it has gone
         code = 0

@@ -253,8 +253,9 @@ def show_plan(
 
 def make(plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal) -> list[Result]:
     """Convert, with the plan shown before."""
-    from convert.run import run
+    from convert.run import require_ours, run
 
+    require_ours(out, plan)
     terminal.say(plan_table(plan))
     return run(plan, snapshot, out, progress=terminal)
 

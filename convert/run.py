@@ -22,6 +22,7 @@ from convert.cache import Cache, code_digest, digest_file, key_of
 from convert.components import COMPONENTS, user_metadata
 from convert.download import Snapshot
 from convert.errors import InputError
+from convert.interrupts import deferred_interrupt
 from convert.plan import Job, Plan, PlannedArtifact
 from convert.progress import Progress, Silent
 from convert.snapshot import disk_error, link
@@ -62,6 +63,7 @@ def run(
     """
     progress = progress or Silent()
     require_ours(out, plan)
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         maker = _Maker(plan, source, Cache(out / ".cache"), progress)
@@ -69,6 +71,10 @@ def run(
         with progress.stage("Converting", sum(map(plan.weight_bytes, jobs)), "B") as advance:
             packages = {job: maker.package(job, advance) for job in jobs}
         return [maker.artifact(a, packages, out) for a in plan.artifacts]
+    except InputError:
+        if is_new:  # what was made of a checkpoint that cannot be converted is of no use
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     except OSError as error:
         raise disk_error(error, out) from None
     finally:
@@ -154,10 +160,11 @@ class _Maker:
             advance(self.plan.weight_bytes(job))
 
         def fill(folder: Path) -> Mapping[str, Any]:
-            if job.engine == "apple":
-                from convert.apple import convert_job
-            else:
-                from convert.native import convert_job
+            with deferred_interrupt():
+                if job.engine == "apple":
+                    from convert.apple import convert_job
+                else:
+                    from convert.native import convert_job
             target = folder / PACKAGE
             known = convert_job(
                 self.checkpoint, job, about, self.digests, target, self.cache, advance

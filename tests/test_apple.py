@@ -21,7 +21,8 @@ from convert.plan import Job
 from convert.toy import TOY, write_checkpoint
 from convert.values import FORMATS, Resolution
 from verify.inspect import inspect_package
-from verify.mil import Evaluator, load_program
+from verify.mil import load_program
+from verify.mil.evaluator import Evaluator
 
 ct = pytest.importorskip("coremltools")
 

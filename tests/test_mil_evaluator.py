@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import CannotExecute, InputError
-from verify.mil import Block, Constant, Evaluator, Op, Program, TensorType, load_program
+from verify.mil import Block, Constant, Op, Program, TensorType, load_program
+from verify.mil.evaluator import Evaluator
 from verify.mil.ops import OPS, TORCH_DTYPES
 
 ct = pytest.importorskip("coremltools")

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import open_checkpoint
 from convert.download import Snapshot
@@ -144,6 +145,17 @@ def test_a_folder_that_holds_something_else_is_left_alone(toy: Path, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="is a file"):
         convert(toy, tmp_path / "thesis.tex")
+
+
+def test_a_checkpoint_that_cannot_be_converted_leaves_nothing(toy: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(toy, tmp_path / "broken"))
+    file = next((broken / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["conv_out.bias"][1] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"`conv_out.bias`\[1\] is nan"):
+        convert(broken, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
 def test_chosen_components_alone_are_made(toy: Path, tmp_path: Path) -> None:

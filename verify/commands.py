@@ -22,6 +22,7 @@ from convert.commands import (
     wanted_source,
 )
 from convert.errors import InputError
+from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def run(
     Example: sdxl-coreml run toy --source toy --out out
     """
     from convert.plan import make_plan
-    from verify.campaign import verify_all
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     parsed = read_recipe(recipe)
@@ -64,6 +64,8 @@ def run(
     checkpoint = open_snapshot(snapshot)
     plan = make_plan(parsed, checkpoint, only=only)
     made = make(plan, snapshot, out, terminal)
+    with deferred_interrupt():
+        from verify.campaign import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, checkpoint, progress=say)
     terminal.result(
@@ -100,10 +102,12 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
-    from verify import report
-    from verify.checks import LEVELS
-    from verify.policy import load_policy
-    from verify.run import verify as check
+
+    with deferred_interrupt():
+        from verify import report
+        from verify.checks import LEVELS
+        from verify.policy import load_policy
+        from verify.run import verify as check
 
     to_stdout = json_file == Path("-")
     terminal = Terminal(quiet=quiet, as_json=to_stdout)

@@ -59,7 +59,7 @@ class TorchRuntime:
         self._loaded: tuple[Path, Any] | None = None
 
     def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        from verify.mil import Evaluator
+        from verify.mil.evaluator import Evaluator
 
         if self._loaded is None or self._loaded[0] != package:
             self.close()

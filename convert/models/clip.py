@@ -58,8 +58,8 @@ def text_encoder(
         if c.projection is not None:
             pooled = linear(m["text_projection"], pooled, c.projection, bias=False)
         return {
-            "pooled_outputs": to_float32(m["pooled"], pooled),
             "hidden_embeds": to_float32(m["hidden"], hidden),
+            "pooled_outputs": to_float32(m["pooled"], pooled),
         }
 
     inputs = {"input_ids": Input((1, MAX_TOKENS), np.dtype(np.float32))}

@@ -1,6 +1,5 @@
-"""An ML Program read from its package and run with PyTorch, on any machine."""
+"""An ML Program read from its package; `verify.mil.evaluator` runs it with PyTorch."""
 
-from verify.mil.evaluator import Evaluator
 from verify.mil.program import (
     Block,
     Constant,
@@ -15,7 +14,6 @@ from verify.mil.program import (
 __all__ = [
     "Block",
     "Constant",
-    "Evaluator",
     "Feature",
     "Op",
     "Program",

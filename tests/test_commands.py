@@ -1,0 +1,271 @@
+"""The command line: results on stdout, one clear error and its exit code, no noise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sdxl_coreml
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = [
+    "toy", "download", "plan", "convert", "run", "verify", "inspect", "recipes", "schema", "doctor",
+]  # fmt: skip
+HEAVY = {"torch", "coremltools", "diffusers", "transformers", "numpy", "pydantic"}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            sdxl_coreml.main()
+        out, err = capfd.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def artifact(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("convert") / "out"
+    options = ["--out", out, "--attention", "split_einsum", "--resolution", "64x96", "--quiet"]
+    subprocess.run(
+        [sys.executable, "-m", "sdxl_coreml", "convert", toy, *map(str, options)], check=True
+    )
+    return out / "toy_split-einsum_16-bit_64x96"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = f"import sdxl_coreml, sys; print({HEAVY!r} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_version_and_bare_call(command: Run) -> None:
+    assert command("--version")[:2] == (0, f"sdxl-coreml {sdxl_coreml.__version__}\n")
+    assert command()[0] == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(command: Run, name: str) -> None:
+    code, out, _ = command(name, "--help")
+    assert code == 0
+    assert f"Example: sdxl-coreml {name}" in out
+
+
+def test_plan_needs_no_weights_and_speaks_json(command: Run, toy: Path, tmp_path: Path) -> None:
+    outline = Path(shutil.copytree(toy, tmp_path / "outline"))
+    for file in outline.rglob("*.safetensors"):
+        size = file.stat().st_size
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        os.truncate(file, header)
+        os.truncate(file, size)  # all weights are now a hole
+    code, out, _ = command("plan", "toy", "--source", outline, "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert [a["artifact"] for a in plan["artifacts"]] == [
+        "toy_original_16-bit_128x128",
+        "toy_original_16-bit_128x192",
+        "toy_split-einsum_16-bit_128x128",
+        "toy_split-einsum_16-bit_128x192",
+    ]
+    assert len(plan["packages"]) == 10
+    assert plan["weight_bytes"] == sum(f["bytes"] for f in plan["weight_files"])
+
+
+def test_dry_run_is_the_plan(command: Run, toy: Path, tmp_path: Path) -> None:
+    arguments = ["--source", toy, "--json"]
+    planned = command("plan", "toy", *arguments)
+    dry = command("run", "toy", "--dry-run", "--out", tmp_path / "out", *arguments)
+    assert planned == dry
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_leaves_an_artifact_and_says_so(command: Run, artifact: Path, toy: Path) -> None:
+    options = ["--attention", "split_einsum", "--resolution", "64x96", "--json"]
+    code, out, _ = command("convert", toy, "--out", artifact.parent, *options)
+    (made,) = json.loads(out)["artifacts"]
+    assert code == 0
+    assert made == {"artifact": artifact.name, "path": str(artifact), "fresh": False}
+
+
+def test_inspect_reads_an_artifact_and_a_package(command: Run, artifact: Path) -> None:
+    code, out, _ = command("inspect", artifact, "--json")
+    assert code == 0
+    assert [m["component"] for m in json.loads(out)["models"]] == [
+        "text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder",
+    ]  # fmt: skip
+    code, out, _ = command("inspect", artifact / "Unet.mlpackage")
+    assert code == 0
+    assert "split_einsum" in out
+
+
+def test_run_verifies_and_reports_and_a_second_run_does_nothing(
+    command: Run, toy: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        'name = "r"\n[source]\npath = "elsewhere"\n'
+        '[matrix]\nattention = ["original"]\nresolution = ["64x64"]\n'
+    )
+    out = tmp_path / "out"
+    code, text, err = command("run", recipe, "--source", toy, "--out", out)
+    assert code == 0, err
+    assert "pass: 1 of 1 artifacts passed" in text
+    assert "Warning" not in err
+    names = {str(p.relative_to(out)) for p in (out / "reports").iterdir()}
+    assert names == {
+        "reports/r_original_16-bit_64x64.json", "reports/summary.json", "reports/summary.md",
+    }  # fmt: skip
+    summary = json.loads((out / "reports" / "summary.json").read_text())
+    assert summary["verdict"] == "pass"
+    manifest = out / "r_original_16-bit_64x64" / "manifest.json"
+    assert json.loads(manifest.read_text())["verdict"] == "pass"
+    before = {p: p.stat().st_mtime_ns for p in out.glob("r_*/**/*")}
+    code, _, _ = command("run", recipe, "--source", toy, "--out", out, "--quiet")
+    assert code == 0
+    assert {p: p.stat().st_mtime_ns for p in out.glob("r_*/**/*")} == before
+
+
+def test_verify_writes_every_report(
+    command: Run, artifact: Path, toy: Path, tmp_path: Path
+) -> None:
+    files = {n: tmp_path / f"r.{n}" for n in ("json", "junit", "markdown")}
+    options = [part for n, file in files.items() for part in (f"--{n}", file)]
+    package = artifact / "TextEncoder.mlpackage"
+    code, out, _ = command("verify", package, "--source", toy, *options)
+    assert code == 0
+    assert "pass:" in out
+    assert json.loads(files["json"].read_text())["verdict"] == "pass"
+    assert files["junit"].read_text().startswith("<?xml")
+    assert "text_encoder" in files["markdown"].read_text()
+
+
+def test_a_wrong_model_fails_with_exit_code_1(
+    command: Run, artifact: Path, toy: Path, tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(artifact / "TextEncoder2.mlpackage", tmp_path / "t.mlpackage"))
+    weights = package / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
+    weights.write_bytes(data)
+    code, out, _ = command("verify", package, "--source", toy, "--json", "-")
+    assert code == 1
+    failed = [c for c in json.loads(out)["checks"] if c["verdict"] == "fail"]
+    assert {c["component"] for c in failed} == {"text_encoder_2"}
+
+
+def test_doctor_and_recipes_and_schema_speak_json(command: Run) -> None:
+    assert json.loads(command("doctor", "--json")[1])["findings"]
+    assert "toy" in json.loads(command("recipes", "--json")[1])["recipes"]
+    assert json.loads(command("schema")[1])["type"] == "object"
+    assert command("recipes", "toy")[1].startswith("#")
+
+
+BAD: list[tuple[str, list[str], str]] = [
+    ("no such command", ["convret"], "No such command"),
+    ("missing option", ["convert", "{toy}"], "Missing option '--out'"),
+    ("no such checkpoint", ["convert", "no/such/folder", "--out", "{out}"], "no such folder"),
+    (
+        "attention misspelt",
+        ["convert", "{toy}", "--out", "{out}", "--attention", "split_einsm"],
+        "did you mean `split_einsum`?",
+    ),
+    (
+        "resolution the network cannot do",
+        ["convert", "{toy}", "--out", "{out}", "--resolution", "100x100"],
+        "multiple of 8",
+    ),
+    (
+        "unknown engine",
+        ["convert", "{toy}", "--out", "{out}", "--engine", "magic"],
+        "unknown engine `magic`",
+    ),
+    (
+        "unknown component",
+        ["convert", "{toy}", "--out", "{out}", "--component", "uent"],
+        "did you mean `unet`?",
+    ),
+    (
+        "unknown target",
+        ["convert", "{toy}", "--out", "{out}", "--deployment-target", "macOS13"],
+        "macOS14",
+    ),
+    ("output is a file", ["convert", "{toy}", "--out", "{file}"], "is a file"),
+    ("output holds something", ["convert", "{toy}", "--out", "{full}"], "which no run has made"),
+    ("no such recipe", ["run", "none.toml", "--out", "{out}"], "none.toml"),
+    ("recipe with unknown key", ["plan", "{recipe}"], "did you mean `resolution`?"),
+    ("only matches nothing", ["plan", "toy", "--source", "{toy}", "--only", "x*"], "matches none"),
+    ("verify nothing", ["verify", "none", "--source", "{toy}"], "no such file or folder"),
+    ("verify a folder of something", ["verify", "{full}", "--source", "{toy}"], ""),
+    ("inspect nothing", ["inspect", "none"], "no such package or folder"),
+    ("toy into something", ["toy", "{full}"], "not empty"),
+    ("download by URL", ["download", "https://a.b/c", "--out", "{out}"], "not read yet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "says"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input_is_one_error_and_leaves_nothing(
+    command: Run, toy: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    places = {
+        "toy": toy,
+        "out": tmp_path / "out",
+        "file": tmp_path / "file",
+        "full": tmp_path / "full",
+        "recipe": tmp_path / "recipe.toml",
+    }
+    places["file"].touch()
+    places["full"].mkdir()
+    (places["full"] / "mine").touch()
+    places["recipe"].write_text('name="r"\n[source]\npath="t"\n[matrix]\nresolutoin=["64x64"]\n')
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = command(*(a.format(**places) for a in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_of_ours_is_no_traceback(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("verify.doctor.diagnose", fail)
+    code, _, err = command("doctor")
+    assert code == 4
+    assert "RuntimeError: boom" in err
+    assert "SDXL_COREML_DEBUG=1" in err
+
+
+def test_an_interrupted_run_says_so_and_leaves_nothing_half_done(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdxl_coreml", "run", "toy", "--source", toy, "--out", out],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / ".cache").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not (out / ".cache" / "tmp").exists()
