@@ -40,18 +40,19 @@ def main() -> None:
     _silence_libraries()
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # how typer ends on Ctrl-C
+            code = _fail(INTERRUPTED, code)
     except UserError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail(INTERRUPTED, 130)
-    except SystemExit as stop:  # how typer ends on Ctrl-C
-        code = _fail(INTERRUPTED, 130) if stop.code == 130 else stop.code
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read it has gone
+        sys.stdout = None  # whoever read it has gone
         code = 0
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, in click's words
-            hint = f"Try `{error.ctx.command_path} --help`." if getattr(error, "ctx", None) else ""
+            context = getattr(error, "ctx", None)
+            hint = f"Try `{context.command_path} --help`." if context else ""
             code = _fail(f"{error.format_message()}\n{hint}".rstrip(), 2)
         else:
             code = _fail(f"{type(error).__name__}: {error}\nA mistake of ours: {ISSUES}.", 4)
@@ -59,8 +60,8 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    if os.environ.get(DEBUG):
-        raise  # the exception that is being handled
+    if os.environ.get(DEBUG) and sys.exc_info()[0]:
+        raise
     print(f"error: {text}", file=sys.stderr)
     return code
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 
-def size(count: float) -> str:
-    """A number of bytes for people, in decimal units: `5.14 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+
+def size(bytes: float) -> str:
+    """Decimal units, as download pages and Finder have them: `5.13 GB`, `624 kB`."""
+    return _human(bytes, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "bytes")
+
+
+def count(number: float) -> str:
+    """`2.57 G`, `123 M`, `4.50 k`, `977`."""
+    return _human(number, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
+
+
+def _human(number: float, units: Iterable[tuple[str, float]], one: str) -> str:
+    for unit, scale in units:
+        # 999.6 k would round to 1000 k
+        if number >= 0.9995 * scale:
+            value = number / scale
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {unit}"
+    return f"{number:.0f} {one}".rstrip()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.mlpackage import Description, write_package
 from convert.values import FORMATS, DeploymentTarget
@@ -253,7 +254,7 @@ def write_component(
     checkpoint: Checkpoint,
     component: str,
     *,
-    size: tuple[int, int] = (64, 64),
+    size: tuple[int, int] = (64, 96),
     attention: str = "original",
     deployment: DeploymentTarget = "macOS14",
 ) -> Path:
@@ -278,6 +279,27 @@ def write_component(
     about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
     write_package(path, network, about, format=FORMATS[deployment])
     return path
+
+
+def edit_checkpoint(
+    base: Checkpoint,
+    folder: Path,
+    part: str,
+    change: Callable[[dict[str, torch.Tensor]], Any] = lambda _: None,
+    config: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A copy of the checkpoint with other weights or another config."""
+    path = Path(shutil.copytree(base.path, folder / "edited"))
+    from safetensors.torch import load_file, save_file
+
+    (file,) = (path / part).glob("*.safetensors")
+    # transformers has written CLIP's names with and without this prefix
+    weights = {k.removeprefix("text_model."): v for k, v in load_file(file).items()}
+    change(weights)
+    save_file({k: v.contiguous() for k, v in weights.items()}, file, {"format": "pt"})
+    settings = json.loads((path / part / "config.json").read_text())
+    (path / part / "config.json").write_text(json.dumps({**settings, **(config or {})}))
+    return open_checkpoint(path)
 
 
 @torch.no_grad()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from convert.toy import write_toy
+
+if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
+    from verify.checks import Results
+    from verify.recording import Recording
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +50,63 @@ class _Shapes(Mapping[str, Path]):
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Tiny SDXL checkpoints by the names of `checkpoints.SHAPES`; tests copy before they change."""
     return _Shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def base(shapes: Mapping[str, Path]) -> Checkpoint:
+    """The checkpoint of the shape `base`, opened."""
+    from convert.checkpoint import open_checkpoint
+
+    return open_checkpoint(shapes["base"])
+
+
+@pytest.fixture(scope="session")
+def base_artifact(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished artifact of `base`, split_einsum at 64x96."""
+    from convert.download import Snapshot
+    from convert.plan import make_plan
+    from convert.recipe import parse_recipe
+    from convert.run import run
+
+    recipe = (
+        'name = "base"\nsource.path = "base"\n'
+        'matrix = { attention = ["split_einsum"], resolution = ["64x96"] }\n'
+    )
+    plan = make_plan(parse_recipe(recipe, where="test"), base)
+    out = tmp_path_factory.mktemp("artifacts") / "out"
+    return run(plan, Snapshot(base.path, None, None, ()), out)[0].path
+
+
+@pytest.fixture
+def artifact(base_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of `base_artifact` that the test may spoil."""
+    return Path(shutil.copytree(base_artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def recording(one_thread: None, base: Checkpoint) -> Recording:
+    """All components of `base` at 64x96, with PyTorch float16 where a package computes in it."""
+    from convert.values import Resolution
+    from verify.recording import record
+
+    half = [name for name in base.components if not name.startswith("vae")]
+    return record(base, base.components, resolution=Resolution(64, 96), fp16=half)
+
+
+@pytest.fixture(scope="session")
+def good(base: Checkpoint, base_artifact: Path, recording: Recording) -> Results:
+    """What verifying `base_artifact` gives."""
+    from verify.run import verify
+
+    return verify(base_artifact, base, runtime="torch", recording=recording)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny tensors more than they save, and test runs share the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convert import units
 from convert.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
@@ -19,7 +20,6 @@ from convert.toy import TOY, write_checkpoint
 from convert.values import FORMATS
 from verify.inspect import inspect
 from verify.inspect_graph import infer_attention, infer_component
-from verify.inspect_text import human_bytes, human_count
 from verify.mil import Constant, TensorType, load_program
 
 ct = pytest.importorskip("coremltools")
@@ -275,8 +275,8 @@ def test_the_text_reads_well_at_any_width(artifact):
     ],
 )
 def test_sizes_for_people(count, text):
-    assert human_bytes(count) == text
-    assert human_count(2_567_000_000) == "2.57 G"
+    assert units.size(count) == text
+    assert units.count(2_567_000_000) == "2.57 G"
 
 
 def test_what_cannot_be_inspected_is_named(artifact, tmp_path):

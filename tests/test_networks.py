@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from checkpoints import SHAPES, write_component
 
 from convert.checkpoint import open_checkpoint
@@ -18,21 +17,14 @@ from verify.metrics import compare
 from verify.recording import Case, record
 from verify.runtimes import TorchRuntime
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Latents of 16×16, 16×24 and, with a height and width that no level halves evenly, 25×17.
 SIZES = {"square": (128, 128), "portrait": (128, 192), "landscape": (200, 136)}
 # Big enough for more than 512 queries, with a last chunk that is shorter than the others.
 CHUNKED = ("attention_at_every_level", "landscape")
 FLOOR = {"unet": 50, "text_encoder": 45, "text_encoder_2": 45, "vae_decoder": 80, "vae_encoder": 80}
 BELOW_FP16 = 4.0  # dB that we may lose against PyTorch float16, which rounds at other places
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost such small tensors more than they save, and test runs share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def assert_close(package: Path, component: str, cases: tuple[Case, ...]) -> None:

@@ -81,7 +81,7 @@ def verify_all(
                 artifact.path,
                 checkpoint,
                 components=list(artifact.manifest["components"]),
-                progress=progress and (lambda text, name=name: progress(f"{name}: {text}")),
+                progress=None if progress is None else _prefixed(progress, f"{name}: "),
             )
             document = {
                 **report.to_json(results),
@@ -110,6 +110,10 @@ def _still_true(file: Path, artifact: Result) -> dict[str, Any] | None:
         return dict(document) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda text: progress(prefix + text)
 
 
 def _write(file: Path, text: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convert import units
+
 if TYPE_CHECKING:
     from verify.inspect import Inspection, Model
     from verify.mil.program import Feature
@@ -21,31 +23,11 @@ def lines(inspection: Inspection, width: int = 100) -> list[str]:
     if len(models) > 1 or inspection.manifest is not None:
         name = (inspection.manifest or {}).get("artifact")
         title = name if isinstance(name, str) else inspection.path.resolve().name
-        size = human_bytes(sum(m.bytes for m in models))
+        size = units.size(sum(m.bytes for m in models))
         out += [f"{title}: {len(models)} model{'s' * (len(models) != 1)}, {size}", ""]
     for model in models:
         out += [*_model(model, width), ""]
     return out[:-1]
-
-
-def human_bytes(count: int) -> str:
-    """Decimal units, as download pages and Finder have them: `5.13 GB`, `624 kB`."""
-    return _human(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "bytes")
-
-
-def human_count(count: int) -> str:
-    """`2.57 G`, `123 M`, `4.5 k`, `977`."""
-    return _human(count, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
-
-
-def _human(count: int, units: Iterable[tuple[str, float]], one: str) -> str:
-    for unit, size in units:
-        # 999.6 k would round to 1000 k
-        if count >= 0.9995 * size:
-            value = count / size
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f} {unit}"
-    return f"{count} {one}".rstrip()
 
 
 def _model(model: Model, width: int) -> list[str]:
@@ -56,16 +38,16 @@ def _model(model: Model, width: int) -> list[str]:
         f"attention {model.attention}" if model.attention else "",
         f"{size[0]}x{size[1]}" if size else "",
     ]
-    formats = ", ".join(f"{human_count(n)} {kind}" for kind, n in weights.formats.items())
+    formats = ", ".join(f"{units.count(n)} {kind}" for kind, n in weights.formats.items())
     # A no-break space keeps an op and its count on one line.
     ops = ", ".join(f"{name}\u00a0{count}" for name, count in model.ops.items())
     facts: list[tuple[str, list[str] | str]] = [
         ("component", ", ".join(w for w in what if w)),
         ("format", f"specification {model.specification_version}, opset {model.opset}"),
-        ("size", f"{human_bytes(model.bytes)}, of which weights {human_bytes(weights.bytes)}"),
+        ("size", f"{units.size(model.bytes)}, of which weights {units.size(weights.bytes)}"),
         (
             "weights",
-            f"{human_count(weights.elements)} at {weights.bits_per_weight:.2f} bits: {formats}"
+            f"{units.count(weights.elements)} at {weights.bits_per_weight:.2f} bits: {formats}"
             if weights.elements
             else "none in files",
         ),

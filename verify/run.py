@@ -30,6 +30,7 @@ def verify(
     levels: Collection[str] = LEVELS,
     policy: Policy | None = None,
     components: Collection[str] | None = None,
+    recording: Recording | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Check an artifact folder or one `.mlpackage` against the checkpoint that it was made from.
@@ -40,6 +41,8 @@ def verify(
         levels: of `LEVELS`; each needs the checkpoint, only `conversion` needs its weights.
         policy: the built-in one if None.
         components: those that must be there and are checked; all that the checkpoint has if None.
+        recording: of the checkpoint at the artifact's resolution, made before; artifacts that
+            differ in attention or bits can share one. Made here if None.
         progress: is told in a few words what is being done.
 
     Raises:
@@ -62,15 +65,13 @@ def verify(
                 program, component, source, resolution=resolution, claims=artifact.claims
             )
     if "conversion" in levels and programs:
-        half = [name for name, program in programs.items() if precision(program) == "fp16"]
-        recording = record(
-            source,
-            programs,
-            resolution=resolution or SMALLEST,
-            fp16=half,
-            device=device,
-            progress=progress,
-        )
+        size = resolution or SMALLEST
+        if recording is None:
+            half = [name for name, program in programs.items() if precision(program) == "fp16"]
+            recording = record(
+                source, programs, resolution=size, fp16=half, device=device, progress=progress
+            )
+        _require(recording, programs, resolution)
         checks += _conversion(programs, recording, runner, policy, checks, progress)
     if "structure" not in levels:
         for component in artifact.missing:
@@ -109,6 +110,20 @@ def _conversion(
         finally:
             runner.close()
     return checks
+
+
+def _require(
+    recording: Recording, programs: dict[str, Program], resolution: Resolution | None
+) -> None:
+    """Raise InputError unless a recording fits what is verified."""
+    if resolution not in (None, recording.resolution):
+        raise InputError(f"the recording is for {recording.resolution}, the artifact {resolution}")
+    for name, program in programs.items():
+        cases = recording.cases.get(name)
+        if not cases:
+            raise InputError(f"the recording has no {name}")
+        if precision(program) == "fp16" and not all(case.fp16 for case in cases):
+            raise InputError(f"the recording lacks PyTorch float16's outputs of {name}")
 
 
 def _level(name: str) -> Level:

@@ -1,0 +1,48 @@
+"""Spoiling packages and artifact folders for tests, and telling what a verification found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.mlpackage import MODEL, WEIGHTS
+from verify.checks import Results
+
+
+def failing(results: Results) -> set[str]:
+    """The failed checks as component/case."""
+    return {f"{check.component}/{check.case}" for check in results.failures}
+
+
+def edit_model(package: Path, change: Callable[[Any], Any]) -> None:
+    """Rewrite a package's protobuf."""
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((package / MODEL).read_bytes())
+    change(model)
+    (package / MODEL).unlink()  # it may be a hard link to the cache's
+    (package / MODEL).write_bytes(model.SerializeToString())
+
+
+def operations(model: Any) -> Any:
+    main = model.mlProgram.functions["main"]
+    return main.block_specializations[main.opset].operations
+
+
+def edit_weights(package: Path, change: Callable[[np.ndarray], Any]) -> None:
+    """Rewrite a package's weight file, as bytes."""
+    data = bytearray((package / WEIGHTS).read_bytes())
+    change(np.frombuffer(data, np.uint8))
+    (package / WEIGHTS).unlink()
+    (package / WEIGHTS).write_bytes(data)
+
+
+def edit_manifest(artifact: Path, **changes: Any) -> None:
+    file = artifact / "manifest.json"
+    values = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))

@@ -1,0 +1,71 @@
+"""The recorded run and the reference: real inputs, the libraries' own reading of the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import edit_checkpoint, make_checkpoint
+
+from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.errors import InputError
+from convert.values import Resolution
+from verify.metrics import compare
+from verify.recording import record, token_ids
+from verify.reference import Reference
+from verify.schedule import TIMESTEPS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_recording_is_of_a_real_run(base: Checkpoint) -> None:
+    first = record(base, base.components, resolution=Resolution(64, 96))
+    again = record(base, base.components, resolution=Resolution(64, 96))
+    for name, tensor in first.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name]), name
+    cases = first.cases["unet"]
+    assert [int(case.inputs["timestep"][0]) for case in cases] == list(TIMESTEPS)
+    for case in cases:
+        assert case.inputs["time_ids"].tolist() == [[96, 64, 0, 0, 96, 64]] * 2
+        assert {tensor.dtype for tensor in case.inputs.values()} == {torch.float16}
+        assert 0.5 < float(case.inputs["sample"].float().std()) < 8
+    assert float(first.cases["vae_encoder"][0].inputs["x"].abs().max()) <= 1
+
+
+def test_a_refiner_is_told_an_aesthetic_score(shapes: Mapping[str, Path]) -> None:
+    source = open_checkpoint(shapes["refiner"])
+    case = record(source, ["unet"], resolution=Resolution(64, 96)).cases["unet"][0]
+    assert case.inputs["time_ids"].tolist() == [[96, 64, 0, 0, 2.5], [96, 64, 0, 0, 6.0]]
+
+
+def test_token_ids_are_those_of_the_checkpoints_tokenizers(base: Checkpoint) -> None:
+    vocabulary = json.loads(base.tokenizers["tokenizer"].vocab)
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    for component, pad in (("text_encoder", end), ("text_encoder_2", vocabulary["!"])):
+        empty, word, long = token_ids(base, component, ["", "the", "the horse " * 77])
+        assert empty.tolist() == [start, end] + [pad] * 75
+        assert word.tolist() == [start, vocabulary["the</w>"], end] + [pad] * 74
+        assert int(long[-1]) == end
+        assert pad == end or pad not in long
+
+
+@pytest.mark.parametrize("form", [{"variant": "fp16"}, {"max_shard_size": "300KB"}])
+def test_the_reference_reads_every_form_of_weight_files(
+    form: dict[str, Any], base: Checkpoint, tmp_path: Path
+) -> None:
+    other = open_checkpoint(make_checkpoint(tmp_path / "base", **form))
+    case = record(base, ["unet"], resolution=Resolution(64, 64)).cases["unet"][0]
+    with Reference(other, "unet") as unet:
+        assert compare(case.outputs["noise_pred"], unet(case.inputs)["noise_pred"]).snr_db > 120
+
+
+def test_a_reference_with_a_missing_weight_is_no_reference(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    broken = edit_checkpoint(base, tmp_path, "unet", lambda weights: weights.pop("conv_in.bias"))
+    with pytest.raises(InputError, match=r"conv_in\.bias"):
+        Reference(broken, "unet")

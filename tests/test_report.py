@@ -1,0 +1,56 @@
+"""Reports: JSON as documented, and what it does not prove in each of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from convert.checkpoint import Checkpoint
+from verify import report
+from verify.checks import Results
+from verify.recording import Recording
+from verify.run import verify
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_json_is_as_documented_and_repeatable(good: Results) -> None:
+    document = json.loads(report.json_text(good))
+    assert (document["schema"], document["verdict"], document["runtime"]) == (1, "pass", "torch")
+    assert "Neural Engine" in document["scope"]
+    check = next(c for c in document["checks"] if c["output"] == "noise_pred")
+    assert check["case"] == "t=999 uncond"
+    metrics = check["metrics"]
+    assert {"snr_db", "nrmse", "cosine", "max_abs", "p99_abs", "finite"} <= metrics.keys()
+    assert metrics["fp16_snr_db"] > 40
+    assert check["gate"].startswith("snr_db >= 35")
+    assert report.json_text(good) == report.json_text(good)
+
+
+def test_junit_has_a_case_for_each_component_level_and_case(good: Results) -> None:
+    root = ElementTree.fromstring(report.junit(good))
+    names = {(c.get("classname"), c.get("name")) for c in root.iter("testcase")}
+    assert ("conversion.unet", "t=999 cond") in names
+    assert names == {(f"{c.level}.{c.component}", c.case) for c in good.checks}
+    assert not list(root.iter("failure"))
+
+
+def test_every_report_says_what_it_does_not_prove(
+    artifact: Path, base: Checkpoint, recording: Recording
+) -> None:
+    shutil.rmtree(artifact / "Unet.mlpackage")
+    results = verify(
+        artifact, base, runtime="torch", recording=recording, components=["unet", "text_encoder"]
+    )
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(report.table(results))
+    for text in (console.export_text(), report.markdown(results), report.junit(results)):
+        assert "a particular Neural Engine may differ" in text
+        assert "Unet.mlpackage is missing" in text
+        assert "10·log10(Σref² / Σ(ref − out)²)" in text

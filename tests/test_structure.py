@@ -1,0 +1,159 @@
+"""Level structure: what a package and its folder must be, exactly."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_component
+from packages import edit_manifest, edit_model, failing, operations
+
+from convert.checkpoint import Checkpoint
+from convert.errors import InputError
+from convert.mlpackage import WEIGHTS
+from verify.recording import Recording
+from verify.run import verify
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_truncated_weight_file_fails_without_hiding_the_rest(
+    artifact: Path, base: Checkpoint, recording: Recording
+) -> None:
+    weights = artifact / "Unet.mlpackage" / WEIGHTS
+    data = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(data[: len(data) // 2])
+    results = verify(artifact, base, runtime="torch", recording=recording)
+    assert {"unet/weights", "unet/run", "artifact/files"} <= failing(results)
+    assert not any(case.startswith(("text", "vae")) for case in failing(results))
+
+
+def rename_output(model: Any) -> None:
+    for op in operations(model):
+        for output in op.outputs:
+            if output.name == "noise_pred":
+                output.name = "noise"
+    main = model.mlProgram.functions["main"]
+    main.block_specializations[main.opset].outputs[:] = ["noise"]
+    model.description.output[0].name = "noise"
+
+
+def add_einsum(model: Any) -> None:
+    op = next(op for op in operations(model) if op.type == "matmul")
+    op.type = "einsum"
+
+
+def shape_of(feature: Any) -> Any:
+    return feature.type.multiArrayType.shape
+
+
+PACKAGE_MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "inputs": (
+        lambda m: m.description.input[0].type.multiArrayType.shape.__setitem__(0, 1),
+        "unet",
+    ),
+    "outputs": (rename_output, "unet"),
+    "format": (lambda m: setattr(m, "specificationVersion", 7), "unet"),
+    "attention": (add_einsum, "unet"),
+    "descriptions": (lambda m: setattr(m.description.input[1], "shortDescription", ""), "unet"),
+    "metadata": (lambda m: setattr(m.description.metadata, "author", ""), "unet"),
+}
+
+
+@pytest.mark.parametrize("case", PACKAGE_MISTAKES)
+def test_the_structure_is_exact(case: str, base: Checkpoint, tmp_path: Path) -> None:
+    change, component = PACKAGE_MISTAKES[case]
+    path = write_component(tmp_path / "Unet.mlpackage", base, component)
+    assert verify(path, base, levels=["structure"])
+    edit_model(path, change)
+    if case == "outputs":
+        with pytest.raises(InputError, match="gives noise, which no component"):
+            verify(path, base, levels=["structure"])
+        return
+    assert failing(verify(path, base, levels=["structure"])) == {f"{component}/{case}"}
+
+
+def test_an_output_in_float16_fails(base: Checkpoint, tmp_path: Path) -> None:
+    def change(model: Any) -> None:
+        array = model.description.output[0].type.multiArrayType
+        array.dataType = array.FLOAT16
+
+    path = write_component(tmp_path / "a.mlpackage", base, "unet")
+    edit_model(path, change)
+    results = verify(path, base, levels=["structure"])
+    assert failing(results) == {"unet/outputs"}
+    assert "noise_pred is fp16" in results.failures[0].message
+
+
+def test_a_missing_component_fails_by_name(
+    artifact: Path, base: Checkpoint, recording: Recording
+) -> None:
+    shutil.rmtree(artifact / "TextEncoder2.mlpackage")
+    for levels in (["structure"], ["structure", "conversion"]):
+        results = verify(artifact, base, runtime="torch", recording=recording, levels=levels)
+        missing = [c for c in results.failures if c.component == "text_encoder_2"]
+        assert [c.message for c in missing] == ["TextEncoder2.mlpackage is missing"]
+
+
+def test_exchanged_text_encoders_fail(
+    artifact: Path, base: Checkpoint, recording: Recording
+) -> None:
+    first, second = artifact / "TextEncoder.mlpackage", artifact / "TextEncoder2.mlpackage"
+    first.rename(artifact / "x")
+    second.rename(first)
+    (artifact / "x").rename(second)
+    found = failing(verify(artifact, base, runtime="torch", recording=recording))
+    assert {"text_encoder/outputs", "text_encoder_2/outputs"} <= found
+
+
+VAE = ("vae_decoder", "vae_encoder")
+CLAIMS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "attention": ({"attention": "original"}, {"unet/attention"}),
+    "bits": ({"bits": "6"}, {"unet/bits"}),
+    "deployment": (
+        {"deployment": "macOS15"},
+        {f"{c}/format" for c in ("unet", "text_encoder", "text_encoder_2", *VAE)},
+    ),
+    "vae_precision": (
+        {"vae_precision": "float16"},
+        {f"{c}/{case}" for c in VAE for case in ("inputs", "precision")},
+    ),
+    "resolution": (
+        {"resolution": "96x64"},
+        {
+            f"{c}/{case}"
+            for c in ("vae_decoder", "vae_encoder", "unet")
+            for case in ("inputs", "outputs")
+        },
+    ),
+    "unknown value": ({"attention": "flash"}, {"artifact/manifest"}),
+    "missing key": ({"bits": None}, {"artifact/manifest"}),
+    "other schema": ({"schema": 2}, {"artifact/manifest", "artifact/components"}),
+    "unlisted": ({"components": {"unet": "Unet.mlpackage"}}, {"artifact/components"}),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_the_manifest_claims_must_be_so(claim: str, artifact: Path, base: Checkpoint) -> None:
+    changes, expected = CLAIMS[claim]
+    edit_manifest(artifact, **changes)
+    assert failing(verify(artifact, base, levels=["structure"])) == expected
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "manifest.json"])
+def test_a_missing_file_fails(file: str, artifact: Path, base: Checkpoint) -> None:
+    (artifact / file).unlink()
+    messages = [c.message for c in verify(artifact, base, levels=["structure"]).failures]
+    assert any(message == f"{file} is missing" for message in messages)
+
+
+def test_merges_must_end_in_a_newline(artifact: Path, base: Checkpoint) -> None:
+    text = (artifact / "merges.txt").read_text("utf-8")
+    (artifact / "merges.txt").unlink()
+    (artifact / "merges.txt").write_text(text.rstrip("\n"), "utf-8")
+    results = verify(artifact, base, levels=["structure"])
+    assert failing(results) == {"artifact/files", "artifact/tokenizer"}
