@@ -41,12 +41,12 @@ def convert_job(
     checkpoint: Checkpoint,
     job: Job,
     about: Mapping[str, Any],
-    digests: Mapping[str, str],
+    weights: str,
     package: Path,
     cache: Cache,
     advance: Advance,
 ) -> dict[str, str]:
-    """Make the package of one job, as `convert.native.convert_job` does; digests are not known.
+    """Make the package of one job, as `convert.native.convert_job` does.
 
     Raises:
         InputError: a bit width other than 16, or as `convert_component` does.

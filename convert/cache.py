@@ -1,17 +1,20 @@
 """The content-addressed cache of a run: what is there is finished, whole, and named by its inputs.
 
-An entry is a folder named by the SHA-256 of everything that determines its bytes. It is filled
-under a temporary name and renamed, so a killed run leaves no half entry; a record of each file's
-size and time inside it shows when something else has written to it since.
+An entry is a folder named by the SHA-256 of everything that determines its bytes. It is filled in
+a workspace and renamed, so a killed run leaves no half entry; a record of each file's size and
+time inside it shows when something else has written to it since. Locks let several processes and
+several runs share one cache: who comes second waits and finds the entry.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +51,54 @@ def digest_file(path: Path, report: Callable[[int], None] | None = None) -> str:
 
 
 class Cache:
-    """Entries under one folder; several processes may use it at once."""
+    """Entries under one folder, and a workspace of this process's own beside them.
+
+    Use it as a context manager: at the end the workspace is removed. The workspaces of processes
+    that were killed are removed by the next one.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.workspace = root / "tmp" / f"{os.getpid()}-{os.urandom(4).hex()}"
+        self._count = 0
+
+    def __enter__(self) -> Cache:
+        with _locked(self.root / "tmp" / "lock"):
+            self._sweep()
+            self.workspace.mkdir(parents=True)
+            self._lock = (self.workspace / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+        with _locked(self.root / "tmp" / "lock"):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for workspace in (self.root / "tmp").glob("*-*"):
+            if _is_abandoned(workspace):
+                shutil.rmtree(workspace, ignore_errors=True)
+
+    def new_folder(self) -> Path:
+        """An empty folder in the workspace, on the cache's disk."""
+        self._count += 1
+        folder = self.workspace / str(self._count)
+        folder.mkdir()
+        return folder
+
+    def replace(self, new: Path, path: Path) -> None:
+        """Move `new`, from the workspace, to `path`; what was there goes first, in one piece."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            path.rename(self.new_folder() / "old")
+        new.rename(path)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write or replace a text file, atomically and without a trace beside it."""
+        new = self.new_folder() / path.name
+        new.write_text(text, "utf-8")
+        self.replace(new, path)
 
     def entry(
         self, kind: str, key: str, fill: Callable[[Path], Mapping[str, Any] | None]
@@ -67,18 +114,15 @@ class Cache:
         facts = self._facts(path)
         if facts is not None:
             return path, facts
-        temporary = self.root / "tmp" / f"{kind}-{key[:16]}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            facts = dict(fill(temporary) or {})
-            stamps = {name: _stamp(temporary / name) for name in _files(temporary)}
-            record = json.dumps({"files": stamps, "facts": facts}, sort_keys=True)
-            (temporary / RECORD).write_text(record, "utf-8")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _move(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with _locked(self.root / "locks" / f"{kind}-{key}"):
+            facts = self._facts(path)  # another process may have made it meanwhile
+            if facts is None:
+                folder = self.new_folder()
+                facts = dict(fill(folder) or {})
+                stamps = {name: _stamp(folder / name) for name in _files(folder)}
+                record = json.dumps({"files": stamps, "facts": facts}, sort_keys=True)
+                (folder / RECORD).write_text(record, "utf-8")
+                self.replace(folder, path)
         return path, facts
 
     def has(self, kind: str, key: str) -> bool:
@@ -109,12 +153,24 @@ class Cache:
             return None
 
 
-def _move(source: Path, path: Path) -> None:
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _is_abandoned(workspace: Path) -> bool:
+    """Whether the process that made the workspace is gone; its lock went with it."""
     try:
-        source.rename(path)
-    except OSError:  # a damaged entry, or another process was faster; either may go
-        shutil.rmtree(path, ignore_errors=True)
-        source.rename(path)
+        with (workspace / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _files(folder: Path) -> list[str]:

@@ -25,6 +25,9 @@ SourceOption = Annotated[
     str | None,
     typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
 ]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes; by default as many as help.")
+]
 Only = Annotated[
     str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
 ]
@@ -115,6 +118,7 @@ def convert(
     ] = "float32",
     engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +138,7 @@ def convert(
     recipe = parse_recipe(text, where="options", folder=Path.cwd())
     snapshot = fetch(wanted_source(recipe, None), terminal)
     planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
-    results = make(planned, snapshot, out, terminal)
+    results = make(planned, snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))
 
 
@@ -251,18 +255,23 @@ def show_plan(
         terminal.result(plan_document(plan), plan_table(plan))
 
 
-def make(plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal) -> list[Result]:
+def make(
+    plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal, jobs: int | None
+) -> list[Result]:
     """Convert, with the plan shown before."""
     from convert.run import require_ours, run
 
     require_ours(out, plan)
     terminal.say(plan_table(plan))
-    return run(plan, snapshot, out, progress=terminal)
+    return run(plan, snapshot, out, jobs=jobs, progress=terminal)
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: artifacts with their packages, weight files with their bytes."""
+    """The plan as JSON: artifacts, packages, weight files, and what they will take."""
+    from convert.estimate import estimate
+
     files = plan.weight_files()
+    expected = estimate(plan, plan.jobs)
     return {
         "schema": 1,
         "recipe": plan.recipe.name,
@@ -285,6 +294,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for (c, b, p), n in files.items()
         ],
         "weight_bytes": sum(files.values()),
+        "bytes": expected.bytes,
+        "seconds": round(expected.seconds(expected.workers), 1),
+        "peak_memory_bytes": expected.memory_bytes,
     }
 
 
@@ -295,11 +307,11 @@ def plan_table(plan: Plan) -> str:
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:
         lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")
+    unshared = sum(a["weight_bytes"] for a in document["artifacts"])
     lines.append(
-        f"{len(plan.artifacts)} artifacts, {len(plan.jobs)} packages, "
-        f"{size(document['weight_bytes'])} of weights on disk "
-        f"(shared by hard links; {size(sum(a['weight_bytes'] for a in document['artifacts']))} "
-        "without)"
+        f"{len(plan.artifacts)} artifacts of {len(plan.jobs)} packages: {size(document['bytes'])} "
+        f"on disk (weights are shared by hard links; {size(unshared)} without), about "
+        f"{document['seconds']:.0f} s and {size(document['peak_memory_bytes'])} of memory"
     )
     return "\n".join(lines)
 

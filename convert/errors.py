@@ -4,6 +4,10 @@ Library code raises one of these; only the command layer (`sdxl_coreml.py`) prin
 them into an exit code. Anything else that escapes is a bug of ours.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can act on.
@@ -22,9 +26,16 @@ class UserError(Exception):
         self.hint = hint
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors come from worker processes, too
+        return _rebuild, (type(self), self.problem, self.where, self.hint)
+
     def __str__(self) -> str:
         text = self.problem if self.where is None else f"{self.where}: {self.problem}"
         return text if self.hint is None else f"{text}\n{self.hint}"
+
+
+def _rebuild(kind: type[UserError], problem: str, where: str | None, hint: str | None) -> UserError:
+    return kind(problem, where=where, hint=hint)
 
 
 class InputError(UserError):
@@ -37,7 +48,7 @@ class CannotExecute(UserError):
     exit_code = 4
 
 
-def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str | None:
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str | None:
     """The known name that `name` was probably meant to be, or None.
 
     >>> nearest("split_einsm", ["original", "split_einsum"])

@@ -17,14 +17,14 @@ from convert.models.networks import build_network
 from convert.plan import Job
 from convert.progress import Advance
 from convert.values import FORMATS
-from convert.weight_file import Layout, layout, write
+from convert.weight_file import layout, write
 
 
 def convert_job(
     checkpoint: Checkpoint,
     job: Job,
     about: Mapping[str, Any],
-    digests: Mapping[str, str],
+    weights: str,
     package: Path,
     cache: Cache,
     advance: Advance,
@@ -34,9 +34,9 @@ def convert_job(
     Args:
         about: what the model says of itself; `Description` without the descriptions of its
             inputs and outputs.
-        digests: SHA-256 of the checkpoint's files, by path in it.
+        weights: key of the weight file in the cache, which jobs that differ in graph alone share.
         package: where it goes; its weight file is linked to the cache's.
-        cache: keeps weight files, which jobs that differ in graph alone share.
+        cache: keeps the weight files.
         advance: is told the bytes of weights written.
 
     Raises:
@@ -56,29 +56,12 @@ def convert_job(
     description = Description(**about, inputs=component.inputs, outputs=component.outputs)
     model = serialise(network, plan, description, format=FORMATS[job.deployment])
 
-    key = key_of(_content(plan, checkpoint, digests))
-    if cache.has("weights", key):
-        advance(plan.size)
+    content = key_of([[b.name, b.dtype.str, b.shape, plan.offsets[b.name]] for b in plan.blobs])
 
     def fill(folder: Path) -> dict[str, str]:
-        return {"sha256": write(folder / "weight.bin", plan, advance)}
+        return {"sha256": write(folder / "weight.bin", plan, advance), "layout": content}
 
-    folder, facts = cache.entry("weights", key, fill)
+    folder, facts = cache.entry("weights", weights, fill)
+    assert facts["layout"] == content, f"{job} arranges its weights in its own way"
     assemble(package, model, folder / "weight.bin")
     return {str(WEIGHTS): facts["sha256"]}
-
-
-def _content(plan: Layout, checkpoint: Checkpoint, digests: Mapping[str, str]) -> list[Any]:
-    """What determines the bytes of a weight file: its layout, and where its values come from."""
-    names = {path.resolve(): name for name, path in checkpoint.files.items()}
-    return [
-        [
-            blob.name,
-            blob.dtype.str,
-            blob.shape,
-            [digests[names[blob.tensor.path.resolve()]], blob.tensor.offset, blob.tensor.dtype]
-            if blob.tensor
-            else b"".join(chunk.tobytes() for chunk in blob.chunks()).hex(),
-        ]
-        for blob in plan.blobs
-    ]

@@ -65,9 +65,12 @@ class Plan:
 
     def weight_files(self) -> dict[tuple[str, str, str], int]:
         """Bytes by weight file; packages that differ in graph alone share one."""
-        return {
-            (job.component, job.bits, job.precision): self.weight_bytes(job) for job in self.jobs
-        }
+        return {self.weight_key(job): self.weight_bytes(job) for job in self.jobs}
+
+    @staticmethod
+    def weight_key(job: Job) -> tuple[str, str, str]:
+        """What tells weight files apart: component, bits, precision."""
+        return (job.component, job.bits, job.precision)
 
 
 def make_plan(

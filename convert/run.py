@@ -6,37 +6,28 @@ What `out` holds afterwards is described in the README under "What a run leaves"
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert import __version__
-from convert.cache import Cache, code_digest, digest_file, key_of
-from convert.components import COMPONENTS, user_metadata
+from convert import manifest as manifests
+from convert.cache import Cache
 from convert.download import Snapshot
 from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
+from convert.estimate import Estimate, estimate, require_room
+from convert.packages import Context, Package, key, make, weight_key, worker
 from convert.plan import Job, Plan, PlannedArtifact
-from convert.progress import Progress, Silent
+from convert.pool import run_tasks
+from convert.progress import Advance, Progress, Silent
 from convert.snapshot import disk_error, link
 from convert.units import size
-from convert.values import FORMATS
 
-MANIFEST = "manifest.json"
-SCHEMA = 1
-PACKAGE = "model.mlpackage"
 OURS = {".cache", "reports", "release"}
-ABOUT = (
-    "Stable Diffusion generates images conditioned on text and/or other images as input through "
-    "the diffusion process. Please refer to https://arxiv.org/abs/2112.10752 for details."
-)
+# Below this, worker processes cost more than they save: each imports coremltools.
+WORTH_WORKERS = 20.0  # seconds of building graphs
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,12 @@ class Result:
 
 
 def run(
-    plan: Plan, source: Snapshot, out: Path, *, progress: Progress | None = None
+    plan: Plan,
+    source: Snapshot,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Make every artifact of the plan in `out`; what is finished there already is left alone.
 
@@ -57,28 +53,35 @@ def run(
         plan: what to make.
         source: where the checkpoint came from, for the manifest.
         out: the output folder; made if absent.
+        jobs: worker processes; as many as help and fit into memory if None.
 
     Raises:
-        InputError: `out` holds something else, the checkpoint does not fit, the disk is full.
+        InputError: `out` holds something else, the checkpoint does not fit, memory or disk will
+            not do.
     """
     progress = progress or Silent()
     require_ours(out, plan)
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        maker = _Maker(plan, source, Cache(out / ".cache"), progress)
-        jobs = plan.jobs
-        with progress.stage("Converting", sum(map(plan.weight_bytes, jobs)), "B") as advance:
-            packages = {job: maker.package(job, advance) for job in jobs}
-        return [maker.artifact(a, packages, out) for a in plan.artifacts]
+        with Cache(out / ".cache") as cache:
+            context = _context(plan, source, cache, progress)
+            missing = [j for j in plan.jobs if not cache.has("packages", key(context, j))]
+            unwritten = {weight_key(context, job): job for job in reversed(missing)}
+            leaders = [job for name, job in unwritten.items() if not cache.has("weights", name)]
+            expected = estimate(plan, missing, leaders)
+            jobs = jobs or _useful(expected)
+            require_room(out, expected, jobs)
+            packages = _make_all(plan, context, cache, missing, leaders, jobs, progress)
+            return [
+                _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
+            ]
     except InputError:
         if is_new:  # what was made of a checkpoint that cannot be converted is of no use
             shutil.rmtree(out, ignore_errors=True)
         raise
     except OSError as error:
         raise disk_error(error, out) from None
-    finally:
-        shutil.rmtree(out / ".cache" / "tmp", ignore_errors=True)
 
 
 def require_ours(out: Path, plan: Plan) -> None:
@@ -89,7 +92,7 @@ def require_ours(out: Path, plan: Plan) -> None:
     for entry in sorted(out.iterdir()) if out.exists() else []:
         if entry.name in OURS:
             continue
-        manifest = read_manifest(entry)
+        manifest = manifests.read(entry)
         if manifest is None:
             raise InputError(
                 f"holds `{entry.name}`, which no run has made; nothing was written",
@@ -106,205 +109,98 @@ def require_ours(out: Path, plan: Plan) -> None:
                 )
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact folder, or None if it is none of ours."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return manifest if "artifact" in manifest and "fingerprint" in manifest else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write or replace the manifest of an artifact folder, atomically."""
-    new = folder / f".{MANIFEST}.new"
-    new.write_text(
-        json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> Context:
+    """What the jobs share, with the digests of the checkpoint; from the Hub where it vouches."""
+    known = {f.name: f.sha256 for f in source.files if f.sha256}
+    files = plan.checkpoint.files
+    unknown = {name: path for name, path in files.items() if name not in known}
+    total = sum(path.stat().st_size for path in unknown.values())
+    with progress.stage("Hashing the checkpoint", total, "B") as advance:
+        found = cache.digests(unknown.values(), advance)
+    known.update({name: found[path] for name, path in unknown.items()})
+    return Context(
+        checkpoint=plan.checkpoint,
+        digests={name: known[name] for name in sorted(files)},
+        repo=source.repo,
+        commit=source.commit,
+        license=plan.recipe.release.license,
+        cache=cache.root,
     )
-    new.replace(folder / MANIFEST)
 
 
-class _Maker:
-    def __init__(self, plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> None:
-        self.plan, self.source, self.cache, self.progress = plan, source, cache, progress
-        self.checkpoint = plan.checkpoint
-        self.digests = self._digests()
-
-    def _digests(self) -> dict[str, str]:
-        """SHA-256 of the checkpoint's files, by path in it; from the Hub where it vouches."""
-        known = {f.name: f.sha256 for f in self.source.files if f.sha256}
-        files = self.checkpoint.files
-        unknown = {name: path for name, path in files.items() if name not in known}
-        size = sum(p.stat().st_size for p in unknown.values())
-        with self.progress.stage("Hashing the checkpoint", size, "B") as advance:
-            found = self.cache.digests(unknown.values(), advance)
-        known.update({name: found[path] for name, path in unknown.items()})
-        return {name: known[name] for name in sorted(files)}
-
-    def package(self, job: Job, advance: Any) -> tuple[Path, Mapping[str, Any]]:
-        """The finished package of a job, in the cache, with its facts (files and digests)."""
-        about = self.description(job)
-        part = COMPONENTS[job.component].part
-        inputs = {
-            "job": {**vars(job), "resolution": str(job.resolution)},
-            "about": about,
-            "files": {
-                name: digest
-                for name, digest in self.digests.items()
-                if name.startswith(f"{part}/") or name.endswith("config.json")
-            },
-            "code": code_digest(),
-        }
-        key = key_of(inputs)
-        if self.cache.has("packages", key):
-            advance(self.plan.weight_bytes(job))
-
-        def fill(folder: Path) -> Mapping[str, Any]:
-            with deferred_interrupt():
-                if job.engine == "apple":
-                    from convert.apple import convert_job
-                else:
-                    from convert.native import convert_job
-            target = folder / PACKAGE
-            known = convert_job(
-                self.checkpoint, job, about, self.digests, target, self.cache, advance
-            )
-            self.progress.done(str(job))
-            return self.facts(job, target, known)
-
-        return self.cache.entry("packages", key, fill)
-
-    def facts(self, job: Job, package: Path, known: Mapping[str, str]) -> dict[str, Any]:
-        """Size and SHA-256 of a package's files, and its true bits per weight."""
-        files: dict[str, dict[str, Any]] = {}
-        for path in sorted(p for p in package.rglob("*") if p.is_file()):
-            name = str(path.relative_to(package))
-            files[name] = {
-                "size": path.stat().st_size,
-                "sha256": known.get(name) or digest_file(path),
-            }
-        weights = sum(t.size for t in self.checkpoint.component_tensors(job.component).values())
-        size = sum(f["size"] for name, f in files.items() if name.endswith("weight.bin"))
-        return {"files": files, "bits_per_weight": round(8 * size / weights, 3)}
-
-    def description(self, job: Job) -> dict[str, Any]:
-        """What the model says of itself: Apple's words, the source, and the apps' settings."""
-        part = self.checkpoint.part(job.component)
-        repo, commit = self.source.repo, self.source.commit
-        where = f"available at huggingface.co/{repo}" if repo else f"of {self.checkpoint.name}"
-        return {
-            "short": ABOUT,
-            "author": f"Please refer to the Model Card {where}",
-            "license": self.plan.recipe.release.license or "Please refer to the Model Card",
-            "version": f"{repo}@{commit}" if repo else self.checkpoint.name,
-            "user": {
-                **user_metadata(
-                    job.component,
-                    dict(part.config),
-                    dict(self.checkpoint.scheduler),
-                    dict(self.checkpoint.model_index),
-                ),
-                "com.github.apple.coremltools.version": version("coremltools"),
-                "com.github.sdxl-coreml.version": __version__,
-            },
-        }
-
-    def artifact(
-        self,
-        planned: PlannedArtifact,
-        packages: Mapping[Job, tuple[Path, Mapping[str, Any]]],
-        out: Path,
-    ) -> Result:
-        """The artifact's folder, linked together from finished packages."""
-        name = planned.artifact.name
-        manifest, texts = self.manifest(planned, packages)
-        path = out / name
-        found = read_manifest(path)
-        if found and found["fingerprint"] == manifest["fingerprint"] and _complete(path, found):
-            return Result(path, found, fresh=False)
-        with _new_folder(out / ".cache" / "tmp" / f"{name}-{os.getpid()}") as folder:
-            for component, job in planned.jobs.items():
-                target = folder / manifest["components"][component]
-                _link_tree(packages[job][0] / PACKAGE, target)
-            for file, text in texts.items():
-                (folder / file).write_text(text, "utf-8")
-            write_manifest(folder, manifest)
-            if path.exists():
-                shutil.rmtree(path)
-            folder.rename(path)
-        total = sum(f["size"] for f in manifest["files"].values())
-        self.progress.done(f"{name}: {size(total)}")
-        return Result(path, manifest, fresh=True)
-
-    def manifest(
-        self,
-        planned: PlannedArtifact,
-        packages: Mapping[Job, tuple[Path, Mapping[str, Any]]],
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The manifest, without a verdict yet, and the tokenizer's files."""
-        recipe, artifact = self.plan.recipe, planned.artifact
-        components = {c: f"{COMPONENTS[c].file}.mlpackage" for c in planned.jobs}
-        tokenizer = self.checkpoint.tokenizers.get("tokenizer") or next(
-            iter(self.checkpoint.tokenizers.values())
-        )
-        texts = {"vocab.json": tokenizer.vocab, "merges.txt": tokenizer.merges}
-        files = {
-            f"{components[c]}/{file}": facts
-            for c, job in planned.jobs.items()
-            for file, facts in packages[job][1]["files"].items()
-        }
-        for file, text in texts.items():
-            data = text.encode()
-            files[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        manifest: dict[str, Any] = {
-            "schema": SCHEMA,
-            "artifact": artifact.name,
-            "attention": artifact.attention,
-            "bits": artifact.bits,
-            "resolution": str(artifact.resolution),
-            "deployment": recipe.target.deployment,
-            "vae_precision": recipe.target.vae_precision,
-            "engine": next(iter(planned.jobs.values())).engine,
-            "components": components,
-            "bits_per_weight": {
-                c: packages[job][1]["bits_per_weight"] for c, job in planned.jobs.items()
-            },
-            "files": dict(sorted(files.items())),
-            "source": {
-                "name": self.checkpoint.name,
-                "repo": self.source.repo,
-                "commit": self.source.commit,
-                "files": self.digests,
-            },
-            "recipe": {"name": recipe.name, "digest": recipe.digest, "text": recipe.text},
-            "versions": {
-                "sdxl-coreml": __version__,
-                **{p: version(p) for p in ("coremltools", "numpy")},
-            },
-            "specification_version": FORMATS[recipe.target.deployment].specification_version,
-        }
-        return {**manifest, "fingerprint": key_of(manifest), "verdict": None}, texts
+def _useful(expected: Estimate) -> int:
+    return expected.workers if expected.graph_seconds > WORTH_WORKERS else 1
 
 
-def _complete(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether every file is there with its size."""
-    try:
-        return all(
-            (path / name).stat().st_size == facts["size"]
-            for name, facts in manifest["files"].items()
-        )
-    except OSError:
-        return False
+def _make_all(
+    plan: Plan,
+    context: Context,
+    cache: Cache,
+    missing: list[Job],
+    leaders: list[Job],
+    jobs: int,
+    progress: Progress,
+) -> dict[Job, Package]:
+    """Every package: first the leaders, which write weights, then those that share them."""
+    first = [job for job in missing if job in leaders]
+    rest = [job for job in missing if job not in leaders]
+    silent: Advance = lambda count: None  # noqa: E731
+    packages = {j: make(context, cache, j, silent) for j in plan.jobs if j not in missing}
+    with progress.stage("Weights", sum(plan.weight_bytes(j) for j in first), "B") as advance:
+        packages |= _report(_each(context, cache, first, jobs, advance), progress)
+    with progress.stage("Graphs", len(rest), "models") as advance:
+        for job, package in _each(context, cache, rest, jobs, silent):
+            packages |= _report([(job, package)], progress)
+            advance(1)
+    return packages
 
 
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+def _each(
+    context: Context, cache: Cache, jobs: list[Job], count: int, advance: Advance
+) -> Iterable[tuple[Job, Package]]:
+    if count > 1 and len(jobs) > 1:
+        return run_tasks(partial(worker, context), jobs, count, advance)
+    return ((job, make(context, cache, job, advance)) for job in jobs)
+
+
+def _report(made: Iterable[tuple[Job, Package]], progress: Progress) -> dict[Job, Package]:
+    packages = {}
+    for job, package in made:
+        packages[job] = package
+        if package.fresh:
+            progress.done(f"  {job}: {size(sum(f['size'] for f in package.files.values()))}")
+    return packages
+
+
+def _artifact(
+    planned: PlannedArtifact,
+    plan: Plan,
+    context: Context,
+    packages: Mapping[Job, Package],
+    cache: Cache,
+    out: Path,
+    progress: Progress,
+) -> Result:
+    """The artifact's folder, linked together from finished packages."""
+    tokenizers = plan.checkpoint.tokenizers
+    tokenizer = tokenizers.get("tokenizer") or next(iter(tokenizers.values()))
+    texts = {"vocab.json": tokenizer.vocab, "merges.txt": tokenizer.merges}
+    manifest = manifests.compose(planned, plan.recipe, context, packages, texts)
+    path = out / planned.artifact.name
+    found = manifests.read(path)
+    same = found is not None and found["fingerprint"] == manifest["fingerprint"]
+    if found is not None and same and manifests.is_complete(path, found):
+        return Result(path, found, fresh=False)
+    folder = cache.new_folder()
+    for component, job in planned.jobs.items():
+        _link_tree(packages[job].path, folder / manifest["components"][component])
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
+    (folder / manifests.FILE).write_text(manifests.text(manifest), "utf-8")
+    cache.replace(folder, path)
+    total = sum(f["size"] for f in manifest["files"].values())
+    progress.done(f"{planned.artifact.name}: {size(total)}")
+    return Result(path, manifest, fresh=True)
 
 
 def _link_tree(source: Path, target: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from convert.checkpoint import open_checkpoint
 from convert.download import Snapshot
 from convert.errors import InputError
+from convert.manifest import read as read_manifest
 from convert.plan import make_plan
 from convert.recipe import parse_recipe
-from convert.run import Result, read_manifest, run
+from convert.run import Result, run
 
 RECIPE = """
 name = "toy"
@@ -176,3 +181,83 @@ def test_what_the_network_cannot_do_is_refused_before_any_work(toy: Path, tmp_pa
     with pytest.raises(InputError, match="bits cannot be made"):
         convert(toy, tmp_path / "out", RECIPE + 'bits = ["6"]\n')
     assert not (tmp_path / "out").exists()
+
+
+def test_two_workers_make_the_same_bytes(finished: Path, toy: Path, tmp_path: Path) -> None:
+    plan = make_plan(parse_recipe(RECIPE, where="test"), open_checkpoint(toy))
+    run(plan, Snapshot(toy, None, None, ()), tmp_path / "out", jobs=2)
+    assert contents(tmp_path / "out") == contents(finished)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(finished: Path, toy: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", tmp_path / "r.toml"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, "-m", "sdxl_coreml", "convert", str(toy), "--out", str(out)]
+    command += ["--attention", "original", "--attention", "split_einsum"]
+    command += ["--resolution", "64x64", "--resolution", "64x96"]
+    for packages in (1, 4, 8):  # finished when it is killed
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while len(list(out.glob(".cache/packages/*"))) < packages and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert [p.name for p in out.iterdir() if not p.name.startswith((".cache", "toy_"))] == []
+    convert(toy, out)
+    assert contents(out) == contents(finished)
+    assert not list(out.glob(".cache/tmp/*-*"))
+
+
+def test_shards_and_one_file_give_the_same_packages(toy: Path, tmp_path: Path) -> None:
+    sharded = Path(shutil.copytree(toy, tmp_path / "toy"))
+    file = next((sharded / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    names = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {key: names[i % 2] for i, key in enumerate(sorted(tensors))}
+    for name in names:
+        chosen = {k: t for k, t in tensors.items() if weight_map[k] == name}
+        save_file(chosen, sharded / "unet" / name)
+    index = sharded / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    file.unlink()
+    for name, checkpoint in (("a", toy), ("b", sharded)):
+        convert(checkpoint, tmp_path / name, components=("unet",))
+    packages = "*/Unet.mlpackage/**/*"
+    one, other = (
+        {
+            p.relative_to(tmp_path / n): p.read_bytes()
+            for p in (tmp_path / n).glob(packages)
+            if p.is_file()
+        }
+        for n in "ab"
+    )
+    assert one == other
+    assert one
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small disk")
+def test_a_full_disk_is_one_error_and_spoils_nothing(
+    finished: Path, toy: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here, so a full disk was not tried")
+    try:
+        small = RECIPE.replace('"original", "split_einsum"', '"original"').replace(', "64x96"', "")
+        convert(toy, disk / "out", small)
+        before = contents(disk / "out")
+        free = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(free - 300_000))
+        with pytest.raises(InputError, match=r"no space: .* to write"):
+            convert(toy, disk / "out")
+        with pytest.MonkeyPatch.context() as patch:  # where the prediction was too low
+            patch.setattr("convert.run.require_room", lambda *_: None)
+            with pytest.raises(InputError, match="the disk is full"):
+                convert(toy, disk / "out")
+        assert contents(disk / "out") == before
+        (disk / "filler").unlink()
+        convert(toy, disk / "out")
+        assert contents(disk / "out") == contents(finished)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

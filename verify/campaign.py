@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert import manifest as manifests
+from convert.cache import Cache
 from convert.checkpoint import Checkpoint
-from convert.run import Result, write_manifest
-from verify import report
-from verify.checks import Verdict, worst
+from convert.interrupts import deferred_interrupt
+from convert.run import Result
+from verify.checks import Verdict, versions, worst
 from verify.policy import load_policy
-from verify.run import verify, versions
+from verify.report import SCHEMA
 from verify.summary import lowest_snr, summary_markdown, summary_table
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
@@ -34,7 +36,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """The summary, as reports/summary.json has it."""
         return {
-            "schema": report.SCHEMA,
+            "schema": SCHEMA,
             "verdict": self.verdict,
             "results": [
                 {
@@ -69,33 +71,39 @@ def verify_all(
     Raises:
         CannotExecute: a package that cannot be read or run.
     """
-    folder = out / "reports"
-    folder.mkdir(parents=True, exist_ok=True)
     reports = []
-    for artifact in artifacts:
-        name = artifact.manifest["artifact"]
-        file = folder / f"{name}.json"
-        document = _still_true(file, artifact)
-        if document is None:
-            results = verify(
-                artifact.path,
-                checkpoint,
-                components=list(artifact.manifest["components"]),
-                progress=None if progress is None else _prefixed(progress, f"{name}: "),
-            )
-            document = {
-                **report.to_json(results),
-                "fingerprint": artifact.manifest["fingerprint"],
-            }
-            _write(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        if artifact.manifest["verdict"] != document["verdict"]:
-            write_manifest(artifact.path, {**artifact.manifest, "verdict": document["verdict"]})
-        reports.append(document)
-    outcome = Outcome(tuple(reports))
-    summary = json.dumps(outcome.document, indent=2, ensure_ascii=False) + "\n"
-    _write(folder / "summary.json", summary)
-    _write(folder / "summary.md", summary_markdown(outcome.reports))
+    with Cache(out / ".cache") as cache:
+        for artifact in artifacts:
+            name = artifact.manifest["artifact"]
+            file = out / "reports" / f"{name}.json"
+            document = _still_true(file, artifact)
+            if document is None:
+                say = None if progress is None else _prefixed(progress, f"{name}: ")
+                document = _verify(artifact, checkpoint, say)
+                cache.write_text(file, _text(document))
+            if artifact.manifest["verdict"] != document["verdict"]:
+                manifest = {**artifact.manifest, "verdict": document["verdict"]}
+                cache.write_text(artifact.path / manifests.FILE, manifests.text(manifest))
+            reports.append(document)
+        outcome = Outcome(tuple(reports))
+        cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
+        cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
     return outcome
+
+
+def _verify(
+    artifact: Result, checkpoint: Checkpoint, progress: Callable[[str], None] | None
+) -> dict[str, Any]:
+    with deferred_interrupt():  # torch is only imported where there is something to verify
+        from verify.report import to_json
+        from verify.run import verify
+    results = verify(
+        artifact.path,
+        checkpoint,
+        components=list(artifact.manifest["components"]),
+        progress=progress,
+    )
+    return {**to_json(results), "fingerprint": artifact.manifest["fingerprint"]}
 
 
 def _still_true(file: Path, artifact: Result) -> dict[str, Any] | None:
@@ -116,7 +124,5 @@ def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], N
     return lambda text: progress(prefix + text)
 
 
-def _write(file: Path, text: str) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(text, "utf-8")
-    new.replace(file)
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

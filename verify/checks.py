@@ -27,6 +27,7 @@ class Check:
     output: str | None = None  # of the component, where outputs are compared
     metrics: Metrics | None = None
     fp16: Metrics | None = None  # of PyTorch float16 on the same inputs: the noise floor
+    fp16_error_ratio: float | None = None  # our error over the noise floor
     message: str = ""  # what was found; never empty unless the verdict is pass
 
     @property
@@ -91,3 +92,13 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     if "fail" in found:
         return "fail"
     return "pass" if found == {"pass"} else "indeterminate"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    import importlib.metadata
+
+    from convert import __version__
+
+    names = ("coremltools", "diffusers", "numpy", "torch", "transformers")
+    return {"sdxl-coreml": __version__, **{n: importlib.metadata.version(n) for n in names}}

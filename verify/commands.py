@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convert.commands import (
+    Jobs,
     Json,
     Only,
     Quiet,
@@ -42,6 +43,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
     only: Only = None,
     source: SourceOption = None,
+    jobs: Jobs = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
     ] = False,
@@ -63,7 +65,7 @@ def run(
     snapshot = fetch(wanted_source(parsed, source), terminal)
     checkpoint = open_snapshot(snapshot)
     plan = make_plan(parsed, checkpoint, only=only)
-    made = make(plan, snapshot, out, terminal)
+    made = make(plan, snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:

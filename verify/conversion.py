@@ -6,11 +6,11 @@ do not add up from step to step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from convert.errors import CannotExecute
 from verify.checks import Check, failed
@@ -20,6 +20,7 @@ from verify.policy import Policy
 from verify.recording import Case, Progress
 from verify.runtimes import Runtime
 
+Floors = Mapping[tuple[str, str], Metrics]  # (case, output) → PyTorch float16
 GUIDED = (" uncond", " cond")  # the halves of the UNet's batch
 
 
@@ -43,13 +44,14 @@ def check_conversion(
     if problem:
         yield failed("conversion", component, "interface", "fits the reference", problem)
         return
+    floors = _floors(component, cases)
     for case in cases:
         if progress:
             progress(f"{runtime.name} {component}, {case.name}")
         outputs = runtime.run(Path(program.path), case.inputs)
         if not outputs:
             raise CannotExecute("it gave no output at all", where=program.path)
-        yield from _compare(component, case, outputs, policy)
+        yield from _compare(component, case, outputs, floors, policy)
 
 
 def _misfit(program: Program, case: Case) -> str:
@@ -67,7 +69,11 @@ def _misfit(program: Program, case: Case) -> str:
 
 
 def _compare(
-    component: str, case: Case, outputs: Mapping[str, np.ndarray], policy: Policy
+    component: str,
+    case: Case,
+    outputs: Mapping[str, np.ndarray],
+    floors: Floors,
+    policy: Policy,
 ) -> Iterator[Check]:
     for name in sorted(outputs.keys() - case.outputs.keys()):
         message = f"an output that the reference does not have; it has {', '.join(case.outputs)}"
@@ -83,9 +89,10 @@ def _compare(
             yield failed("conversion", component, case.name, "shape", message)
             continue
         for suffix, part in _parts(component):
-            fp16 = _fp16(case, name, part)
             metrics = compare(reference[part], output[part])
-            judged = policy.judge("conversion", component, metrics, fp16)
+            fp16 = floors.get((case.name + suffix, name))
+            ratio = _error_ratio(metrics, fp16, name, floors)
+            judged = policy.judge("conversion", component, metrics, ratio)
             yield Check(
                 level="conversion",
                 component=component,
@@ -93,6 +100,7 @@ def _compare(
                 output=name,
                 metrics=metrics,
                 fp16=fp16,
+                fp16_error_ratio=ratio,
                 gate=judged.gate,
                 verdict=judged.verdict,
                 message=judged.message,
@@ -106,6 +114,26 @@ def _parts(component: str) -> list[tuple[str, slice]]:
     return [(suffix, slice(i, i + 1)) for i, suffix in enumerate(GUIDED)]
 
 
-def _fp16(case: Case, name: str, part: slice) -> Metrics | None:
-    floor: Tensor | None = case.fp16.get(name)
-    return None if floor is None else compare(case.outputs[name][part], floor[part])
+def _floors(component: str, cases: tuple[Case, ...]) -> Floors:
+    """PyTorch float16's metrics, by case and output; nothing for a component in float32."""
+    return {
+        (case.name + suffix, name): compare(case.outputs[name][part], output[part])
+        for case in cases
+        for name, output in case.fp16.items()
+        for suffix, part in _parts(component)
+    }
+
+
+def _error_ratio(metrics: Metrics, fp16: Metrics | None, name: str, floors: Floors) -> float | None:
+    """Our NRMSE over PyTorch float16's, or None where there is none to compare with.
+
+    The floor is that of the same case, or of all cases together if that is larger: one pooled
+    output is a short vector, on which PyTorch's error can be small by luck.
+    """
+    if fp16 is None or not fp16.finite:
+        return None
+    finite = [m.nrmse for (_, output), m in floors.items() if output == name and m.finite]
+    floor = max(fp16.nrmse, math.sqrt(sum(n * n for n in finite) / len(finite)))
+    if floor == 0:
+        return 0.0 if metrics.nrmse == 0 else math.inf
+    return metrics.nrmse / floor

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from verify.memory import cgroup_limit, physical_memory
+from convert.memory import cgroup_limit, physical_memory
 
 PROJECT = "sdxl-coreml"
 # Why a range is as it is, where the numbers do not say it.

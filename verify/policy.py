@@ -57,19 +57,19 @@ class Policy:
     gates: tuple[Gate, ...]
 
     def judge(
-        self, level: str, component: str, metrics: Metrics, fp16: Metrics | None = None
+        self, level: str, component: str, metrics: Metrics, fp16_error_ratio: float | None = None
     ) -> Judgement:
         """Judge one output of a component.
 
         Args:
-            fp16: PyTorch float16's metrics on the same inputs; without them, or where they are not
-                finite, the gates on `fp16_error_ratio` do not apply and are not named.
+            fp16_error_ratio: our NRMSE over PyTorch float16's on the same inputs; without it the
+                gates on it do not apply and are not named.
 
         Raises:
             InputError: the policy has no gate that applies.
         """
         gates = [g for g in self.gates if g.level == level and component in g.components]
-        if fp16 is None or not fp16.finite:
+        if fp16_error_ratio is None:
             gates = [g for g in gates if g.metric != "fp16_error_ratio"]
         if not gates:
             raise InputError(f"the policy has no gate for {component} at level {level}")
@@ -78,20 +78,12 @@ class Policy:
             return Judgement(text, "fail", metrics.problem or "not finite")
         broken = []
         for gate in gates:
-            value = measure(gate.metric, metrics, fp16)
+            value = fp16_error_ratio
+            if value is None or gate.metric != "fp16_error_ratio":
+                value = float(getattr(metrics, gate.metric))
             if not gate.holds(value):
                 broken.append(f"{gate.metric} is {value:.4g}, {gate} is asked")
         return Judgement(text, "fail" if broken else "pass", "; ".join(broken))
-
-
-def measure(metric: str, metrics: Metrics, fp16: Metrics | None) -> float:
-    """The value of a measure; `fp16_error_ratio` is our NRMSE over that of PyTorch float16."""
-    if metric != "fp16_error_ratio":
-        return float(getattr(metrics, metric))
-    assert fp16 is not None
-    if fp16.nrmse == 0:
-        return 0.0 if metrics.nrmse == 0 else math.inf
-    return metrics.nrmse / fp16.nrmse
 
 
 def load_policy(path: Path | None = None) -> Policy:

@@ -20,8 +20,9 @@ def to_json(results: Results) -> dict[str, Any]:
     """The results as plain JSON values, the same for the same results.
 
     Numbers that JSON cannot say are the strings "inf" and "-inf"; what is undefined is null.
-    `fp16_snr_db` and `fp16_nrmse` are PyTorch float16's on the same inputs, null where the
-    component does not compute in float16.
+    `fp16_snr_db` and `fp16_nrmse` are PyTorch float16's on the same inputs and
+    `fp16_error_ratio` is our error over that floor, all null where the component does not compute
+    in float16. So results can be judged again, under another policy, from their JSON alone.
     """
     return {
         "schema": SCHEMA,
@@ -49,6 +50,8 @@ def _check(check: Check) -> dict[str, Any]:
         fp16 = check.fp16
         metrics["fp16_snr_db"] = None if fp16 is None else json_number(fp16.snr_db)
         metrics["fp16_nrmse"] = None if fp16 is None else json_number(fp16.nrmse)
+        ratio = check.fp16_error_ratio
+        metrics["fp16_error_ratio"] = None if ratio is None else json_number(ratio)
     return {
         "level": check.level,
         "component": check.component,

@@ -9,7 +9,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
 from convert.values import Resolution
 from verify.artifact import Artifact, open_artifact
-from verify.checks import LEVELS, Check, Level, Results, failed
+from verify.checks import LEVELS, Check, Level, Results, failed, versions
 from verify.conversion import check_conversion
 from verify.interface import infer_resolution, precision
 from verify.mil import Program, load_program
@@ -145,13 +145,3 @@ def _resolution(
         return Resolution.parse(artifact.claims["resolution"])
     found = (infer_resolution(program, name, source) for name, program in programs.items())
     return next((resolution for resolution in found if resolution is not None), None)
-
-
-def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
-    import importlib.metadata
-
-    from convert import __version__
-
-    names = ("coremltools", "diffusers", "numpy", "torch", "transformers")
-    return {"sdxl-coreml": __version__, **{n: importlib.metadata.version(n) for n in names}}

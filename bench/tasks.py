@@ -1,0 +1,164 @@
+"""What is measured: each task a command with a folder to write to, all in one table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.full_size import SDXL
+from convert.errors import InputError
+from convert.toy import WORDS, write_checkpoint, write_toy
+
+LIMIT = 3 << 30  # bytes: the control group that the limited tasks run in
+VARIANTS = ("original", "split_einsum")
+# SDXL's usual sizes, and for the toy two that it can make.
+RESOLUTIONS = (
+    "1024x1024", "1152x896", "896x1152", "1216x832", "832x1216",
+    "1344x768", "768x1344", "1536x640", "640x1536",
+)  # fmt: skip
+TOY_RESOLUTIONS = ("128x128", "128x192")
+COMMAND = (sys.executable, "-m", "sdxl_coreml")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the tasks work on."""
+
+    checkpoint: Path
+    folder: Path  # what they write goes here
+    resolutions: Sequence[str]
+
+    @property
+    def unet_files(self) -> list[Path]:
+        """The UNet's weights.
+
+        Raises:
+            InputError: there are none.
+        """
+        files = sorted((self.checkpoint / "unet").glob("*.safetensors"))
+        if not files:
+            raise InputError("has no unet/*.safetensors", where=self.checkpoint)
+        return files
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the checkpoint."""
+        return sorted(p for p in self.checkpoint.rglob("*") if p.is_file())
+
+    @property
+    def recipe_text(self) -> str:
+        """The recipe of the matrix, for `plan`; quoted as TOML and JSON both do."""
+        quote = '"{}"'.format
+        return "\n".join(
+            [
+                'name = "bench"',
+                f"source = {{ path = {quote(self.checkpoint.name)} }}",
+                "[matrix]",
+                f"attention = [{', '.join(map(quote, VARIANTS))}]",
+                f"resolution = [{', '.join(map(quote, self.resolutions))}]",
+                'bits = ["16"]',
+                "",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table."""
+
+    name: str  # for --only
+    title: str  # in Markdown
+    command: tuple[str, ...]
+    out: Path  # removed before
+    limit: int | None = None  # bytes
+    after: str | None = None  # goes on in the folder that this task has left
+    is_peer: bool = False
+
+
+def make_setup(folder: Path, *, quick: bool, checkpoint: Path | None = None) -> Setup:
+    """The checkpoint, made if it is not there yet; it appears complete or not at all.
+
+    Raises:
+        InputError: it cannot be written, or `checkpoint` is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        checkpoint = folder / ("toy" if quick else "checkpoint")
+        if not checkpoint.exists():
+            if quick:
+                write_toy(checkpoint)
+            else:
+                write_checkpoint(checkpoint, SDXL, words=WORDS.split())
+    setup = Setup(checkpoint, folder, TOY_RESOLUTIONS if quick else RESOLUTIONS)
+    assert setup.unet_files
+    return setup
+
+
+def make_tasks(setup: Setup, *, peer: bool = False) -> list[Task]:
+    """All tasks, in their order.
+
+    Args:
+        peer: Apple's converter as well.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    copy, matrix = setup.folder / "copy", setup.folder / "matrix"
+    unet = setup.folder / "unet"
+    weights = [str(file) for file in setup.unet_files]
+
+    def convert(out: Path, attention: Sequence[str], sizes: Sequence[str], *more: str) -> Task:
+        command = [*COMMAND, "convert", str(setup.checkpoint), "--out", str(out), "--quiet"]
+        command += [option for a in attention for option in ("--attention", a)]
+        command += [option for s in sizes for option in ("--resolution", s)]
+        return Task("", "", (*command, *more), out)
+
+    def named(task: Task, name: str, title: str, **more: object) -> Task:
+        return Task(**{**vars(task), "name": name, "title": title, **more})
+
+    first = setup.resolutions[:1]
+    # A copy that shares blocks (XFS, Btrfs, APFS) would write nothing, and limit nothing.
+    copying = ("sh", "-c", 'mkdir "$0" && exec cp --reflink=never "$@" "$0"', str(copy), *weights)
+    tasks = [Task("cp", "`cp` of the UNet's weights", copying, copy)]
+    for attention in VARIANTS:
+        one = convert(unet, [attention], first, "--component", "unet")
+        title = f"UNet, `{attention}`, {first[0]}"
+        tasks.append(named(one, f"unet-{attention}", title))
+    for attention in VARIANTS:
+        one = convert(unet, [attention], first, "--component", "unet")
+        title = f"UNet, `{attention}`, within {LIMIT >> 30} GiB"
+        tasks.append(named(one, f"unet-{attention}-limited", title, limit=LIMIT))
+    every = convert(matrix, VARIANTS, setup.resolutions)
+    count = f"{len(VARIANTS)} variants × {len(setup.resolutions)} resolutions"
+    tasks.append(named(every, "matrix", f"all components, {count}"))
+    tasks.append(named(every, "matrix-again", "the same again, all there", after="matrix"))
+    if peer:
+        _require_peer()
+        one = convert(unet, VARIANTS[:1], first, "--component", "unet", "--engine", "apple")
+        title = f"Apple's converter: UNet, `{VARIANTS[0]}`, {first[0]}"
+        tasks.append(named(one, "peer", title, is_peer=True))
+    return tasks
+
+
+def _require_peer() -> None:
+    from convert.apple import INSTALL, PACKAGE  # imports torch
+
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise InputError("Apple's converter is not installed", hint=f"Install it: {INSTALL}")
+
+
+def choose(tasks: Sequence[Task], only: Sequence[str]) -> list[Task]:
+    """The tasks named in `only` and those they go on from; all if it is empty.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = [task.name for task in tasks]
+    for name in only:
+        if name not in names:
+            raise InputError(f"unknown task `{name}`", hint=f"Tasks: {', '.join(names)}.")
+    wanted = {*only, *(t.after for t in tasks if t.name in only)}
+    return [t for t in tasks if not only or t.name in wanted]

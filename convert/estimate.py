@@ -1,0 +1,144 @@
+"""What a run will take: bytes, seconds, memory; from headers alone, before it starts.
+
+The constants were measured on two cores of a small cloud machine; `make bench` compares the
+predictions with what happens.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.errors import InputError
+from convert.memory import cgroup_limit, physical_memory
+from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.plan import Job, Plan
+from convert.units import size
+
+BYTES_PER_OP = 330  # of model.mlmodel, constants included
+SECONDS_PER_OP = 160e-6  # to build and serialise
+BYTES_PER_OP_IN_MEMORY = 8_000
+START_SECONDS = 3.5  # to import coremltools
+START_BYTES = 290 << 20
+WEIGHTS_PER_SECOND = 300e6  # read, checked, hashed and written
+QUERY_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What making some packages takes."""
+
+    bytes: int  # on disk, hard links counted once
+    weight_bytes: int  # of which weights
+    graph_seconds: float  # of one process
+    memory_bytes: int  # anonymous, of one process at its peak
+    parallel: bool  # whether there are several graphs to build at once
+
+    @property
+    def workers(self) -> int:
+        """Processes that the machine has cores and memory for."""
+        fitting = (available_memory() or 1 << 60) // self.memory_bytes - 1
+        return max(1, min(os.cpu_count() or 1, fitting)) if self.parallel else 1
+
+    def seconds(self, workers: int) -> float:
+        """Wall time with so many processes."""
+        if not self.bytes:
+            return 0.0
+        starts = START_SECONDS * (2 if workers > 1 else 1)
+        return starts + self.weight_bytes / WEIGHTS_PER_SECOND + self.graph_seconds / workers
+
+
+def estimate(plan: Plan, jobs: Sequence[Job], leaders: Sequence[Job] | None = None) -> Estimate:
+    """What the packages of `jobs` take; with all of a plan's jobs, what the whole plan takes.
+
+    Args:
+        leaders: those of the jobs that write weight files; of equal ones the first if None.
+    """
+    ops = [count_ops(plan, job) for job in jobs]
+    if leaders is None:
+        leaders = list({plan.weight_key(job): job for job in jobs}.values())
+    weights = sum(map(plan.weight_bytes, leaders))
+    return Estimate(
+        bytes=weights + sum(ops) * BYTES_PER_OP,
+        weight_bytes=weights,
+        graph_seconds=sum(ops) * SECONDS_PER_OP,
+        memory_bytes=START_BYTES + max(ops, default=0) * BYTES_PER_OP_IN_MEMORY,
+        parallel=len(jobs) > 1,
+    )
+
+
+def require_room(out: Path, expected: Estimate, workers: int) -> None:
+    """Raise InputError if the disk of `out` or the memory will not do, saying how much lacks."""
+    free = shutil.disk_usage(out).free
+    if expected.bytes > free:
+        raise InputError(
+            f"no space: {size(expected.bytes)} to write, {size(free)} free",
+            where=out,
+            hint=f"Free {size(expected.bytes - free)}, or give --out a folder on another disk.",
+        )
+    needed, available = expected.memory_bytes * workers, available_memory()
+    if expected.bytes and available is not None and needed > available:
+        raise InputError(
+            f"not enough memory: {size(needed)} for {workers} processes, "
+            f"{size(available)} available",
+            hint=f"Free {size(needed - available)}"
+            + (", or give --jobs 1." if workers > 1 else " or use a larger machine."),
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take; None if the system does not say."""
+    total, available = physical_memory()
+    limits = [n for n in (available or total, cgroup_limit()) if n is not None]
+    return min(limits, default=None)
+
+
+def count_ops(plan: Plan, job: Job) -> int:
+    """About how many ops the graph of a job has, constants included."""
+    part = plan.checkpoint.part(job.component)
+    where = part.path / "config.json"
+    tensors = len(plan.checkpoint.component_tensors(job.component))
+    if job.component.startswith("text_encoder"):
+        projected = job.component == "text_encoder_2"
+        return tensors + 60 + 21 * CLIPConfig.parse(part.config, where, projected=projected).layers
+    if job.component.startswith("vae"):
+        return 3 * tensors + 60
+    config = UNetConfig.parse(part.config, where, plan.checkpoint.text_embed_dim)
+    vae = plan.checkpoint.part("vae_decoder")
+    assert job.resolution is not None
+    height, width = VAEConfig.parse(vae.config, vae.path / "config.json").latent_size(
+        (job.resolution.height, job.resolution.width)
+    )
+    return tensors + 150 + _resnet_ops(config) + _attention_ops(config, job, height * width)
+
+
+def _resnet_ops(config: UNetConfig) -> int:
+    resnets = sum(n + n + 1 for n in config.layers) + 2
+    return 30 * resnets
+
+
+def _attention_ops(config: UNetConfig, job: Job, area: int) -> int:
+    """Ops of all transformers: 15 around the blocks, 23 in a block, and the attentions' own."""
+    total = 0
+    blocks: list[tuple[int, int]] = []  # (level, depth) of every transformer
+    count = len(config.channels)
+    for i, kind in enumerate(config.down_blocks):
+        if kind == "CrossAttnDownBlock2D":
+            blocks += [(i, depth) for depth in config.transformer_layers[i]]
+    for i, kind in enumerate(config.up_blocks):
+        if kind == "CrossAttnUpBlock2D":
+            blocks += [(count - 1 - i, depth) for depth in config.up_transformer_layers[i]]
+    if config.mid_block == "UNetMidBlock2DCrossAttn":
+        blocks.append((count - 1, config.transformer_layers[-1][-1]))
+    for level, depth in blocks:
+        queries = area // 4**level
+        chunks = -(-queries // QUERY_CHUNK) if job.attention == "split_einsum_v2" else 1
+        if job.attention == "original":
+            own = 8
+        else:
+            own = 2 + config.heads[level] * (3 + 4 * chunks + (chunks + 1 if chunks > 1 else 0))
+        total += 15 + depth * (23 + 2 * own)
+    return total

@@ -1,0 +1,97 @@
+"""manifest.json: what an artifact is, where it came from, and the digest of its every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert import __version__
+from convert.cache import key_of
+from convert.components import COMPONENTS
+from convert.packages import Context, Package
+from convert.plan import Job, PlannedArtifact
+from convert.recipe import Recipe
+from convert.values import FORMATS
+
+FILE = "manifest.json"
+SCHEMA = 1
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact folder, or None if the folder is none of ours."""
+    try:
+        manifest = json.loads((folder / FILE).read_text("utf-8"))
+        return manifest if "artifact" in manifest and "fingerprint" in manifest else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def text(manifest: Mapping[str, Any]) -> str:
+    """The manifest as the file has it."""
+    return json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def compose(
+    planned: PlannedArtifact,
+    recipe: Recipe,
+    context: Context,
+    packages: Mapping[Job, Package],
+    texts: Mapping[str, str],
+) -> dict[str, Any]:
+    """The manifest of an artifact, without a verdict yet.
+
+    Args:
+        packages: the finished package of each job.
+        texts: the artifact's files beside the packages, by name.
+    """
+    artifact = planned.artifact
+    components = {c: f"{COMPONENTS[c].file}.mlpackage" for c in planned.jobs}
+    files: dict[str, Any] = {
+        f"{components[c]}/{file}": facts
+        for c, job in planned.jobs.items()
+        for file, facts in packages[job].files.items()
+    }
+    for name, content in texts.items():
+        data = content.encode()
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "artifact": artifact.name,
+        "attention": artifact.attention,
+        "bits": artifact.bits,
+        "resolution": str(artifact.resolution),
+        "deployment": recipe.target.deployment,
+        "specification_version": FORMATS[recipe.target.deployment].specification_version,
+        "vae_precision": recipe.target.vae_precision,
+        "engine": next(iter(planned.jobs.values())).engine,
+        "components": components,
+        "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
+        "files": dict(sorted(files.items())),
+        "source": {
+            "name": context.checkpoint.name,
+            "repo": context.repo,
+            "commit": context.commit,
+            "files": context.digests,
+        },
+        "recipe": {"name": recipe.name, "digest": recipe.digest, "text": recipe.text},
+        "versions": {
+            "sdxl-coreml": __version__,
+            **{name: version(name) for name in ("coremltools", "numpy")},
+        },
+    }
+    return {**manifest, "fingerprint": key_of(manifest), "verdict": None}
+
+
+def is_complete(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every file of the manifest is there with its size."""
+    try:
+        return all(
+            (folder / name).stat().st_size == facts["size"]
+            for name, facts in manifest["files"].items()
+        )
+    except OSError:
+        return False

@@ -1,0 +1,131 @@
+"""One job → one finished package in the cache; the part of a run that worker processes do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert import __version__
+from convert.cache import Cache, code_digest, digest_file, key_of
+from convert.checkpoint import Checkpoint
+from convert.components import COMPONENTS, user_metadata
+from convert.interrupts import deferred_interrupt
+from convert.plan import Job
+from convert.progress import Advance
+
+FOLDER = "model.mlpackage"
+ABOUT = (
+    "Stable Diffusion generates images conditioned on text and/or other images as input through "
+    "the diffusion process. Please refer to https://arxiv.org/abs/2112.10752 for details."
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all jobs of a run share; goes to worker processes as it is."""
+
+    checkpoint: Checkpoint
+    digests: Mapping[str, str]  # SHA-256 of the checkpoint's files, by path in it
+    repo: str | None
+    commit: str | None
+    license: str | None
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Package:
+    """A finished package."""
+
+    path: Path
+    files: Mapping[str, Mapping[str, Any]]  # size and sha256, by path in the package
+    bits_per_weight: float
+    fresh: bool  # made now, rather than found
+
+
+def worker(context: Context) -> Any:
+    """What a worker process does: a function of a job and of how to report its progress."""
+    cache = Cache(context.cache).__enter__()  # left to the next cache if the process is killed
+    return partial(make, context, cache)
+
+
+def make(context: Context, cache: Cache, job: Job, advance: Advance) -> Package:
+    """The package of a job, from the cache or made now; `advance` is told the weights' bytes."""
+    fresh = False
+
+    def fill(folder: Path) -> dict[str, Any]:
+        nonlocal fresh
+        fresh = True
+        with deferred_interrupt():
+            if job.engine == "apple":
+                from convert.apple import convert_job
+            else:
+                from convert.native import convert_job
+        about = describe(context, job)
+        target = folder / FOLDER
+        known = convert_job(
+            context.checkpoint, job, about, weight_key(context, job), target, cache, advance
+        )
+        return _facts(context, job, target, known)
+
+    path, facts = cache.entry("packages", key(context, job), fill)
+    return Package(path / FOLDER, facts["files"], facts["bits_per_weight"], fresh)
+
+
+def key(context: Context, job: Job) -> str:
+    """The name of a job's package in the cache: all that determines its bytes."""
+    settings = {**vars(job), "resolution": str(job.resolution)}
+    return key_of([settings, describe(context, job), _sources(context, job), code_digest()])
+
+
+def weight_key(context: Context, job: Job) -> str:
+    """The name of its weight file: neither resolution nor attention determine a byte of that."""
+    settings = [job.component, job.bits, job.precision]
+    return key_of([settings, _sources(context, job), code_digest()])
+
+
+def _sources(context: Context, job: Job) -> dict[str, str]:
+    """Digests of the files that a job reads."""
+    part = COMPONENTS[job.component].part
+    return {
+        name: digest
+        for name, digest in context.digests.items()
+        if name.startswith(f"{part}/") or name.endswith("config.json")
+    }
+
+
+def describe(context: Context, job: Job) -> dict[str, Any]:
+    """What the model says of itself: Apple's words, the source, and the apps' settings."""
+    checkpoint, repo = context.checkpoint, context.repo
+    where = f"available at huggingface.co/{repo}" if repo else f"of {checkpoint.name}"
+    return {
+        "short": ABOUT,
+        "author": f"Please refer to the Model Card {where}",
+        "license": context.license or "Please refer to the Model Card",
+        "version": f"{repo}@{context.commit}" if repo else checkpoint.name,
+        "user": {
+            **user_metadata(
+                job.component,
+                dict(checkpoint.part(job.component).config),
+                dict(checkpoint.scheduler),
+                dict(checkpoint.model_index),
+            ),
+            "com.github.apple.coremltools.version": version("coremltools"),
+            "com.github.sdxl-coreml.version": __version__,
+        },
+    }
+
+
+def _facts(context: Context, job: Job, package: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    """Size and SHA-256 of a package's files, and its true bits per weight."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(p for p in package.rglob("*") if p.is_file()):
+        name = str(path.relative_to(package))
+        digest = known.get(name) or digest_file(path)
+        files[name] = {"size": path.stat().st_size, "sha256": digest}
+    weights = sum(t.size for t in context.checkpoint.component_tensors(job.component).values())
+    size = sum(f["size"] for name, f in files.items() if name.endswith("weight.bin"))
+    return {"files": files, "bits_per_weight": round(8 * size / weights, 3)}

@@ -1,0 +1,213 @@
+"""The bench measures what it says it does; only `--quick` runs here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # the bench is no part of the package
+
+from bench import readme
+from bench.__main__ import main
+from bench.cgroup import CannotLimit, memory_limit, parents
+from bench.measure import Measured, Memory, measure
+from bench.run import Disk, Measurements, Row, disk_use
+from bench.table import END, START, markdown
+from bench.tasks import Setup, Task, choose, make_tasks
+from convert.errors import CannotExecute, InputError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bench measures on Linux only")
+
+MIB = 1 << 20
+ANONYMOUS = "held = b'x' * (200 << 20); import time; time.sleep(0.3)"
+MAPPED = """
+import mmap, sys, time
+with open(sys.argv[1], "rb") as file:
+    view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+sum(view[i] for i in range(0, len(view), 4096))
+time.sleep(0.3)
+"""
+
+
+def python(code: str, *arguments: str) -> Measured:
+    return measure([sys.executable, "-c", code, *arguments])
+
+
+def test_anonymous_memory_is_told_from_mapped_files(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(200 * MIB))
+    nothing, anonymous, mapped = python("pass"), python(ANONYMOUS), python(MAPPED, str(file))
+
+    def more(found: Measured) -> tuple[float, float]:
+        """MiB above an idle interpreter; a file in a tmpfs counts as shared memory."""
+        one, two = found.peak_memory, nothing.peak_memory
+        mapped_pages = one.file + one.shared - two.file - two.shared
+        return (one.anonymous - two.anonymous) / MIB, mapped_pages / MIB
+
+    heap, pages = more(anonymous)
+    assert 195 < heap < 215
+    assert pages < 15
+    heap, pages = more(mapped)
+    assert heap < 15
+    assert 195 < pages < 215
+    assert mapped.peak >= 200 * MIB
+
+
+def test_children_count() -> None:
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ANONYMOUS!r}])"
+    assert python(code).peak_memory.anonymous > 200 * MIB
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
+    assert python(code).cpu > 0.5
+
+
+def test_the_end_of_a_command_is_kept() -> None:
+    good = measure(["sh", "-c", "echo out; echo err >&2"])
+    assert (good.exit_code, good.stdout, good.stderr, good.failure) == (0, "out\n", "err\n", None)
+    assert 0 < good.wall <= good.synced
+    bad = measure(["sh", "-c", "echo error: no such thing >&2; echo a hint >&2; exit 3"])
+    assert (bad.exit_code, bad.failure) == (3, "exit code 3: error: no such thing")
+    killed = measure(["sh", "-c", "kill -TERM $$"])
+    assert (killed.exit_code, killed.failure) == (-15, "killed by SIGTERM")
+    with pytest.raises(CannotExecute, match="no-such-program: cannot be run"):
+        measure(["no-such-program"])
+
+
+def test_what_a_command_leaves_running_is_ended() -> None:
+    found = measure(["sh", "-c", "sleep 60 & echo $!"])
+    assert found.wall < 10
+    stat = Path(f"/proc/{found.stdout.strip()}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_elsewhere_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(CannotExecute, match="Linux only"):
+        measure(["true"])
+
+
+def test_a_memory_limit_is_kept_or_refused() -> None:
+    try:
+        with memory_limit(100 * MIB) as limit:
+            command = [sys.executable, "-c", "pass"]
+            assert measure(command, limit=limit).failure is None
+            killed = measure([sys.executable, "-c", ANONYMOUS], limit=limit)
+        assert limit.folder is None or not limit.folder.exists()
+    except CannotLimit as error:
+        pytest.skip(f"memory limit not checked: {error.problem}")
+    assert killed.exit_code == -9
+    assert killed.peak < 110 * MIB
+    if limit.folder is not None:
+        assert killed.failure == "killed: out of memory"
+        assert killed.group_peak is None or killed.group_peak <= 100 * MIB
+
+
+def test_groups_are_made_where_memory_can_be_limited(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("4:memory:/box\n3:cpu:/box\n0::/slice/scope\n")
+    root = tmp_path / "root"
+    (root / "memory" / "box").mkdir(parents=True)
+    assert parents(root, mine) == [(1, root / "memory" / "box")]
+
+    scope = root / "slice" / "scope"
+    scope.mkdir(parents=True)
+    (root / "cgroup.controllers").touch()
+    (scope / "cgroup.subtree_control").write_text("\n")
+    (scope.parent / "cgroup.subtree_control").write_text("cpu memory pids\n")
+    assert (2, scope.parent) in parents(root, mine)
+    assert (2, scope) not in parents(root, mine)
+    assert parents(root, tmp_path / "absent") == []
+
+
+def test_hard_links_count_once(tmp_path: Path) -> None:
+    entry = tmp_path / ".cache" / "weights"
+    entry.mkdir(parents=True)
+    (entry / "weight.bin").write_bytes(b"x" * MIB)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        os.link(entry / "weight.bin", tmp_path / name / "weight.bin")
+    found = disk_use(tmp_path)
+    assert MIB <= found.allocated < 1.1 * MIB
+    assert (found.weights, found.linked) == (MIB, 2 * MIB)
+    assert (found.artifacts, found.artifact_weights) == (2, MIB)
+
+
+def test_tasks_are_chosen_with_those_they_go_on_from(toy: Path, tmp_path: Path) -> None:
+    tasks = make_tasks(Setup(toy, tmp_path, ["128x128"]))
+    assert [t.name for t in choose(tasks, ["cp", "matrix-again"])] == [
+        "cp", "matrix", "matrix-again",
+    ]  # fmt: skip
+    assert choose(tasks, []) == tasks
+    with pytest.raises(InputError, match="unknown task `mtrix`"):
+        choose(tasks, ["mtrix"])
+
+
+def row(name: str, *walls: float, problem: str | None = None, is_peer: bool = False) -> Row:
+    memory = Memory(anonymous=10**9, file=4 * 10**9)
+    runs = [Measured(0, wall, 1.5 * wall, wall, memory.total, memory, 9, "", "") for wall in walls]
+    disk = Disk(7 * 10**9, 6 * 10**9, 90 * 10**9, 6 * 10**9, 18)
+    return Row(Task(name, name, (), Path(), is_peer=is_peer), runs, disk, problem)
+
+
+def test_the_table_has_ratios_spreads_and_reasons() -> None:
+    rows = [
+        row("cp", 10, 12, 11),
+        row("unet-original", 22, 22, 22),
+        row("unet-original-limited", problem="not possible here"),
+        row("matrix", 50, 40, 44),
+        row("peer", 1100, is_peer=True),
+    ]
+    plan = {"weight_bytes": 6 * 10**9, "seconds": 22, "bytes": None, "unknown": 1}
+    text = markdown(Measurements(rows, "dropped", plan, 0.05), ["2 cores"], source="a checkpoint")
+    cells = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            first, *others = line.strip("| ").split(" | ")
+            cells[first] = others
+    assert cells["cp"][:4] == ["11.0 s (10.0 s–12.0 s)", "16.5 s (15.0 s–18.0 s)", "1.00", "–"]
+    assert cells["unet-original"][2:] == ["2.00", "0.02", "22.0 s", "1.00 GB", "5.00 GB", "7.00 GB"]
+    assert cells["unet-original-limited"][0] == "not possible here"
+    assert cells["peer"][:4] == ["18.3 min", "27.5 min", "100.00", "1.00"]
+    assert cells["weights on disk (`weight_bytes`)"] == ["6.00 GB", "6.00 GB", "1.00"]
+    assert cells["until exit (`seconds`)"] == ["22.0 s", "44.0 s", "0.50"]
+    assert "(`bytes`)" not in text
+    assert "The 18 artifacts take 7.00 GB on disk, 1.17 × the weights of one (6.00 GB)" in text
+
+
+def test_the_readme_gets_the_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, page = tmp_path / "RESULTS.md", tmp_path / "README.md"
+    arguments = ["--results", str(results), "--readme", str(page)]
+    results.write_text(f"# Measurements\n{START}\n| new \\1 |\n{END}\nmore\n")
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    assert readme.main([*arguments, "--check"]) == 1
+    assert "old" in page.read_text()
+    assert readme.main(arguments) == 0
+    assert page.read_text() == f"before\n{START}\n| new \\1 |\n{END}\nafter\n"
+    assert readme.main([*arguments, "--check"]) == 0
+    page.write_text("no markers\n")
+    assert readme.main(arguments) == 2
+    assert f"README.md: has 0 parts between {START} and {END}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_quick_bench_writes_every_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bench"
+    assert main(["--quick", "--folder", str(folder)]) == 0
+    text = (folder / "RESULTS.md").read_text()
+    table = readme.block(folder / "RESULTS.md")
+    rows = re.findall(r"^\| ([^|-][^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", table, re.M)
+    tasks = make_tasks(Setup(folder / "toy", folder, ["128x128", "128x192"]))
+    assert [title for title, *_ in rows] == [task.title for task in tasks]
+    for title, *figures in rows:
+        assert figures[0].endswith(" s") or ("GiB" in title and "not possible" in figures[0])
+    assert "The 4 artifacts take" in text
+    assert "(`weight_bytes`)" in text
+    assert str(tmp_path) not in text
+    assert sorted(p.name for p in folder.iterdir()) == ["RESULTS.md", "matrix.toml", "toy"]
+    assert text.strip() in capsys.readouterr().out
