@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
     print(text)
     failed = [row for row in measurements.rows if any(run.exit_code for run in row.runs)]
     return 1 if failed else 0

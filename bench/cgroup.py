@@ -80,14 +80,11 @@ def memory_limit(limit: int) -> Iterator[Limit]:
     """
     for version, parent in parents():
         folder = parent / f"bench-{os.getpid()}"
+        prefix = ("sh", "-c", JOIN, str(folder / "cgroup.procs"))
         try:
-            _make(folder, version, limit)
-            prefix = ("sh", "-c", JOIN, str(folder / "cgroup.procs"))
-            if _is_in_force(prefix, limit):
+            if _make(folder, version, limit) and _is_in_force(prefix, limit):
                 yield Limit(prefix, f"cgroup v{version}", folder, version)
                 return
-        except OSError:
-            continue  # not ours to write
         finally:
             _remove(folder)
     scope = _systemd(limit)
@@ -124,16 +121,18 @@ def parents(root: Path = ROOT, mine: Path = MINE) -> list[tuple[int, Path]]:
     return found
 
 
-def _make(folder: Path, version: int, limit: int) -> None:
-    folder.mkdir()
+def _make(folder: Path, version: int, limit: int) -> bool:
     memory, swap, _, _ = FILES[version]
-    (folder / memory).write_text(str(limit))
-    # Version 1 limits memory and swap together; its file is absent where swap is not accounted.
     try:
-        (folder / swap).write_text(str(limit if version == 1 else 0))
-    except FileNotFoundError:
-        if version == 1:
+        folder.mkdir()
+        (folder / memory).write_text(str(limit))
+        if (folder / swap).exists():  # version 1 limits memory and swap together
+            (folder / swap).write_text(str(limit if version == 1 else 0))
+        elif version == 1:  # swap is not accounted for
             (folder / "memory.swappiness").write_text("0")
+    except OSError:  # not ours to write
+        return False
+    return True
 
 
 def _systemd(limit: int) -> tuple[str, ...]:

@@ -107,6 +107,7 @@ def measure(
             where="bench",
             hint="Memory is split into anonymous and file pages by Linux's /proc.",
         )
+    kills = limit.kills if limit else 0
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         os.sync()  # what others have written is not to be waited for at the end
         start = time.perf_counter()
@@ -145,7 +146,7 @@ def measure(
             stderr=_end(err, TAIL),
             limited=limit.how if limit else None,
             group_peak=limit.peak if limit else None,
-            out_of_memory=bool(limit and limit.kills),
+            out_of_memory=bool(limit and limit.kills > kills),
         )
     if limit and limit.folder and result.exit_code == 125:
         raise CannotLimit(f"not possible here: {result.stderr.strip()}")

@@ -73,6 +73,8 @@ def run_tasks(
     try:
         for _ in range(repeat):
             for row in rows:
+                if any(r.problem for r in rows if r.task.name == row.task.after):
+                    row.problem = f"not run: it goes on from {row.task.after}"
                 if row.problem is not None:
                     continue
                 if row.task.after is None:

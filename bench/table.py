@@ -119,7 +119,7 @@ def _explanations(measurements: Measurements) -> list[str]:
     lines = [
         f"- Page cache: {alike}. Output folders are removed before each run.",
         "- Until exit: from the start of the command until it has exited. Until synced: until "
-        "`sync` after that has written everything to the disk. Ratios are of the latter.",
+        "`sync`, of the whole machine, has written everything out. Ratios are of the latter.",
         "- CPU: user and system time of the command and of the children it waited for.",
         f"- Memory: sampled every {interval} ms, summed over the command and its descendants; "
         "anonymous includes shared memory. The kernel can drop pages of mapped files when memory "

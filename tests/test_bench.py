@@ -15,7 +15,7 @@ from bench import readme
 from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents
 from bench.measure import Measured, Memory, measure
-from bench.run import Disk, Measurements, Row, disk_use
+from bench.run import Disk, Measurements, Row, disk_use, run_tasks
 from bench.table import END, START, markdown
 from bench.tasks import Setup, Task, choose, make_tasks
 from convert.errors import CannotExecute, InputError
@@ -211,3 +211,22 @@ def test_the_quick_bench_writes_every_row(
     assert str(tmp_path) not in text
     assert sorted(p.name for p in folder.iterdir()) == ["RESULTS.md", "matrix.toml", "toy"]
     assert text.strip() in capsys.readouterr().out
+
+
+def test_what_goes_on_from_a_failure_is_not_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks = [
+        Task("one", "one", ("sh", "-c", f"mkdir {out}; exit 7"), out),
+        Task("two", "two", ("true",), out, after="one"),
+        Task("three", "three", ("true",), tmp_path / "three"),
+    ]
+    lines: list[str] = []
+    setup = Setup(tmp_path, tmp_path, [])
+    found = run_tasks(setup, tasks, repeat=2, interval=0.05, cold=False, say=lines.append)
+    assert [row.problem for row in found.rows] == [
+        "exit code 7: nothing on stderr",
+        "not run: it goes on from one",
+        None,
+    ]
+    assert [len(row.runs) for row in found.rows] == [1, 0, 2]
+    assert not out.exists()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert import manifest as manifests
 from convert.cache import Cache
-from convert.checkpoint import Checkpoint
 from convert.interrupts import deferred_interrupt
+from convert.plan import Plan
 from convert.run import Result
+from convert.values import Resolution
 from verify.checks import Verdict, versions, worst
 from verify.policy import load_policy
-from verify.report import SCHEMA
+from verify.report import SCHEMA, to_json
 from verify.summary import lowest_snr, summary_markdown, summary_table
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
@@ -62,48 +63,85 @@ class Outcome:
 def verify_all(
     out: Path,
     artifacts: Sequence[Result],
-    checkpoint: Checkpoint,
+    plan: Plan,
     *,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Verify the artifacts and write `out/reports`; a report that is still true is kept.
 
+    Artifacts of one resolution are checked against one recording of the reference, made with the
+    recipe's first prompt.
+
     Raises:
         CannotExecute: a package that cannot be read or run.
     """
-    reports = []
+    say = progress or (lambda text: None)
+    reports: dict[str, dict[str, Any]] = {}
     with Cache(out / ".cache") as cache:
+        doubtful = []
         for artifact in artifacts:
             name = artifact.manifest["artifact"]
-            file = out / "reports" / f"{name}.json"
-            document = _still_true(file, artifact)
+            document = _still_true(out / "reports" / f"{name}.json", artifact)
+            reports[name] = document or {}
             if document is None:
-                say = None if progress is None else _prefixed(progress, f"{name}: ")
-                document = _verify(artifact, checkpoint, say)
-                cache.write_text(file, _text(document))
-            if artifact.manifest["verdict"] != document["verdict"]:
-                manifest = {**artifact.manifest, "verdict": document["verdict"]}
-                cache.write_text(artifact.path / manifests.FILE, manifests.text(manifest))
-            reports.append(document)
-        outcome = Outcome(tuple(reports))
+                doubtful.append(artifact)
+        for artifact, document in _verified(doubtful, plan, say):
+            name = artifact.manifest["artifact"]
+            cache.write_text(out / "reports" / f"{name}.json", _text(document))
+            reports[name] = document
+        for artifact in artifacts:
+            verdict = reports[artifact.manifest["artifact"]]["verdict"]
+            if artifact.manifest["verdict"] != verdict:
+                manifest = manifests.text({**artifact.manifest, "verdict": verdict})
+                cache.write_text(artifact.path / manifests.FILE, manifest)
+        outcome = Outcome(tuple(reports.values()))
         cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
         cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
     return outcome
 
 
-def _verify(
-    artifact: Result, checkpoint: Checkpoint, progress: Callable[[str], None] | None
-) -> dict[str, Any]:
+def _verified(
+    artifacts: Sequence[Result], plan: Plan, say: Callable[[str], None]
+) -> Iterator[tuple[Result, dict[str, Any]]]:
+    """Each artifact with its report, those of one resolution together."""
+    if not artifacts:
+        return
     with deferred_interrupt():  # torch is only imported where there is something to verify
-        from verify.report import to_json
+        from verify.recording import record
         from verify.run import verify
-    results = verify(
-        artifact.path,
-        checkpoint,
-        components=list(artifact.manifest["components"]),
-        progress=progress,
-    )
-    return {**to_json(results), "fingerprint": artifact.manifest["fingerprint"]}
+    by_resolution: dict[str, list[Result]] = {}
+    for artifact in artifacts:
+        by_resolution.setdefault(artifact.manifest["resolution"], []).append(artifact)
+    for resolution, group in by_resolution.items():
+        components = list(group[0].manifest["components"])
+        recording = record(
+            plan.checkpoint,
+            components,
+            resolution=Resolution.parse(resolution),
+            fp16=[c for c in components if _precision(group[0], c) == "float16"],
+            prompt=plan.recipe.verify.prompts[0],
+            negative_prompt=plan.recipe.verify.negative_prompt,
+            guidance=plan.recipe.verify.guidance,
+            progress=_prefixed(say, f"{resolution}: "),
+        )
+        for artifact in group:
+            results = verify(
+                artifact.path,
+                plan.checkpoint,
+                components=components,
+                recording=recording,
+                progress=_prefixed(say, f"{artifact.path.name}: "),
+            )
+            yield artifact, {**to_json(results), "fingerprint": artifact.manifest["fingerprint"]}
+
+
+def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda text: say(prefix + text)
+
+
+def _precision(artifact: Result, component: str) -> str:
+    is_vae = component.startswith("vae")
+    return str(artifact.manifest["vae_precision"]) if is_vae else "float16"
 
 
 def _still_true(file: Path, artifact: Result) -> dict[str, Any] | None:
@@ -118,10 +156,6 @@ def _still_true(file: Path, artifact: Result) -> dict[str, Any] | None:
         return dict(document) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda text: progress(prefix + text)
 
 
 def _text(document: dict[str, Any]) -> str:

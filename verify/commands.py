@@ -63,13 +63,12 @@ def run(
         show_plan(parsed, source, terminal, only=only)
         return 0
     snapshot = fetch(wanted_source(parsed, source), terminal)
-    checkpoint = open_snapshot(snapshot)
-    plan = make_plan(parsed, checkpoint, only=only)
+    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
     made = make(plan, snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, checkpoint, progress=say)
+        outcome = verify_all(out, made, plan, progress=say)
     terminal.result(
         {**plan_document(plan), **results_shown(made)[0], **outcome.document}, outcome.table()
     )
