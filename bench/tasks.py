@@ -20,6 +20,7 @@ RESOLUTIONS = (
     "1344x768", "768x1344", "1536x640", "640x1536",
 )  # fmt: skip
 TOY_RESOLUTIONS = ("128x128", "128x192")
+PEER = "python_coreml_stable_diffusion"
 COMMAND = (sys.executable, "-m", "sdxl_coreml")
 
 
@@ -144,10 +145,12 @@ def make_tasks(setup: Setup, *, peer: bool = False) -> list[Task]:
 
 
 def _require_peer() -> None:
-    from convert.apple import INSTALL, PACKAGE  # imports torch
-
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise InputError("Apple's converter is not installed", hint=f"Install it: {INSTALL}")
+    if importlib.util.find_spec(PEER) is None:
+        raise InputError(
+            "Apple's converter is not installed",
+            where=PEER,
+            hint="`sdxl-coreml convert --engine apple` says how to install it.",
+        )
 
 
 def choose(tasks: Sequence[Task], only: Sequence[str]) -> list[Task]:

@@ -112,7 +112,12 @@ def require_ours(out: Path, plan: Plan) -> None:
 def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> Context:
     """What the jobs share, with the digests of the checkpoint; from the Hub where it vouches."""
     known = {f.name: f.sha256 for f in source.files if f.sha256}
-    files = plan.checkpoint.files
+    parts = {plan.checkpoint.part(job.component).name for job in plan.jobs}
+    files = {
+        name: path
+        for name, path in plan.checkpoint.files.items()
+        if path.suffix != ".safetensors" or name.split("/")[0] in parts
+    }
     unknown = {name: path for name, path in files.items() if name not in known}
     total = sum(path.stat().st_size for path in unknown.values())
     with progress.stage("Hashing the checkpoint", total, "B") as advance:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -84,8 +85,8 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
         InputError: a tensor that is truncated or not finite.
         OSError: the disk is full, for example; the caller removes what was written.
     """
-    with path.open("xb", buffering=0) as file:
-        out = _HashingWriter(file, progress)
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        out = _HashingWriter(file, hasher, progress)
         out.write(struct.pack("<II56x", len(plan.blobs), VERSION))
         for blob in plan.blobs:
             start = plan.offsets[blob.name]
@@ -100,16 +101,21 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
 
 
 class _HashingWriter:
-    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
-        self.file, self.progress = file, progress
+    """Writes and hashes at once, on two cores; the data may be changed when `write` returns."""
+
+    def __init__(
+        self, file: BinaryIO, hasher: ThreadPoolExecutor, progress: Progress | None
+    ) -> None:
+        self.file, self.hasher, self.progress = file, hasher, progress
         self.position = 0
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
+        hashing = self.hasher.submit(self.digest.update, data)
         view = memoryview(data)
-        self.digest.update(view)
         while view:
             view = view[self.file.write(view) :]
+        hashing.result()
         self.position += len(data)
         if self.progress:
             self.progress(len(data))

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))  # the bench is no part of the package
-
 from bench import readme
 from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents

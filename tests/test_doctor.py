@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verify import doctor, memory
+from convert import memory
+from verify import doctor
 from verify.doctor import diagnose
 
 ROOT = Path(__file__).parent.parent
