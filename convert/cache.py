@@ -90,9 +90,10 @@ class Cache:
     def replace(self, new: Path, path: Path) -> None:
         """Move `new`, from the workspace, to `path`; what was there goes first, in one piece."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            path.rename(self.new_folder() / "old")
-        new.rename(path)
+        with _locked(self.root / "locks" / "replace"):  # the two steps below, in two runs at once
+            if path.is_dir():
+                path.rename(self.new_folder() / "old")
+            new.rename(path)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write or replace a text file, atomically and without a trace beside it."""

@@ -258,12 +258,19 @@ def show_plan(
 def make(
     plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal, jobs: int | None
 ) -> list[Result]:
-    """Convert, with the plan shown before."""
+    """Convert, with the plan shown before and a summary after."""
+    import time
+
     from convert.run import require_ours, run
 
     require_ours(out, plan)
     terminal.say(plan_table(plan))
-    return run(plan, snapshot, out, jobs=jobs, progress=terminal)
+    start = time.monotonic()
+    results = run(plan, snapshot, out, jobs=jobs, progress=terminal)
+    made = sum(result.fresh for result in results)
+    seconds = time.monotonic() - start
+    terminal.say(f"{made} artifacts made, {len(results) - made} already there, in {seconds:.0f} s")
+    return results
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -296,7 +303,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "weight_bytes": sum(files.values()),
         "bytes": expected.bytes,
         "seconds": round(expected.seconds(expected.workers), 1),
-        "peak_memory_bytes": expected.memory_bytes,
+        "peak_memory_bytes": expected.peak_memory(expected.workers),
     }
 
 
@@ -325,9 +332,8 @@ def results_shown(results: list[Result]) -> tuple[dict[str, Any], str]:
             for r in results
         ],
     }
-    made = sum(r.fresh for r in results)
     lines = [f"{r.path}" + ("" if r.fresh else "  (was finished already)") for r in results]
-    return document, "\n".join([*lines, f"{made} made, {len(results) - made} already there"])
+    return document, "\n".join(lines)
 
 
 def recipe_text(

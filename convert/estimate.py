@@ -20,10 +20,13 @@ from convert.units import size
 
 BYTES_PER_OP = 330  # of model.mlmodel, constants included
 SECONDS_PER_OP = 160e-6  # to build and serialise
-BYTES_PER_OP_IN_MEMORY = 8_000
+BYTES_PER_OP_IN_MEMORY = 6_800
 START_SECONDS = 3.5  # to import coremltools
-START_BYTES = 290 << 20
+START_BYTES = 260_000_000
+PARENT_BYTES = 35_000_000  # of the process that only waits for workers
 WEIGHTS_PER_SECOND = 300e6  # read, checked, hashed and written
+# Below this, worker processes cost more than they save: each imports coremltools.
+WORTH_WORKERS = 20.0  # seconds of building graphs
 QUERY_CHUNK = 512
 
 
@@ -39,9 +42,15 @@ class Estimate:
 
     @property
     def workers(self) -> int:
-        """Processes that the machine has cores and memory for."""
+        """Processes that help, and that the machine has cores and memory for."""
+        if not self.parallel or self.graph_seconds < WORTH_WORKERS:
+            return 1
         fitting = (available_memory() or 1 << 60) // self.memory_bytes - 1
-        return max(1, min(os.cpu_count() or 1, fitting)) if self.parallel else 1
+        return max(1, min(os.cpu_count() or 1, fitting))
+
+    def peak_memory(self, workers: int) -> int:
+        """Anonymous memory in bytes of all processes at their peak."""
+        return self.memory_bytes * workers + (PARENT_BYTES if workers > 1 else 0)
 
     def seconds(self, workers: int) -> float:
         """Wall time with so many processes."""
@@ -79,7 +88,7 @@ def require_room(out: Path, expected: Estimate, workers: int) -> None:
             where=out,
             hint=f"Free {size(expected.bytes - free)}, or give --out a folder on another disk.",
         )
-    needed, available = expected.memory_bytes * workers, available_memory()
+    needed, available = expected.peak_memory(workers), available_memory()
     if expected.bytes and available is not None and needed > available:
         raise InputError(
             f"not enough memory: {size(needed)} for {workers} processes, "

@@ -17,7 +17,7 @@ from convert import manifest as manifests
 from convert.cache import Cache
 from convert.download import Snapshot
 from convert.errors import InputError
-from convert.estimate import Estimate, estimate, require_room
+from convert.estimate import estimate, require_room
 from convert.packages import Context, Package, key, make, weight_key, worker
 from convert.plan import Job, Plan, PlannedArtifact
 from convert.pool import run_tasks
@@ -26,8 +26,6 @@ from convert.snapshot import disk_error, link
 from convert.units import size
 
 OURS = {".cache", "reports", "release"}
-# Below this, worker processes cost more than they save: each imports coremltools.
-WORTH_WORKERS = 20.0  # seconds of building graphs
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def run(
             unwritten = {weight_key(context, job): job for job in reversed(missing)}
             leaders = [job for name, job in unwritten.items() if not cache.has("weights", name)]
             expected = estimate(plan, missing, leaders)
-            jobs = jobs or _useful(expected)
+            jobs = jobs or expected.workers
             require_room(out, expected, jobs)
             packages = _make_all(plan, context, cache, missing, leaders, jobs, progress)
             return [
@@ -131,10 +129,6 @@ def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> 
         license=plan.recipe.release.license,
         cache=cache.root,
     )
-
-
-def _useful(expected: Estimate) -> int:
-    return expected.workers if expected.graph_seconds > WORTH_WORKERS else 1
 
 
 def _make_all(

@@ -207,6 +207,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished: Path, toy: Path, tmp_p
     assert not list(out.glob(".cache/tmp/*-*"))
 
 
+def test_two_runs_on_one_folder_do_not_disturb_each_other(
+    finished: Path, toy: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "sdxl_coreml", "convert", str(toy), "--quiet"]
+    command += ["--out", str(tmp_path / "out"), "--resolution", "64x64"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    name = "toy_original_16-bit_64x64"
+    found, expected = contents(tmp_path / "out" / name), contents(finished / name)
+    del found["manifest.json"], expected["manifest.json"]  # of another recipe
+    assert found == expected
+
+
 def test_shards_and_one_file_give_the_same_packages(toy: Path, tmp_path: Path) -> None:
     sharded = Path(shutil.copytree(toy, tmp_path / "toy"))
     file = next((sharded / "unet").glob("*.safetensors"))

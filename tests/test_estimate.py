@@ -1,0 +1,68 @@
+"""Estimates from headers: near the truth, and a run that cannot end does not start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint import open_checkpoint
+from convert.download import Snapshot
+from convert.errors import InputError
+from convert.estimate import available_memory, estimate
+from convert.plan import Plan, make_plan
+from convert.recipe import parse_recipe
+from convert.run import run
+
+RECIPE = """
+name = "toy"
+[source]
+path = "toy"
+[matrix]
+attention = ["original", "split_einsum", "split_einsum_v2"]
+resolution = ["128x128", "256x320"]
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(toy: Path) -> Plan:
+    return make_plan(parse_recipe(RECIPE, where="test"), open_checkpoint(toy))
+
+
+def disk_use(folder: Path) -> int:
+    files = {p.stat().st_ino: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    return sum(files.values())
+
+
+def test_bytes_are_within_a_tenth(plan: Plan, toy: Path, tmp_path: Path) -> None:
+    run(plan, Snapshot(toy, None, None, ()), tmp_path / "out")
+    expected = estimate(plan, plan.jobs)
+    assert disk_use(tmp_path / "out") == pytest.approx(expected.bytes, rel=0.1)
+
+
+def test_a_plan_of_nothing_takes_nothing(plan: Plan) -> None:
+    expected = estimate(plan, [])
+    assert (expected.bytes, expected.seconds(1)) == (0, 0)
+
+
+def test_shared_weights_count_once(plan: Plan) -> None:
+    one = estimate(plan, [j for j in plan.jobs if j.component == "unet"][:1])
+    all_unets = estimate(plan, [j for j in plan.jobs if j.component == "unet"])
+    assert all_unets.weight_bytes == one.weight_bytes
+    assert all_unets.graph_seconds > 5 * one.graph_seconds
+
+
+def test_too_little_memory_is_refused_before_any_work(
+    plan: Plan, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.estimate.available_memory", lambda: 100_000_000)
+    with pytest.raises(
+        InputError, match=r"not enough memory: .* for 1 processes, 100 MB"
+    ) as caught:
+        run(plan, Snapshot(toy, None, None, ()), tmp_path / "out")
+    assert "Free" in (caught.value.hint or "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_available_memory_is_known_here() -> None:
+    assert (available_memory() or 0) > 1 << 28
