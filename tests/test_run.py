@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import open_checkpoint
@@ -152,13 +154,40 @@ def test_a_folder_that_holds_something_else_is_left_alone(toy: Path, tmp_path: P
         convert(toy, tmp_path / "thesis.tex")
 
 
-def test_a_checkpoint_that_cannot_be_converted_leaves_nothing(toy: Path, tmp_path: Path) -> None:
+def poison(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["conv_out.bias"][1] = float("nan")
+
+
+def widen(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["conv_out.bias"] = torch.zeros(5)
+
+
+def lose(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["mid_block.resnets.1.conv2.weight"]
+
+
+def add(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["down_blocks.9.weight"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (poison, r"`conv_out.bias`\[1\] is nan"),
+        (widen, r"`conv_out.bias` has shape \[5\]; the config makes it \[4\]"),
+        (lose, r"`mid_block.resnets.1.conv2.weight` is missing"),
+        (add, r"`down_blocks.9.weight` has no place"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_converted_leaves_nothing(
+    toy: Path, tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], None], says: str
+) -> None:
     broken = Path(shutil.copytree(toy, tmp_path / "broken"))
     file = next((broken / "unet").glob("*.safetensors"))
     tensors = load_file(file)
-    tensors["conv_out.bias"][1] = float("nan")
+    spoil(tensors)
     save_file(tensors, file)
-    with pytest.raises(InputError, match=r"`conv_out.bias`\[1\] is nan"):
+    with pytest.raises(InputError, match=says):
         convert(broken, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
