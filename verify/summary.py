@@ -8,9 +8,17 @@ from typing import Any
 from convert.components import COMPONENTS
 from verify.checks import Verdict, worst
 from verify.metrics import SNR
-from verify.report import MARKS, STYLES, decibels
+from verify.report import MARKS, STYLES
 
 Report = dict[str, Any]
+# Column heads that leave the artifact's name its place on a terminal of 80 columns.
+SHORT = {
+    "text_encoder": "text",
+    "text_encoder_2": "text 2",
+    "unet": "UNet",
+    "vae_decoder": "VAE dec",
+    "vae_encoder": "VAE enc",
+}
 
 
 def lowest_snr(report: Report, component: str | None = None) -> float | None:
@@ -34,7 +42,11 @@ def summary_table(reports: Sequence[Report]) -> Any:
     from rich.text import Text
 
     components = _components(reports)
-    view = Table("", "artifact", *components, "structure", box=None, pad_edge=False)
+    view = Table(box=None, pad_edge=False)
+    view.add_column("")
+    view.add_column("artifact", overflow="fold")
+    for name in (*(SHORT[c] for c in components), "structure"):
+        view.add_column(name, justify="right", no_wrap=True)
     for report in reports:
         verdict: Verdict = report["verdict"]
         view.add_row(Text(MARKS[verdict], STYLES[verdict]), *_cells(report, components))
@@ -77,15 +89,15 @@ def _cells(report: Report, components: Sequence[str]) -> list[str]:
     for component in components:
         snr = lowest_snr(report, component)
         bad = any(c["component"] == component and c["verdict"] != "pass" for c in report["checks"])
-        cells.append(("✗ " if bad else "") + ("" if snr is None else decibels(snr)))
+        cells.append(("✗ " if bad else "") + ("" if snr is None else f"{snr:.1f}"))
     structure = [c for c in report["checks"] if c["level"] == "structure"]
     passed = sum(c["verdict"] == "pass" for c in structure)
-    return [*cells, f"{passed} of {len(structure)}"]
+    return [*cells, f"{passed}/{len(structure)}"]
 
 
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
     return [
-        f"Numbers: the lowest {SNR}, against PyTorch float32.",
+        f"Numbers: the lowest SNR in dB against PyTorch float32; {SNR}.",
         *(f"Scope: {s}." for s in scopes),
     ]
