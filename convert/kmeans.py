@@ -7,7 +7,7 @@ programmes, on the float16 grid that the levels are stored on:
 1. the best path through some hundred bins, which are equal in density^(1/3), the density of levels
    in an optimal quantizer (Panter and Dite, "Quantization distortion in pulse-count modulation",
    1951);
-2. at ever finer steps, the best of all 3^levels ways to move every level down, up or not at all.
+2. at ever finer steps, the best of all 7^levels ways to move every level by up to three steps.
 
 Nothing is random and nothing is threaded: the same histogram gives the same levels, always.
 Positions number the finite float16 values in ascending order, with -0 and +0 as one value.
@@ -23,7 +23,8 @@ SIZE = 2 * INFINITY - 1  # number of positions
 CODES = np.r_[0x8000 + np.arange(ZERO, 0, -1), :INFINITY].astype(np.uint16)  # by position
 VALUES = CODES.view(np.float16).astype(np.float64)  # by position
 
-_STEPS = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 0)  # of the distance to the neighbouring level; 0: one ulp
+_MOVES = np.array([0, -1, 1, -2, 2, -3, 3])  # of a level, in steps
+_STEPS = (1 / 8, 1 / 16, 1 / 64, 0)  # of the distance to the neighbouring level; 0: one ulp
 _TURNS = 8  # at most, at each step
 
 
@@ -60,8 +61,9 @@ def last_nearer(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _nearest(values: np.ndarray) -> np.ndarray:
-    """Positions of the float16 values nearest to float64 values within their range."""
-    codes = values.astype(np.float16).view(np.uint16).astype(np.int64)
+    """Positions of the float16 values nearest to float64 values; the ends, out of range."""
+    rounded = np.clip(values, VALUES[0], VALUES[-1]).astype(np.float16)
+    codes = rounded.view(np.uint16).astype(np.int64)
     magnitude = codes & 0x7FFF
     return np.where(codes == magnitude, ZERO + magnitude, ZERO - magnitude)
 
@@ -76,62 +78,92 @@ class _Sums:
     """The moments (weight, sum, sum of squares) of any run of positions, for G histograms."""
 
     def __init__(self, counts: np.ndarray) -> None:
-        groups = len(counts)
-        moments = np.empty((3, groups, SIZE))
-        moments[0] = counts
-        np.multiply(moments[0], VALUES, out=moments[1])
-        np.multiply(moments[1], VALUES, out=moments[2])
+        used = np.flatnonzero(counts.any(axis=0))
+        self._first, self._end = int(used[0]), int(used[-1]) + 1
+        values = VALUES[self._first : self._end]
+        moments = np.empty((3, len(counts), len(values)))
+        moments[0] = counts[:, self._first : self._end]
+        np.multiply(moments[0], values, out=moments[1])
+        np.multiply(moments[1], values, out=moments[2])
         # Summed from zero outwards: a far outlier does not cost the small values their digits.
-        table = np.zeros((3, groups, SIZE + 1))
-        np.cumsum(moments[..., ZERO:], axis=2, out=table[..., ZERO + 1 :])
-        np.cumsum(-moments[..., ZERO - 1 :: -1], axis=2, out=table[..., ZERO - 1 :: -1])
+        zero = min(max(ZERO, self._first), self._end) - self._first
+        table = np.zeros((3, len(counts), len(values) + 1))
+        np.cumsum(moments[..., zero:], axis=2, out=table[..., zero + 1 :])
+        down = moments[..., :zero][..., ::-1]
+        np.cumsum(np.negative(down, out=down), axis=2, out=table[..., :zero][..., ::-1])
         self._table = table.reshape(3, -1)
-        self._rows = np.arange(groups) * (SIZE + 1)
+        self._rows = np.arange(len(counts)) * table.shape[2]
 
     def below(self, position: np.ndarray) -> np.ndarray:
         """Moments [3, G, …] of all below positions [G, …]; only differences have a meaning."""
         rows = self._rows.reshape(-1, *[1] * (position.ndim - 1))
-        return self._table.take(position + rows, axis=1)
+        place = np.clip(position, self._first, self._end) - self._first
+        return self._table.take(place + rows, axis=1)
 
 
 def _start(sums: _Sums, counts: np.ndarray, levels: int) -> np.ndarray:
-    """Levels [G, levels]: exact for the bins, except that a cluster has at most `reach` bins."""
-    bins = 256 if levels <= 16 else 1024
-    reach = min(bins, 8 * bins // levels) if levels > 8 else bins
-    edges = _bin_edges(counts, bins)
+    """Levels [G, levels] for clusters made of bins; the refinement is for what is finer."""
+    bins = max(128, 4 * levels)
+    finer = 4 if levels > 16 else 8
+    edges = _bin_edges(counts, finer * bins, levels)
+    # A bin is worth at most a quarter of a level; no cluster is worth more than eight levels.
+    reach = 8 * bins // levels if levels > 8 else bins
+    ends = _cut(sums, edges[:, ::finer], levels, reach)
+    if finer > 1:
+        ends = _cut(sums, edges, levels, finer * reach // 2, finer * ends)
+    below = sums.below(np.take_along_axis(edges, ends, axis=1))
+    moments = below[..., 1:] - below[..., :-1]
+    start = np.where(moments[0] > 0, _nearest(_mean(moments)), 0)
+    return np.maximum.accumulate(start, axis=1)  # a cluster of empty bins repeats a level
+
+
+def _cut(
+    sums: _Sums, edges: np.ndarray, levels: int, reach: int, near: np.ndarray | None = None
+) -> np.ndarray:
+    """The best clusters of at most `reach` bins: the numbers [G, levels + 1] of their edges.
+
+    Args:
+        edges: [G, bins + 1], positions.
+        near: as the result; an edge may be at most `reach` away from these.
+    """
     below = sums.below(edges)  # [3, G, bins + 1]
-    groups = len(edges)
-    # cost[g, j, t] of the cluster of the bins from j + 1 - reach + t to j
-    first = np.arange(bins)[:, None] + 1 - reach + np.arange(reach)  # [bins, reach]
+    groups, bins = len(edges), edges.shape[1] - 1
+    row = np.arange(groups)[:, None]
+    # cost[g, j, t] of the cluster of the bins from first[j, t] to j
+    first = np.arange(bins)[:, None] + 1 - reach + np.arange(reach)
     moments = below[:, :, 1:, None] - below[:, :, np.maximum(first, 0)]
     cost = _error(moments, VALUES[_nearest(_mean(moments))])
     cost[:, first < 0] = np.inf
     best = np.full((groups, reach + bins), np.inf)  # of the bins so far, after `reach` impossible
     best[:, reach - 1] = 0  # no bins, no error
-    windows = np.lib.stride_tricks.sliding_window_view(best, reach, axis=1)[:, :bins]
-    choices = np.empty((levels, groups, bins), np.int32)
-    for choice in choices:
-        total = windows + cost
-        choice[:] = total.argmin(2)
-        best[:, reach:] = total.min(2)
-        best[:, reach - 1] = np.inf
-    ends = np.full((levels + 1, groups), bins)
-    row = np.arange(groups)
+    before = np.lib.stride_tricks.sliding_window_view(best, reach, axis=1)[:, :bins]
+    choices = np.zeros((levels, groups, bins), np.int32)
+    for level in range(levels):
+        if near is None:
+            total = before + cost
+            choices[level] = total.argmin(2)
+            best[:, reach:] = total.min(2)
+            best[:, reach - 1] = np.inf
+        else:
+            last = near[:, level + 1, None] - 1 + np.arange(-reach, reach + 1)
+            last = np.clip(last, 0, bins - 1)
+            total = before[row, last] + cost[row, last]
+            choices[level, row, last] = total.argmin(2)
+            best[:] = np.inf
+            best[row, reach + last] = total.min(2)
+    ends = np.full((groups, levels + 1), bins)
     for level in range(levels - 1, -1, -1):
-        last = ends[level + 1] - 1
-        ends[level] = first[last, choices[level, row, last]]
-    of_ends = below[:, row[:, None], ends.T]
-    moments = of_ends[..., 1:] - of_ends[..., :-1]
-    start = np.where(moments[0] > 0, _nearest(_mean(moments)), 0)
-    return np.maximum.accumulate(start, axis=1)  # a cluster of empty bins repeats a level
+        last = ends[:, level + 1] - 1
+        ends[:, level] = first[last, choices[level, row[:, 0], last]]
+    return ends
 
 
 def _mean(moments: np.ndarray) -> np.ndarray:
     return moments[1] / np.maximum(moments[0], 1)
 
 
-def _bin_edges(counts: np.ndarray, bins: int) -> np.ndarray:
-    """Positions [G, bins + 1] between bins; as many values as bins, or fewer, are kept apart."""
+def _bin_edges(counts: np.ndarray, bins: int, levels: int) -> np.ndarray:
+    """Positions [G, bins + 1] between bins that are equal in density^(1/3)."""
     groups = len(counts)
     row, position = np.nonzero(counts)
     start = np.searchsorted(row, np.arange(groups + 1))
@@ -141,9 +173,8 @@ def _bin_edges(counts: np.ndarray, bins: int) -> np.ndarray:
     before[first], after[last] = after[first], before[last]
     # density^(1/3) · width, for a density of weight / width
     share = np.cbrt(counts[row, position] * ((before + after) / 2) ** 2)
-    share[((last - first) < bins)[row]] = 1
-    for _ in range(4):  # a far outlier must not take more than its own bin
-        share = np.minimum(share, (np.add.reduceat(share, first) / bins)[row])
+    for _ in range(8):  # one value, such as an outlier, never needs more than one level
+        share = np.minimum(share, (np.add.reduceat(share, first) / levels)[row])
     total = np.cumsum(share)
     total -= (total[first] - share[first])[row]
     number = ((total - share) * bins / total[last][row]).astype(np.int64)
@@ -153,16 +184,17 @@ def _bin_edges(counts: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _refine(sums: _Sums, levels: np.ndarray) -> np.ndarray:
-    """Levels [G, levels] that no joint move of one step down or up improves, at any step."""
+    """Levels [G, levels] that no joint move of a few float16 steps improves."""
     for step in _STEPS:
         for _ in range(_TURNS):
             value = VALUES[levels]
             gap = np.diff(value, prepend=-np.inf, append=np.inf)
-            move = np.minimum(gap[:, :-1], gap[:, 1:]) * step
-            down = np.maximum(np.minimum(_nearest(value - move), levels - 1), 0)
-            up = np.minimum(np.maximum(_nearest(value + move), levels + 1), SIZE - 1)
-            # To stay comes first: of equal paths the first is taken, so there is no drifting.
-            moved = _best_path(sums, np.stack([levels, down, up], axis=2))
+            move = (np.minimum(gap[:, :-1], gap[:, 1:]) * step)[..., None] * _MOVES
+            near = _nearest(value[..., None] + move)
+            # At least one ulp. To stay comes first: of equal paths the first is taken, no drifting.
+            least = levels[..., None] + _MOVES
+            choice = np.where(_MOVES < 0, np.minimum(near, least), np.maximum(near, least))
+            moved = _best_path(sums, np.clip(choice, 0, SIZE - 1))
             if np.array_equal(moved, levels):
                 break
             levels = moved
@@ -170,25 +202,27 @@ def _refine(sums: _Sums, levels: np.ndarray) -> np.ndarray:
 
 
 def _best_path(sums: _Sums, choice: np.ndarray) -> np.ndarray:
-    """Of the candidates [G, levels, 3], for each level the one on the ascending path of least error.
+    """For every level the candidate of [G, levels, n] on the ascending path of least error.
 
     Matrices of the least error between candidates are multiplied pairwise, as a tree, where sum
     stands for product and minimum for sum: a Viterbi search in log2(levels) vectorised steps.
     """
     value, below = VALUES[choice], sums.below(choice)
     low, high = choice[:, :-1, :, None], choice[:, 1:, None, :]
-    between = sums.below(last_nearer(low, high) + 1)  # [3, G, levels - 1, 3, 3]
+    between = sums.below(last_nearer(low, high) + 1)  # [3, G, levels - 1, n, n]
     error = _error(between - below[:, :, :-1, :, None], value[:, :-1, :, None])
     error += _error(below[:, :, 1:, None, :] - between, value[:, 1:, None, :])
     error[low > high] = np.inf
     outer = sums.below(np.broadcast_to(np.array([0, SIZE]), (len(choice), 2)))[..., None]
-    chain = np.full((*choice.shape, 3), np.inf)  # [G, levels, 3, 3]; the last has one way out
+    chain = np.full(
+        (*choice.shape, choice.shape[2]), np.inf
+    )  # [G, levels, n, n]; the last has one way out
     chain[:, :-1] = error
     chain[:, -1, :, 0] = _error(outer[:, :, 1] - below[:, :, -1], value[:, -1])
     chain[:, 0] += _error(below[:, :, 0] - outer[:, :, 0], value[:, 0])[..., None]
     joints = []
     while chain.shape[1] > 1:
-        through = chain[:, ::2, :, :, None] + chain[:, 1::2, None]  # [G, n, from, joint, to]
+        through = chain[:, ::2, :, :, None] + chain[:, 1::2, None]  # from, joint, to
         joints.append(through.argmin(3))
         chain = through.min(3)
     row = np.arange(len(choice))[:, None]

@@ -101,7 +101,8 @@ def serialise(
     function = network.program.functions["main"]
     block = proto.MIL_pb2.Block(outputs=[var.name for var in function.outputs])
     for op in function.operations:
-        block.operations.append(_operation(op, plan))
+        if not _is_inlined(op):
+            block.operations.append(_operation(op, plan))
     main = proto.MIL_pb2.Function(opset=format.opset)
     main.block_specializations[format.opset].CopyFrom(block)
     for name, var in function.inputs.items():
@@ -133,11 +134,25 @@ def _operation(op: Operation, plan: Layout) -> Any:
     if op.op_type == "const":
         message.attributes["val"].CopyFrom(_value(op.outputs[0], plan))
         return message
+    if op.op_type.startswith("constexpr_"):
+        for param, var in op.inputs.items():
+            message.attributes[param].CopyFrom(_value(var, plan))
+        return message
     for param, value in op.inputs.items():
         argument = message.inputs[param]
         for var in value if isinstance(value, list | tuple) else [value]:
             argument.arguments.add(name=var.name)
     return message
+
+
+def _is_inlined(op: Operation) -> bool:
+    """Whether a constant stands in the attributes of the ops that use it instead of by itself."""
+    users = op.outputs[0].child_ops
+    return (
+        op.op_type == "const"
+        and bool(users)
+        and all(user.op_type.startswith("constexpr_") for user in users)
+    )
 
 
 def _value(var: Var, plan: Layout) -> Any:

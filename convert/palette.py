@@ -19,7 +19,7 @@ from convert.kmeans import CODES, INFINITY, SIZE, VALUES, ZERO
 
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)
 
-_GROUPS_AT_ONCE = 32  # keeps the tables of a batch near 50 MB
+_GROUPS_AT_ONCE = 16  # keeps the tables of a batch near 25 MB
 
 
 class Histogram:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.compress import PALETTES, Compression
 from convert.errors import InputError, nearest
 from convert.models.configs import UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
-from convert.values import DeploymentTarget, Resolution
+from convert.values import FORMATS, Bits, DeploymentTarget, Resolution
 
 Engine = Literal["native", "apple"]
 ENGINES: tuple[Engine, ...] = ("native", "apple")
@@ -60,8 +60,9 @@ class Plan:
     def weight_bytes(self, job: Job) -> int:
         """Size of the job's weight file, within a few KiB; from headers alone."""
         width = 4 if job.precision == "float32" else 2
+        compression = Compression(Bits(job.bits))
         tensors = self.checkpoint.component_tensors(job.component).values()
-        return sum(-(-t.size * width // 64) * 64 + 64 for t in tensors)
+        return sum(compression.stored_bytes(t, width) for t in tensors)
 
     def weight_files(self) -> dict[tuple[str, str, str], int]:
         """Bytes by weight file; packages that differ in graph alone share one."""
@@ -96,7 +97,7 @@ def make_plan(
         names = ", ".join(a.name for a in recipe.artifacts())
         raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
     chosen = _components(checkpoint, components)
-    _check(checkpoint, artifacts)
+    _check(checkpoint, recipe, artifacts)
     return Plan(
         recipe,
         checkpoint,
@@ -133,16 +134,22 @@ def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
     return [c for c in checkpoint.components if not wanted or c in wanted]
 
 
-def _check(checkpoint: Checkpoint, artifacts: list[Artifact]) -> None:
+def _check(checkpoint: Checkpoint, recipe: Recipe, artifacts: list[Artifact]) -> None:
     """Refuse now what would fail after minutes."""
     unet, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
     UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
     config = VAEConfig.parse(vae.config, vae.path / "config.json")
     for artifact in artifacts:
         config.latent_size((artifact.resolution.height, artifact.resolution.width))
-        if artifact.bits != "16":
+        if artifact.bits not in ("16", *PALETTES):
             raise InputError(
-                f"{artifact.name}: {artifact.bits} bits cannot be made by this version",
-                where=Path(artifact.name),
-                hint='Compression follows; write bits = ["16"].',
+                f"bits {artifact.bits} cannot be made by this version",
+                where=artifact.name,
+                hint=f"It makes {', '.join(['16', *PALETTES])}.",
+            )
+        if artifact.bits != "16" and FORMATS[recipe.target.deployment].opset != "CoreML7":
+            raise InputError(
+                f"palettes for {recipe.target.deployment} cannot be made by this version",
+                where=artifact.name,
+                hint='Write deployment = "macOS14"; newer systems run these models as well.',
             )

@@ -19,6 +19,7 @@ from convert.recipe_fields import (
 from convert.values import (
     Attention,
     Bits,
+    Compressible,
     DeploymentTarget,
     Resolution,
     Scheduler,
@@ -130,6 +131,17 @@ class Target(Section):
     )
 
 
+class CompressionGate(Section):
+    """What compression must leave of a component's outputs; there is no universal number."""
+
+    bits: BitsText = Field(description="Of the artifacts it is for.", examples=["6"])
+    component: Compressible = Field(description="The component.", examples=["unet"])
+    min_snr_db: float = Field(
+        description="The lowest SNR in dB of any output against the checkpoint's own weights.",
+        examples=[20.0],
+    )
+
+
 class Verify(Section):
     """The images that are made to check the artifacts."""
 
@@ -147,6 +159,11 @@ class Verify(Section):
     )
     scheduler: Scheduler = Field(
         default="euler", description="The scheduler that makes them.", examples=["euler_a"]
+    )
+    gates: ManyOrNone[CompressionGate] = Field(
+        default=(),
+        description="What compression must leave; without a gate its figures are recorded only.",
+        examples=[[{"bits": "6", "component": "unet", "min_snr_db": 20.0}]],
     )
 
 

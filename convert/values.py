@@ -65,6 +65,9 @@ MIXED_BITS_PATTERN = r"^mixed-(([1-9]|1[0-5])\.[0-9]|16\.0)$"
 # 3-bit palettes and 4-bit integers came with `ios18.constexpr_*`; coremltools, `iOS18.compression`.
 _FIRST_FORMAT = {"3": _CORE_ML_8, "int4": _CORE_ML_8}
 
+# The VAE stays at 16 bits: it is small, and its error is seen in every pixel.
+Compressible = Literal["text_encoder", "text_encoder_2", "unet"]
+
 RESOLUTION_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 # The VAE's downsampling; what the UNet needs on top is the converter's to check.
 RESOLUTION_STEP = 8

@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
-
-from convert.tensors import Tensor
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
@@ -29,31 +27,42 @@ DTYPE_CODES = {np.dtype(np.float16): 1, np.dtype(np.float32): 2, np.dtype(np.uin
 Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
 
 
+class Source(Protocol):
+    """Where the values of a blob come from."""
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The elements in order, as flat arrays; each is valid until the next is asked for."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A small value of our own."""
+
+    array: np.ndarray
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The array in one piece."""
+        return iter([self.array.reshape(-1).astype(dtype, copy=False)])
+
+
 @dataclass(frozen=True)
 class Blob:
-    """One constant of the weight file: a tensor of the checkpoint, or a small value of our own."""
+    """One constant of the weight file."""
 
     name: str  # of the `const` op
     dtype: np.dtype
     shape: tuple[int, ...]
-    tensor: Tensor | None = None
-    value: np.ndarray | None = None
+    source: Source
+    tensor: str | None  # what of the checkpoint it comes from, or None
 
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
-    def order(self) -> tuple[bool, str]:
+    def order(self) -> tuple[bool, str, str]:
         """The canonical place: the checkpoint's tensors by name, then our own constants."""
-        return (self.tensor is None, self.tensor.name if self.tensor else self.name)
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """The elements in order, as flat arrays; each is valid until the next is asked for."""
-        if self.tensor is not None:
-            return self.tensor.chunks(self.dtype)
-        assert self.value is not None
-        return iter([self.value.reshape(-1)])
+        return (self.tensor is None, self.tensor or "", self.name)
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
             code = DTYPE_CODES[blob.dtype]
             data = start + ALIGNMENT
             out.write(struct.pack("<IIQQQ32x", SENTINEL, code, blob.nbytes, data, 0))
-            for chunk in blob.chunks():
+            for chunk in blob.source.chunks(blob.dtype):
                 out.write(chunk.view(np.uint8).data)
             assert out.position == data + blob.nbytes, blob.name
         return out.digest.hexdigest()

@@ -130,6 +130,11 @@ def _verified(
                 plan.checkpoint,
                 components=components,
                 recording=recording,
+                minimum={
+                    gate.component: gate.min_snr_db
+                    for gate in plan.recipe.verify.gates
+                    if gate.bits == artifact.manifest["bits"]
+                },
                 progress=_prefixed(say, f"{artifact.path.name}: "),
             )
             yield artifact, {**to_json(results), "fingerprint": artifact.manifest["fingerprint"]}

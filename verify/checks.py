@@ -10,7 +10,7 @@ from convert.errors import CannotExecute
 from convert.values import Resolution
 from verify.metrics import Metrics
 
-Level = Literal["structure", "conversion"]
+Level = Literal["structure", "conversion", "compression"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 Verdict = Literal["pass", "fail", "indeterminate"]
 

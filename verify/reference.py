@@ -34,6 +34,8 @@ class Reference:
         component: a key of `COMPONENTS`.
         dtype: float32 for the reference itself, float16 for the noise floor that PyTorch sets.
         device: a torch device.
+        weights: values that replace the checkpoint's, by the names our reader gives them; what a
+            compressed model has decoded, for one.
 
     Raises:
         InputError: the libraries cannot read the checkpoint, or find a weight missing in it.
@@ -46,11 +48,14 @@ class Reference:
         *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.component = component
         self.dtype = dtype
         self.device = torch.device(device)
-        self._model: Any = _load(checkpoint.part(component), component, dtype).to(self.device)
+        model = _load(checkpoint.part(component), component, dtype)
+        _replace(model, weights or {})
+        self._model: Any = model.to(self.device)
 
     def __enter__(self) -> Reference:
         return self
@@ -188,6 +193,14 @@ def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
                 hint="The weights do not belong to this config.json, or are incomplete.",
             )
     return model.eval()
+
+
+def _replace(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Put values in place of a model's own, by our names; shapes may differ by axes of length 1."""
+    own = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value.reshape(own[name].shape))
 
 
 def _view(part: Part, folder: Path, stem: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
@@ -10,6 +10,7 @@ from convert.errors import CannotExecute, InputError, nearest
 from convert.values import Resolution
 from verify.artifact import Artifact, open_artifact
 from verify.checks import LEVELS, Check, Level, Results, failed, versions
+from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
 from verify.interface import infer_resolution, precision
 from verify.mil import Program, load_program
@@ -31,6 +32,7 @@ def verify(
     policy: Policy | None = None,
     components: Collection[str] | None = None,
     recording: Recording | None = None,
+    minimum: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Check an artifact folder or one `.mlpackage` against the checkpoint that it was made from.
@@ -43,20 +45,21 @@ def verify(
         components: those that must be there and are checked; all that the checkpoint has if None.
         recording: of the checkpoint at the artifact's resolution, made before; artifacts that
             differ in attention or bits can share one. Made here if None.
+        minimum: SNR in dB, by component, that compression must leave in the outputs.
         progress: is told in a few words what is being done.
 
     Raises:
         InputError: nothing to verify at `path`, or an argument that is not known.
         CannotExecute: a package that cannot be read or run.
     """
-    levels = tuple(_level(level) for level in levels)
+    wanted = tuple(_level(level) for level in levels)
     policy = policy or load_policy()
     runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
     artifact = open_artifact(Path(path), source, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
     checks: list[Check] = []
-    if "structure" in levels:
+    if "structure" in wanted:
         checks += check_artifact(artifact, source)
         for component, program in programs.items():
             if progress:
@@ -64,7 +67,7 @@ def verify(
             checks += check_package(
                 program, component, source, resolution=resolution, claims=artifact.claims
             )
-    if "conversion" in levels and programs:
+    if {"conversion", "compression"} & set(wanted) and programs:
         size = resolution or SMALLEST
         if recording is None:
             half = [name for name, program in programs.items() if precision(program) == "fp16"]
@@ -72,8 +75,19 @@ def verify(
                 source, programs, resolution=size, fp16=half, device=device, progress=progress
             )
         _require(recording, programs, resolution)
-        checks += _conversion(programs, recording, runner, policy, checks, progress)
-    if "structure" not in levels:
+        checks += _compare(
+            programs,
+            source,
+            recording,
+            runner,
+            policy,
+            wanted,
+            minimum or {},
+            checks,
+            device,
+            progress,
+        )
+    if "structure" not in wanted:
         for component in artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
     return Results(
@@ -88,20 +102,40 @@ def verify(
     )
 
 
-def _conversion(
+def _compare(
     programs: dict[str, Program],
+    source: Checkpoint,
     recording: Recording,
     runner: Runtime,
     policy: Policy,
+    levels: Collection[Level],
+    minimum: Mapping[str, float],
     structure: list[Check],
+    device: str,
     progress: Progress | None,
 ) -> list[Check]:
+    """Levels `conversion` and `compression`, component by component."""
     broken = {check.component for check in structure if check.verdict == "fail"}
     checks: list[Check] = []
     for component, program in programs.items():
         cases = recording.cases[component]
         try:
-            checks += check_conversion(program, component, cases, runner, policy, progress=progress)
+            weights = compressed_weights(program, source, component)
+            if weights:
+                original, cases = (
+                    cases,
+                    decoded_cases(
+                        source, component, cases, weights, device=device, progress=progress
+                    ),
+                )
+                if "compression" in levels:
+                    checks += check_compression(
+                        source, component, weights, original, cases, minimum.get(component)
+                    )
+            if "conversion" in levels:
+                checks += check_conversion(
+                    program, component, cases, runner, policy, progress=progress
+                )
         except (CannotExecute, InputError) as error:
             if component not in broken:
                 raise

@@ -10,6 +10,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.components import MAX_TOKENS
+from convert.compress import NONE, Compression
 from convert.models.configs import CLIPConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import activation, cast, layer_norm, linear, to_float32
@@ -28,6 +29,7 @@ def text_encoder(
     projected: bool,
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """A CLIP text encoder: `input_ids` float32 [1, 77] → two float32 outputs.
 
@@ -39,6 +41,7 @@ def text_encoder(
         tensors: the checkpoint's tensors, without the `text_model.` prefix.
         dtype: of weights and activations.
         target: coremltools' opset version.
+        compression: of the weights.
 
     Raises:
         InputError: a config or checkpoint that does not fit.
@@ -63,7 +66,7 @@ def text_encoder(
         }
 
     inputs = {"input_ids": Input((1, MAX_TOKENS), np.dtype(np.float32))}
-    return build(tensors, inputs, body, dtype=dtype, target=target)
+    return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 
 def embed(m: Module, c: CLIPConfig, ids: Var) -> Var:

@@ -15,9 +15,10 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
+from convert.compress import NONE, Compression, PalettizedTensor
 from convert.errors import InputError
 from convert.tensors import Tensor
-from convert.weight_file import Blob
+from convert.weight_file import Blob, Value
 
 # A constant of at least this many elements goes into the weight file, as coremltools has it.
 FILE_THRESHOLD = 10
@@ -47,6 +48,7 @@ class Graph:
 
     tensors: Mapping[str, Tensor]
     dtype: np.dtype  # of weights and activations unless a layer says otherwise
+    compression: Compression = NONE
     blobs: dict[str, Blob] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
     _names: dict[str, int] = field(default_factory=dict)
@@ -81,10 +83,28 @@ class Graph:
             raise AssertionError(f"tensor {key} used twice: a mistake in the network")
         self._used.add(key)
         shape = mil_shape or shape
-        name = key.replace(".", "_")
+        name = self.name(key.replace(".", "_"))
         if tensor.size < FILE_THRESHOLD:
-            return mb.const(val=tensor.read(self.dtype).reshape(shape), name=self.name(name))
-        return self._blob(Blob(self.name(name), self.dtype, shape, tensor=tensor.reshape(shape)))
+            return mb.const(val=tensor.read(self.dtype).reshape(shape), name=name)
+        bits = self.compression.palette_bits(tensor)
+        if bits is not None:
+            return self._palettized(name, tensor, shape, bits)
+        return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
+
+    def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
+        """A weight as a look-up table and packed indices, as coremltools emits it for iOS 16."""
+        source = PalettizedTensor(tensor, bits)
+        entries, byte = np.dtype(np.float16), np.dtype(np.uint8)
+        size = (-(-tensor.size * bits // 8),)
+        lut = Blob(f"{name}_lut", entries, (1 << bits,), source.lut, tensor.name)
+        indices = Blob(f"{name}_indices", byte, size, source.indices, tensor.name)
+        return mb.constexpr_lut_to_dense(
+            indices=self._blob(indices),
+            # Two entries are too small for the weight file, four or eight as well.
+            lut=self._blob(lut),
+            shape=mb.const(val=np.array(shape, np.uint32), name=f"{name}_shape"),
+            name=name,
+        )
 
     def constant(self, param: str, value: Any) -> Var:
         """A constant of our own, made once however often it is used.
@@ -104,7 +124,7 @@ class Graph:
             name = self.name(param)
             if isinstance(value, np.ndarray) and value.size >= FILE_THRESHOLD:
                 assert value.dtype in MIL_TYPES, f"{param}: only floats go into the weight file"
-                blob = Blob(name, value.dtype, value.shape, value=value)
+                blob = Blob(name, value.dtype, value.shape, Value(value), None)
                 self._constants[key] = self._blob(blob)
             else:
                 self._constants[key] = mb.const(val=value, name=name)
@@ -183,6 +203,7 @@ def build(
     *,
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """Run `body(module, **inputs)` and return the network it built.
 
@@ -192,11 +213,12 @@ def build(
         body: gets the root `Module` and the inputs' Vars; returns the outputs by name.
         dtype: of weights and activations.
         target: coremltools' opset version, for example `ct.target.iOS17`.
+        compression: of the weights.
 
     Raises:
         InputError: a tensor is missing, of another shape, or left over.
     """
-    graph = Graph(tensors, np.dtype(dtype))
+    graph = Graph(tensors, np.dtype(dtype), compression)
     placeholders = {
         name: mb.placeholder(shape=i.shape, dtype=MIL_TYPES[i.dtype]) for name, i in inputs.items()
     }

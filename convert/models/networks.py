@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint import Checkpoint
+from convert.compress import NONE, Compression
 from convert.models.clip import text_encoder
 from convert.models.configs import VAEConfig
 from convert.models.graph import Network
@@ -22,6 +23,7 @@ def build_network(
     attention: str,
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """The network of one component of the checkpoint.
 
@@ -30,6 +32,7 @@ def build_network(
         attention: of the UNet; other components do not depend on it.
         dtype: of weights and activations.
         target: coremltools' opset version.
+        compression: of the weights.
 
     Raises:
         InputError: the checkpoint lacks the component, or does not fit its config or the size.
@@ -37,7 +40,7 @@ def build_network(
     part = checkpoint.part(component)
     where = part.path / "config.json"
     tensors = checkpoint.component_tensors(component)
-    common: dict[str, Any] = {"dtype": dtype, "target": target}
+    common: dict[str, Any] = {"dtype": dtype, "target": target, "compression": compression}
     if component == "unet":
         vae = checkpoint.part("vae_decoder")
         return unet(

@@ -12,6 +12,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.components import BATCH, MAX_TOKENS
+from convert.compress import NONE, Compression
 from convert.models.attention import ATTENTION
 from convert.models.configs import UNetConfig
 from convert.models.graph import Input, Module, Network, build
@@ -42,6 +43,7 @@ def unet(
     attention: str,
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """The UNet as a network: noise or velocity of a batch of two from latents and conditions.
 
@@ -53,6 +55,7 @@ def unet(
         attention: a key of `ATTENTION`.
         dtype: of weights and activations, float16 or float32.
         target: coremltools' opset version.
+        compression: of the weights.
 
     Raises:
         InputError: a config or checkpoint that does not fit.
@@ -87,7 +90,7 @@ def unet(
         x = conv(m["conv_out"], x, config.out_channels, config.conv_out_kernel)
         return {"noise_pred": to_float32(m, x)}
 
-    return build(tensors, inputs, body, dtype=dtype, target=target)
+    return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 
 def embed_conditions(

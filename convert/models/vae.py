@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Var
 
+from convert.compress import NONE, Compression
 from convert.models.configs import VAEConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import activation, conv, group_norm, linear, to_float32, upsample
@@ -25,6 +26,7 @@ def vae_decoder(
     image_size: tuple[int, int],
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """The decoder: `z` [1, 4, H/8, W/8], already unscaled, → `image` float32 [1, 3, H, W].
 
@@ -34,6 +36,7 @@ def vae_decoder(
         image_size: (height, width) in pixels.
         dtype: of weights, activations and `z`.
         target: coremltools' opset version.
+        compression: of the weights.
 
     Raises:
         InputError: a config or checkpoint that does not fit.
@@ -58,7 +61,7 @@ def vae_decoder(
         return {"image": to_float32(m, conv(m["conv_out"], x, c.out_channels, 3))}
 
     inputs = {"z": Input((1, c.latent_channels, height, width), dtype)}
-    return build(tensors, inputs, body, dtype=dtype, target=target)
+    return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 
 def vae_encoder(
@@ -69,6 +72,7 @@ def vae_encoder(
     image_size: tuple[int, int],
     dtype: np.dtype | type,
     target: Any,
+    compression: Compression = NONE,
 ) -> Network:
     """The encoder: `x` [1, 3, H, W] → `latent` float32 [1, 8, H/8, W/8], mean ‖ log-variance.
 
@@ -94,7 +98,7 @@ def vae_encoder(
         return {"latent": to_float32(root, x)}
 
     inputs = {"x": Input((1, c.in_channels, *image_size), dtype)}
-    return build(tensors, inputs, body, dtype=dtype, target=target)
+    return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 
 def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:

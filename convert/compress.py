@@ -1,0 +1,104 @@
+"""Compression of weights: which tensors, how, and their values as they are streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.palette import Histogram, Packer, Palette, fit
+from convert.tensors import Tensor
+from convert.values import Bits
+
+# coremltools leaves tensors below this alone, too: the palette would outweigh what it saves.
+SMALLEST = 2048  # elements
+PALETTES = ("8", "6", "4", "2", "1")  # that `constexpr_lut_to_dense` of iOS 16 holds
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What happens to the weights of a component."""
+
+    bits: Bits
+
+    def palette_bits(self, tensor: Tensor) -> int | None:
+        """Bits of the tensor's palette; None if it stays as it is.
+
+        Weights of convolutions and linear layers are palettized, neither embeddings nor norms and
+        biases: those are small, and every output depends on them.
+        """
+        is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
+        if self.bits not in PALETTES or not is_weight or tensor.size < SMALLEST:
+            return None
+        return int(self.bits)
+
+    def stored_bytes(self, tensor: Tensor, width: int) -> int:
+        """Bytes of the tensor in a weight file, records and padding included.
+
+        Args:
+            width: bytes of an element that is not compressed.
+        """
+        bits = self.palette_bits(tensor)
+        if bits is None:
+            return _record(tensor.size * width)
+        return _record(-(-tensor.size * bits // 8)) + _record(2 << bits)
+
+
+NONE = Compression(Bits("16"))
+
+
+class PalettizedTensor:
+    """A tensor's look-up table and packed indices, from one palette fitted when it is needed.
+
+    The tensor is read twice, in chunks: for its histogram, and for its indices.
+    """
+
+    def __init__(self, tensor: Tensor, bits: int) -> None:
+        self.tensor, self.bits = tensor, bits
+        self._palette: Palette | None = None
+
+    @property
+    def lut(self) -> _LUT:
+        return _LUT(self)
+
+    @property
+    def indices(self) -> _Indices:
+        return _Indices(self)
+
+    def palette(self) -> Palette:
+        """The palette; the same for every call, whatever the order."""
+        if self._palette is None:
+            histogram = Histogram()
+            for chunk in self.tensor.chunks(np.float16):
+                histogram.add(chunk)
+            self._palette = fit(histogram, self.bits)
+        return self._palette
+
+    def forget(self) -> None:
+        """Drop the palette; its tables would add up over a network's tensors."""
+        self._palette = None
+
+
+@dataclass(frozen=True)
+class _Indices:
+    of: PalettizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        palette, packer = self.of.palette(), Packer(self.of.bits)
+        for chunk in self.of.tensor.chunks(np.float16):
+            yield packer.add(palette.indices(chunk))
+        yield packer.finish()
+
+
+@dataclass(frozen=True)
+class _LUT:
+    of: PalettizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield self.of.palette().lut
+        self.of.forget()  # the indices come before the table, in the order of their names
+
+
+def _record(size: int) -> int:
+    return -(-size // 64) * 64 + 64

@@ -1,0 +1,162 @@
+"""Compressed models: what their weights have become, and what that costs in the outputs.
+
+Compression is not charged to conversion: level `conversion` compares a compressed model with
+PyTorch on the model's own decoded weights, level `compression` those with the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.checkpoint import Checkpoint
+from convert.palette import Histogram, fit
+from verify.checks import Check, failed, passed
+from verify.metrics import Metrics, compare
+from verify.mil import Op, Program
+from verify.mil.evaluator import Evaluator
+from verify.recording import Case, Progress
+from verify.reference import Reference
+
+LOSSLESS = "constexpr_cast"
+# What coremltools appends to the name of a weight that it casts and compresses.
+ADDED = re.compile(r"(_to_fp16)?(_palettized|_quantized|_sparsified)?(_\d+)?$")
+# coremltools' palettizer stops a little short of the optimum; a wrong entry costs far more.
+PALETTE_SLACK = 1.05
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A weight that the package stores compressed."""
+
+    value: Tensor  # float32, in the package's shape
+    palette_bits: int | None  # of a palette for the whole tensor
+
+
+def compressed_weights(
+    program: Program, checkpoint: Checkpoint, component: str
+) -> dict[str, Decoded]:
+    """Every weight that the package stores compressed, decoded, by the checkpoint's name."""
+    evaluator = Evaluator(program)
+    named = {name.replace(".", "_"): name for name in checkpoint.component_tensors(component)}
+    found = {}
+    for op in program.ops:
+        if not op.type.startswith("constexpr_") or op.type == LOSSLESS:
+            continue
+        output = op.outputs[0][0]
+        name = named.get(output) or named.get(ADDED.sub("", output))
+        if name is None:
+            continue  # a constant of the program itself, such as the mask: part of the conversion
+        found[name] = Decoded(evaluator.constant(output).float(), _palette_bits(op))
+    return found
+
+
+def _palette_bits(op: Op) -> int | None:
+    lut = op.attributes.get("lut")
+    if op.type != "constexpr_lut_to_dense" or lut is None:
+        return None
+    return int(math.log2(lut.array().size))
+
+
+def decoded_cases(
+    checkpoint: Checkpoint,
+    component: str,
+    cases: tuple[Case, ...],
+    weights: Mapping[str, Decoded],
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Case, ...]:
+    """The cases with the outputs of PyTorch on the decoded weights, in float32 and float16."""
+    say = progress or (lambda text: None)
+    values = {name: decoded.value for name, decoded in weights.items()}
+
+    def run(dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+        with Reference(checkpoint, component, dtype=dtype, device=device, weights=values) as model:
+            for case in cases:
+                say(f"PyTorch on the decoded weights of {component}, {case.name}")
+                yield model(case.inputs)
+
+    outputs = list(run(torch.float32))
+    half = list(run(torch.float16)) if all(case.fp16 for case in cases) else [{} for _ in cases]
+    return tuple(
+        replace(case, outputs=out, fp16=fp16)
+        for case, out, fp16 in zip(cases, outputs, half, strict=True)
+    )
+
+
+def check_compression(
+    checkpoint: Checkpoint,
+    component: str,
+    weights: Mapping[str, Decoded],
+    original: tuple[Case, ...],
+    decoded: tuple[Case, ...],
+    minimum: float | None,
+) -> Iterator[Check]:
+    """Judge what compression did to the weights and to the outputs.
+
+    Args:
+        weights: of `compressed_weights`.
+        original: cases with the outputs of the checkpoint's own weights.
+        decoded: the same of `decoded_cases`.
+        minimum: SNR in dB that every output must reach; there is no universal one, so without it
+            the figures are recorded and only what is not finite fails.
+    """
+    yield from _check_weights(checkpoint, component, weights)
+    for case, other in zip(original, decoded, strict=True):
+        for output, reference in case.outputs.items():
+            metrics = compare(reference, other.outputs[output])
+            yield _judge(component, case.name, output, metrics, minimum)
+
+
+def _check_weights(
+    checkpoint: Checkpoint, component: str, weights: Mapping[str, Decoded]
+) -> Iterator[Check]:
+    """The worst weight, and whether every palette is as good as its width allows."""
+    tensors = checkpoint.component_tensors(component)
+    worst: tuple[float, str, Metrics] | None = None
+    poor = []
+    for name, decoded in weights.items():
+        stored = tensors[name].read(np.float16)
+        value = decoded.value.reshape(stored.shape)
+        metrics = compare(torch.from_numpy(stored).float(), value)
+        rank = metrics.snr_db if metrics.finite else -math.inf
+        if worst is None or rank < worst[0]:
+            worst = rank, name, metrics
+        if decoded.palette_bits is not None:
+            histogram = Histogram()
+            histogram.add(stored)
+            best = fit(histogram, decoded.palette_bits).error(histogram)
+            error = float(((value.double() - torch.from_numpy(stored).double()) ** 2).sum())
+            if not error <= PALETTE_SLACK * best:
+                poor.append(f"{name}: squared error {error:.4g}, the best palette's is {best:.4g}")
+    if worst is not None:
+        _, name, metrics = worst
+        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, None)
+    if any(decoded.palette_bits is not None for decoded in weights.values()):
+        gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
+        case = "palettes"
+        if poor:
+            more = f" (and {len(poor) - 1} more)" if len(poor) > 1 else ""
+            yield failed("compression", component, case, gate, poor[0] + more)
+        else:
+            yield passed("compression", component, case, gate)
+
+
+def _judge(
+    component: str, case: str, output: str, metrics: Metrics, minimum: float | None
+) -> Check:
+    gate = "finite" if minimum is None else f"snr_db >= {minimum:g}"
+    check = passed("compression", component, case, gate)
+    if not metrics.finite:
+        check = failed("compression", component, case, gate, metrics.problem or "not finite")
+    elif minimum is not None and metrics.snr_db < minimum:
+        text = f"snr_db is {metrics.snr_db:.4g}, {gate} is asked"
+        check = failed("compression", component, case, gate, text)
+    return replace(check, output=output, metrics=metrics)
