@@ -23,7 +23,7 @@ SIZE = 2 * INFINITY - 1  # number of positions
 CODES = np.r_[0x8000 + np.arange(ZERO, 0, -1), :INFINITY].astype(np.uint16)  # by position
 VALUES = CODES.view(np.float16).astype(np.float64)  # by position
 
-_MOVES = np.array([0, -1, 1, -2, 2, -3, 3])  # of a level, in steps
+_MOVES = np.array(sorted(range(-8, 9), key=abs))
 _STEPS = (1 / 8, 1 / 16, 1 / 64, 0)  # of the distance to the neighbouring level; 0: one ulp
 _TURNS = 8  # at most, at each step
 
@@ -103,8 +103,8 @@ class _Sums:
 
 def _start(sums: _Sums, counts: np.ndarray, levels: int) -> np.ndarray:
     """Levels [G, levels] for clusters made of bins; the refinement is for what is finer."""
-    bins = max(128, 4 * levels)
-    finer = 4 if levels > 16 else 8
+    bins = max(256, 4 * levels)
+    finer = 4 if levels > 16 else 1
     edges = _bin_edges(counts, finer * bins, levels)
     # A bin is worth at most a quarter of a level; no cluster is worth more than eight levels.
     reach = 8 * bins // levels if levels > 8 else bins
