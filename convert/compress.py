@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.palette import Histogram, Packer, Palette, fit
+from convert.quantize import AffineOperands, int8_per_channel
 from convert.tensors import Tensor
 from convert.values import Bits
 
 # coremltools leaves tensors below this alone, too: the palette would outweigh what it saves.
 SMALLEST = 2048  # elements
 PALETTES = ("8", "6", "4", "2", "1")  # that `constexpr_lut_to_dense` of iOS 16 holds
+INT8 = "int8"  # `constexpr_affine_dequantize` of iOS 16, a scale for each output channel
+METHODS = (*PALETTES, INT8)
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,16 @@ class Compression:
 
     bits: Bits
 
-    def palette_bits(self, tensor: Tensor) -> int | None:
-        """Bits of the tensor's palette; None if it stays as it is.
+    def method(self, tensor: Tensor) -> str | None:
+        """What of `METHODS` is done to a tensor; None if it stays as it is.
 
-        Weights of convolutions and linear layers are palettized, neither embeddings nor norms and
+        Weights of convolutions and linear layers are compressed, neither embeddings nor norms and
         biases: those are small, and every output depends on them.
         """
         is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
-        if self.bits not in PALETTES or not is_weight or tensor.size < SMALLEST:
+        if self.bits not in METHODS or not is_weight or tensor.size < SMALLEST:
             return None
-        return int(self.bits)
+        return str(self.bits)
 
     def stored_bytes(self, tensor: Tensor, width: int) -> int:
         """Bytes of the tensor in a weight file, records and padding included.
@@ -39,9 +42,12 @@ class Compression:
         Args:
             width: bytes of an element that is not compressed.
         """
-        bits = self.palette_bits(tensor)
-        if bits is None:
+        method = self.method(tensor)
+        if method is None:
             return _record(tensor.size * width)
+        if method == INT8:
+            return _record(tensor.size) + _record(2 * tensor.shape[0])
+        bits = int(method)
         return _record(-(-tensor.size * bits // 8)) + _record(2 << bits)
 
 
@@ -98,6 +104,34 @@ class _LUT:
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         yield self.of.palette().lut
         self.of.forget()  # the indices come before the table, in the order of their names
+
+
+class QuantizedTensor:
+    """A tensor's 8-bit integers and their scales; the tensor is read whole, twice."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def data(self) -> _Operand:
+        return _Operand(self, "quantized_data")
+
+    @property
+    def scale(self) -> _Operand:
+        return _Operand(self, "scale")
+
+    def operands(self) -> AffineOperands:
+        """The operands of `constexpr_affine_dequantize`."""
+        return int8_per_channel(self.tensor.read(np.float16)).affine()
+
+
+@dataclass(frozen=True)
+class _Operand:
+    of: QuantizedTensor
+    name: str
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield getattr(self.of.operands(), self.name).reshape(-1)
 
 
 def _record(size: int) -> int:

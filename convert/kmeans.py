@@ -7,7 +7,7 @@ programmes, on the float16 grid that the levels are stored on:
 1. the best path through some hundred bins, which are equal in density^(1/3), the density of levels
    in an optimal quantizer (Panter and Dite, "Quantization distortion in pulse-count modulation",
    1951);
-2. at ever finer steps, the best of all 7^levels ways to move every level by up to three steps.
+2. at ever finer steps, the best of all ways to move every level by up to a few steps.
 
 Nothing is random and nothing is threaded: the same histogram gives the same levels, always.
 Positions number the finite float16 values in ascending order, with -0 and +0 as one value.
@@ -23,12 +23,11 @@ SIZE = 2 * INFINITY - 1  # number of positions
 CODES = np.r_[0x8000 + np.arange(ZERO, 0, -1), :INFINITY].astype(np.uint16)  # by position
 VALUES = CODES.view(np.float16).astype(np.float64)  # by position
 
-_MOVES = np.array(sorted(range(-8, 9), key=abs))
 _STEPS = (1 / 8, 1 / 16, 1 / 64, 0)  # of the distance to the neighbouring level; 0: one ulp
 _TURNS = 8  # at most, at each step
 
 
-def solve(counts: np.ndarray, levels: int) -> np.ndarray:
+def solve(counts: np.ndarray, levels: int, *, thorough: bool) -> np.ndarray:
     """Positions of the levels with (nearly) the least squared error, for G histograms at once.
 
     A histogram with at most `levels` distinct values gets them all, the last one repeated; an
@@ -37,6 +36,8 @@ def solve(counts: np.ndarray, levels: int) -> np.ndarray:
     Args:
         counts: int64 [G, SIZE], by position.
         levels: a power of two, at most 256.
+        thorough: within 0.05 % of the optimum (0.15 % for 256 levels); else within about 1 %, in
+            about a third of the time.
 
     Returns:
         int64 [G, levels], ascending.
@@ -49,7 +50,7 @@ def solve(counts: np.ndarray, levels: int) -> np.ndarray:
     rest = np.flatnonzero(distinct > levels)
     if len(rest):
         sums = _Sums(counts[rest])
-        out[rest] = _refine(sums, _start(sums, counts[rest], levels))
+        out[rest] = _refine(sums, _start(sums, counts[rest], levels, thorough), thorough)
     return out
 
 
@@ -101,12 +102,12 @@ class _Sums:
         return self._table.take(place + rows, axis=1)
 
 
-def _start(sums: _Sums, counts: np.ndarray, levels: int) -> np.ndarray:
+def _start(sums: _Sums, counts: np.ndarray, levels: int, thorough: bool) -> np.ndarray:
     """Levels [G, levels] for clusters made of bins; the refinement is for what is finer."""
-    bins = max(256, 4 * levels)
-    finer = 4 if levels > 16 else 1
+    bins = 256 if thorough and levels <= 8 else min(1024, 8 * max(levels, 16))
+    finer = 4 if thorough and levels > 8 else 1
     edges = _bin_edges(counts, finer * bins, levels)
-    # A bin is worth at most a quarter of a level; no cluster is worth more than eight levels.
+    # Equal in density^(1/3): no cluster of many is worth more than eight levels, or then four.
     reach = 8 * bins // levels if levels > 8 else bins
     ends = _cut(sums, edges[:, ::finer], levels, reach)
     if finer > 1:
@@ -183,17 +184,19 @@ def _bin_edges(counts: np.ndarray, bins: int, levels: int) -> np.ndarray:
     return np.where(edge > last[:, None], SIZE, position[np.minimum(edge, last[:, None])])
 
 
-def _refine(sums: _Sums, levels: np.ndarray) -> np.ndarray:
+def _refine(sums: _Sums, levels: np.ndarray, thorough: bool) -> np.ndarray:
     """Levels [G, levels] that no joint move of a few float16 steps improves."""
+    reach = 8 if thorough and levels.shape[1] <= 16 else 3
+    # To stay comes first: of equal paths the first is taken, so there is no drifting.
+    moves = np.array(sorted(range(-reach, reach + 1), key=abs))
     for step in _STEPS:
         for _ in range(_TURNS):
             value = VALUES[levels]
             gap = np.diff(value, prepend=-np.inf, append=np.inf)
-            move = (np.minimum(gap[:, :-1], gap[:, 1:]) * step)[..., None] * _MOVES
+            move = (np.minimum(gap[:, :-1], gap[:, 1:]) * step)[..., None] * moves
             near = _nearest(value[..., None] + move)
-            # At least one ulp. To stay comes first: of equal paths the first is taken, no drifting.
-            least = levels[..., None] + _MOVES
-            choice = np.where(_MOVES < 0, np.minimum(near, least), np.maximum(near, least))
+            least = levels[..., None] + moves  # an ulp for each
+            choice = np.where(moves < 0, np.minimum(near, least), np.maximum(near, least))
             moved = _best_path(sums, np.clip(choice, 0, SIZE - 1))
             if np.array_equal(moved, levels):
                 break

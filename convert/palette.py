@@ -90,7 +90,7 @@ def fit(histogram: Histogram, bits: int) -> Palette:
     Args:
         bits: 1, 2, 3, 4, 6 or 8, the widths that Core ML has.
     """
-    return _palette(kmeans.solve(histogram.by_position()[None], 1 << bits)[0])
+    return _palette(kmeans.solve(histogram.by_position()[None], 1 << bits, thorough=True)[0])
 
 
 def fit_groups(weight: np.ndarray, bits: int, group_size: int) -> GroupedPalettes:
@@ -119,7 +119,7 @@ def fit_groups(weight: np.ndarray, bits: int, group_size: int) -> GroupedPalette
             histogram = Histogram()
             histogram.add(values)
             counts[row] = histogram.by_position()
-        for row, levels in enumerate(kmeans.solve(counts, 1 << bits), start):
+        for row, levels in enumerate(kmeans.solve(counts, 1 << bits, thorough=False), start):
             palette = _palette(levels)
             luts[row], indices[row] = palette.lut, palette.indices(rows[row])
     return GroupedPalettes(luts, indices.reshape(weight.shape))

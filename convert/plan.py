@@ -9,7 +9,7 @@ from typing import Literal
 
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.compress import PALETTES, Compression
+from convert.compress import METHODS, Compression
 from convert.errors import InputError, nearest
 from convert.models.configs import UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
@@ -141,15 +141,15 @@ def _check(checkpoint: Checkpoint, recipe: Recipe, artifacts: list[Artifact]) ->
     config = VAEConfig.parse(vae.config, vae.path / "config.json")
     for artifact in artifacts:
         config.latent_size((artifact.resolution.height, artifact.resolution.width))
-        if artifact.bits not in ("16", *PALETTES):
+        if artifact.bits not in ("16", *METHODS):
             raise InputError(
                 f"bits {artifact.bits} cannot be made by this version",
                 where=artifact.name,
-                hint=f"It makes {', '.join(['16', *PALETTES])}.",
+                hint=f"It makes {', '.join(['16', *METHODS])}.",
             )
         if artifact.bits != "16" and FORMATS[recipe.target.deployment].opset != "CoreML7":
             raise InputError(
-                f"palettes for {recipe.target.deployment} cannot be made by this version",
+                f"compression for {recipe.target.deployment} cannot be made by this version",
                 where=artifact.name,
                 hint='Write deployment = "macOS14"; newer systems run these models as well.',
             )

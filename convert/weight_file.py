@@ -22,7 +22,12 @@ import numpy as np
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
-DTYPE_CODES = {np.dtype(np.float16): 1, np.dtype(np.float32): 2, np.dtype(np.uint8): 3}
+DTYPE_CODES = {
+    np.dtype(np.float16): 1,
+    np.dtype(np.float32): 2,
+    np.dtype(np.uint8): 3,
+    np.dtype(np.int8): 4,
+}
 
 Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
 

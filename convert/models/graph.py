@@ -15,10 +15,10 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import NONE, Compression, PalettizedTensor
+from convert.compress import INT8, NONE, Compression, PalettizedTensor, QuantizedTensor
 from convert.errors import InputError
 from convert.tensors import Tensor
-from convert.weight_file import Blob, Value
+from convert.weight_file import DTYPE_CODES, Blob, Value
 
 # A constant of at least this many elements goes into the weight file, as coremltools has it.
 FILE_THRESHOLD = 10
@@ -86,9 +86,11 @@ class Graph:
         name = self.name(key.replace(".", "_"))
         if tensor.size < FILE_THRESHOLD:
             return mb.const(val=tensor.read(self.dtype).reshape(shape), name=name)
-        bits = self.compression.palette_bits(tensor)
-        if bits is not None:
-            return self._palettized(name, tensor, shape, bits)
+        method = self.compression.method(tensor)
+        if method == INT8:
+            return self._quantized(name, tensor, shape)
+        if method is not None:
+            return self._palettized(name, tensor, shape, int(method))
         return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
 
     def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
@@ -103,6 +105,20 @@ class Graph:
             # Two entries are too small for the weight file, four or eight as well.
             lut=self._blob(lut),
             shape=mb.const(val=np.array(shape, np.uint32), name=f"{name}_shape"),
+            name=name,
+        )
+
+    def _quantized(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Var:
+        """A weight as 8-bit integers with a scale for each output channel."""
+        source, channels = QuantizedTensor(tensor), shape[0]
+        byte, half = np.dtype(np.int8), np.dtype(np.float16)
+        data = Blob(f"{name}_quantized_data", byte, shape, source.data, tensor.name)
+        scale = Blob(f"{name}_scale", half, (channels,), source.scale, tensor.name)
+        return mb.constexpr_affine_dequantize(
+            quantized_data=self._blob(data),
+            scale=self._blob(scale),
+            zero_point=self.constant(f"zero_points_{channels}", np.zeros(channels, np.int8)),
+            axis=self.constant("axis", np.int32(0)),
             name=name,
         )
 
@@ -123,7 +139,7 @@ class Graph:
         if key not in self._constants:
             name = self.name(param)
             if isinstance(value, np.ndarray) and value.size >= FILE_THRESHOLD:
-                assert value.dtype in MIL_TYPES, f"{param}: only floats go into the weight file"
+                assert value.dtype in DTYPE_CODES, f"{param}: {value.dtype} in the weight file"
                 blob = Blob(name, value.dtype, value.shape, Value(value), None)
                 self._constants[key] = self._blob(blob)
             else:
