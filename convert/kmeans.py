@@ -36,7 +36,7 @@ def solve(counts: np.ndarray, levels: int, *, thorough: bool) -> np.ndarray:
     Args:
         counts: int64 [G, SIZE], by position.
         levels: a power of two, at most 256.
-        thorough: within 0.05 % of the optimum (0.15 % for 256 levels); else within about 1 %, in
+        thorough: within 0.05 % of the optimum (0.15 % for 256 levels); else within about 1.5 %, in
             about a third of the time.
 
     Returns:

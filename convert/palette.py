@@ -90,11 +90,15 @@ def fit(histogram: Histogram, bits: int) -> Palette:
     Args:
         bits: 1, 2, 3, 4, 6 or 8, the widths that Core ML has.
     """
+    assert bits in PALETTE_BITS, bits
     return _palette(kmeans.solve(histogram.by_position()[None], 1 << bits, thorough=True)[0])
 
 
 def fit_groups(weight: np.ndarray, bits: int, group_size: int) -> GroupedPalettes:
     """A palette for every `group_size` successive output channels of a weight.
+
+    There may be half a million groups in a network, so they are fitted in less time than `fit`
+    takes: their error is mostly within 0.1 % of the optimum, in small groups within 1.5 %.
 
     Args:
         weight: float16 [out, …], finite.
@@ -102,6 +106,7 @@ def fit_groups(weight: np.ndarray, bits: int, group_size: int) -> GroupedPalette
     Raises:
         InputError: `group_size` does not divide the output channels.
     """
+    assert bits in PALETTE_BITS, bits
     channels = weight.shape[0]
     if group_size < 1 or channels % group_size:
         raise InputError(

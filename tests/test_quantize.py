@@ -96,7 +96,7 @@ def test_it_is_what_coremltools_does_in_float32(method: str, shape: tuple[int, .
     np.testing.assert_allclose(ours.scale.astype(np.float32), theirs.scale, rtol=2**-10)
     difference = ours.data.astype(int) - np.asarray(theirs.data).astype(int)
     assert np.abs(difference).max() <= 1
-    assert np.mean(difference != 0) < 0.06  # the scale is another float16
+    assert np.mean(difference != 0) < 0.1  # the scale is another float16
     if theirs.offset is not None:
         assert ours.offset is not None
         assert np.abs(ours.offset.astype(int) - np.asarray(theirs.offset)).max() <= 1
