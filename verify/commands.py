@@ -82,7 +82,9 @@ def verify(
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
-    level: Annotated[list[str] | None, typer.Option(help="structure, conversion or compression; all.")] = None,
+    level: Annotated[
+        list[str] | None, typer.Option(help="structure, conversion or compression; all.")
+    ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     json_file: Annotated[
         Path | None,
