@@ -244,6 +244,7 @@ def show_plan(
 
     from convert.outline import outline
     from convert.plan import make_plan
+    from convert.plan_report import plan_document, plan_table
 
     wanted = wanted_source(recipe, source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
@@ -261,6 +262,7 @@ def make(
     """Convert, with the plan shown before and a summary after."""
     import time
 
+    from convert.plan_report import plan_table
     from convert.run import require_ours, run
 
     require_ours(out, plan)
@@ -271,56 +273,6 @@ def make(
     seconds = time.monotonic() - start
     terminal.say(f"{made} artifacts made, {len(results) - made} already there, in {seconds:.0f} s")
     return results
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: artifacts, packages, weight files, and what they will take."""
-    from convert.estimate import estimate
-
-    files = plan.weight_files()
-    expected = estimate(plan, plan.jobs)
-    return {
-        "schema": 1,
-        "recipe": plan.recipe.name,
-        "digest": plan.recipe.digest,
-        "checkpoint": plan.checkpoint.name,
-        "artifacts": [
-            {
-                "artifact": a.artifact.name,
-                "attention": a.artifact.attention,
-                "bits": a.artifact.bits,
-                "resolution": str(a.artifact.resolution),
-                "components": list(a.jobs),
-                "weight_bytes": sum(plan.weight_bytes(job) for job in a.jobs.values()),
-            }
-            for a in plan.artifacts
-        ],
-        "packages": [str(job) for job in plan.jobs],
-        "weight_files": [
-            {"component": c, "bits": b, "precision": p, "bytes": n}
-            for (c, b, p), n in files.items()
-        ],
-        "weight_bytes": sum(files.values()),
-        "bytes": expected.bytes,
-        "seconds": round(expected.seconds(expected.workers), 1),
-        "peak_memory_bytes": expected.peak_memory(expected.workers),
-    }
-
-
-def plan_table(plan: Plan) -> str:
-    """The plan for people."""
-    document = plan_document(plan)
-    lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
-    width = max(len(a["artifact"]) for a in document["artifacts"])
-    for a in document["artifacts"]:
-        lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")
-    unshared = sum(a["weight_bytes"] for a in document["artifacts"])
-    lines.append(
-        f"{len(plan.artifacts)} artifacts of {len(plan.jobs)} packages: {size(document['bytes'])} "
-        f"on disk (weights are shared by hard links; {size(unshared)} without), about "
-        f"{document['seconds']:.0f} s and {size(document['peak_memory_bytes'])} of memory"
-    )
-    return "\n".join(lines)
 
 
 def results_shown(results: list[Result]) -> tuple[dict[str, Any], str]:

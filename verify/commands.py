@@ -16,7 +16,6 @@ from convert.commands import (
     fetch,
     make,
     open_snapshot,
-    plan_document,
     read_recipe,
     results_shown,
     show_plan,
@@ -56,6 +55,7 @@ def run(
     Example: sdxl-coreml run toy --source toy --out out
     """
     from convert.plan import make_plan
+    from convert.plan_report import plan_document
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     parsed = read_recipe(recipe)

@@ -1,0 +1,57 @@
+"""The plan as JSON and for people: artifacts, packages, weight files, and what they will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convert.estimate import estimate
+from convert.plan import Plan
+from convert.units import size
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: artifacts, packages, weight files, and what they will take."""
+    files = plan.weight_files()
+    expected = estimate(plan, plan.jobs)
+    return {
+        "schema": 1,
+        "recipe": plan.recipe.name,
+        "digest": plan.recipe.digest,
+        "checkpoint": plan.checkpoint.name,
+        "artifacts": [
+            {
+                "artifact": a.artifact.name,
+                "attention": a.artifact.attention,
+                "bits": a.artifact.bits,
+                "resolution": str(a.artifact.resolution),
+                "components": list(a.jobs),
+                "weight_bytes": sum(plan.weight_bytes(job) for job in a.jobs.values()),
+            }
+            for a in plan.artifacts
+        ],
+        "packages": [str(job) for job in plan.jobs],
+        "weight_files": [
+            {"component": c, "bits": b, "precision": p, "bytes": n}
+            for (c, b, p), n in files.items()
+        ],
+        "weight_bytes": sum(files.values()),
+        "bytes": expected.bytes,
+        "seconds": round(expected.seconds(expected.workers), 1),
+        "peak_memory_bytes": expected.peak_memory(expected.workers),
+    }
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan for people."""
+    document = plan_document(plan)
+    lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
+    width = max(len(a["artifact"]) for a in document["artifacts"])
+    for a in document["artifacts"]:
+        lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")
+    unshared = sum(a["weight_bytes"] for a in document["artifacts"])
+    lines.append(
+        f"{len(plan.artifacts)} artifacts of {len(plan.jobs)} packages: {size(document['bytes'])} "
+        f"on disk (weights are shared by hard links; {size(unshared)} without), about "
+        f"{document['seconds']:.0f} s and {size(document['peak_memory_bytes'])} of memory"
+    )
+    return "\n".join(lines)
