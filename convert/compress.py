@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.palette import Histogram, Packer, Palette, fit
-from convert.quantize import AffineOperands, int8_per_channel
+from convert.palette import Histogram, Packer, Palette, fit, pack
+from convert.quantize import Quantized, int4_per_block, int8_per_channel
 from convert.tensors import Tensor
 from convert.values import Bits
 
 # coremltools leaves tensors below this alone, too: the palette would outweigh what it saves.
 SMALLEST = 2048  # elements
-PALETTES = ("8", "6", "4", "2", "1")  # that `constexpr_lut_to_dense` of iOS 16 holds
-INT8 = "int8"  # `constexpr_affine_dequantize` of iOS 16, a scale for each output channel
-METHODS = (*PALETTES, INT8)
+PALETTES = ("8", "6", "4", "3", "2", "1")
+INTEGERS = {"int8": 8, "int4": 4}  # int8 has a scale for each output channel, int4 for each block
+METHODS = (*PALETTES, *INTEGERS)
+BLOCK = 32  # input channels that share a scale in int4
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Compression:
         is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
         if self.bits not in METHODS or not is_weight or tensor.size < SMALLEST:
             return None
+        if self.bits == "int4" and tensor.shape[1] % BLOCK:
+            return "int8"  # the first convolution, mostly: it has four input channels
         return str(self.bits)
 
     def stored_bytes(self, tensor: Tensor, width: int) -> int:
@@ -45,8 +48,10 @@ class Compression:
         method = self.method(tensor)
         if method is None:
             return _record(tensor.size * width)
-        if method == INT8:
-            return _record(tensor.size) + _record(2 * tensor.shape[0])
+        if method in INTEGERS:
+            bits = INTEGERS[method]
+            scales = tensor.shape[0] * QuantizedTensor(tensor, bits).blocks
+            return _record(tensor.size * bits // 8) + _record(2 * scales)
         bits = int(method)
         return _record(-(-tensor.size * bits // 8)) + _record(2 << bits)
 
@@ -107,31 +112,45 @@ class _LUT:
 
 
 class QuantizedTensor:
-    """A tensor's 8-bit integers and their scales; the tensor is read whole, twice."""
+    """A tensor's integers and their scales; the tensor is read whole, twice."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    @property
-    def data(self) -> _Operand:
-        return _Operand(self, "quantized_data")
+    def __init__(self, tensor: Tensor, bits: int) -> None:
+        self.tensor, self.bits = tensor, bits
 
     @property
-    def scale(self) -> _Operand:
-        return _Operand(self, "scale")
+    def blocks(self) -> int:
+        """Blocks in an output channel, each with a scale."""
+        return self.tensor.shape[1] // BLOCK if self.bits == 4 else 1
 
-    def operands(self) -> AffineOperands:
-        """The operands of `constexpr_affine_dequantize`."""
-        return int8_per_channel(self.tensor.read(np.float16)).affine()
+    @property
+    def data(self) -> _Data:
+        return _Data(self)
+
+    @property
+    def scale(self) -> _Scale:
+        return _Scale(self)
+
+    def quantized(self) -> Quantized:
+        """The integers and scales, in the checkpoint's shape."""
+        weight = self.tensor.read(np.float16)
+        return int4_per_block(weight, BLOCK) if self.bits == 4 else int8_per_channel(weight)
 
 
 @dataclass(frozen=True)
-class _Operand:
+class _Data:
     of: QuantizedTensor
-    name: str
 
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield getattr(self.of.operands(), self.name).reshape(-1)
+        data = self.of.quantized().data
+        yield pack(data, 4) if self.of.bits == 4 else data.reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    of: QuantizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield self.of.quantized().scale.reshape(-1)
 
 
 def _record(size: int) -> int:

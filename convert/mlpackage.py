@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coremltools import proto
+from coremltools.converters.mil._deployment_compatibility import AvailableTarget
 from coremltools.converters.mil.backend.mil.helper import (
     cast_to_framework_io_dtype,
     create_immediate_value,
@@ -136,7 +137,10 @@ def _operation(op: Operation, plan: Layout) -> Any:
         return message
     if op.op_type.startswith("constexpr_"):
         for param, var in op.inputs.items():
-            message.attributes[param].CopyFrom(_value(var, plan))
+            if op.opset_version < AvailableTarget.iOS18:
+                message.attributes[param].CopyFrom(_value(var, plan))
+            else:
+                message.inputs[param].arguments.add(value=_value(var, plan))
         return message
     for param, value in op.inputs.items():
         argument = message.inputs[param]
@@ -205,4 +209,5 @@ def manifest() -> bytes:
         },
         "rootModelIdentifier": ids["model.mlmodel"],
     }
-    return json.dumps(content, indent=4, sort_keys=True).encode()
+    # To the byte as coremltools writes it, because it does so whenever it opens a package.
+    return (json.dumps(content, indent=4, sort_keys=True) + "\n").encode()

@@ -83,7 +83,8 @@ def key(context: Context, job: Job) -> str:
 
 def weight_key(context: Context, job: Job) -> str:
     """The name of its weight file: neither resolution nor attention determine a byte of that."""
-    settings = [job.component, job.bits, job.precision]
+    # Compressed weights are stored as the target's decoders want them.
+    settings = [job.component, job.bits, job.precision, job.bits != "16" and job.deployment]
     return key_of([settings, _sources(context, job), code_digest()])
 
 

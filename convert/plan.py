@@ -13,7 +13,7 @@ from convert.compress import METHODS, Compression
 from convert.errors import InputError, nearest
 from convert.models.configs import UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
-from convert.values import FORMATS, Bits, DeploymentTarget, Resolution
+from convert.values import Bits, DeploymentTarget, Resolution
 
 Engine = Literal["native", "apple"]
 ENGINES: tuple[Engine, ...] = ("native", "apple")
@@ -97,7 +97,7 @@ def make_plan(
         names = ", ".join(a.name for a in recipe.artifacts())
         raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
     chosen = _components(checkpoint, components)
-    _check(checkpoint, recipe, artifacts)
+    _check(checkpoint, artifacts)
     return Plan(
         recipe,
         checkpoint,
@@ -134,7 +134,7 @@ def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
     return [c for c in checkpoint.components if not wanted or c in wanted]
 
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, artifacts: list[Artifact]) -> None:
+def _check(checkpoint: Checkpoint, artifacts: list[Artifact]) -> None:
     """Refuse now what would fail after minutes."""
     unet, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
     UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
@@ -146,10 +146,4 @@ def _check(checkpoint: Checkpoint, recipe: Recipe, artifacts: list[Artifact]) ->
                 f"bits {artifact.bits} cannot be made by this version",
                 where=artifact.name,
                 hint=f"It makes {', '.join(['16', *METHODS])}.",
-            )
-        if artifact.bits != "16" and FORMATS[recipe.target.deployment].opset != "CoreML7":
-            raise InputError(
-                f"compression for {recipe.target.deployment} cannot be made by this version",
-                where=artifact.name,
-                hint='Write deployment = "macOS14"; newer systems run these models as well.',
             )

@@ -10,6 +10,7 @@ at one precision has one weight file, whatever the resolution and the attention 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,15 @@ DTYPE_CODES = {
     np.dtype(np.float32): 2,
     np.dtype(np.uint8): 3,
     np.dtype(np.int8): 4,
+}
+# Elements narrower than a byte: signedness and bits.
+PACKED = {
+    (np.dtype(np.int8), 4): 8,
+    (np.dtype(np.uint8), 1): 9,
+    (np.dtype(np.uint8), 2): 10,
+    (np.dtype(np.uint8), 4): 11,
+    (np.dtype(np.uint8), 3): 12,
+    (np.dtype(np.uint8), 6): 13,
 }
 
 Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
@@ -59,10 +69,21 @@ class Blob:
     shape: tuple[int, ...]
     source: Source
     tensor: str | None  # what of the checkpoint it comes from, or None
+    packed: int | None = None  # bits of an element where it is narrower than a byte
+
+    @property
+    def bits(self) -> int:
+        """Bits of all elements, without the padding of the last byte."""
+        return math.prod(self.shape) * (self.packed or 8 * self.dtype.itemsize)
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return -(-self.bits // 8)
+
+    @property
+    def code(self) -> int:
+        """The dtype's number in the blob's record."""
+        return DTYPE_CODES[self.dtype] if self.packed is None else PACKED[self.dtype, self.packed]
 
     @property
     def order(self) -> tuple[bool, str, str]:
@@ -105,9 +126,9 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
         for blob in plan.blobs:
             start = plan.offsets[blob.name]
             out.write(bytes(start - out.position))
-            code = DTYPE_CODES[blob.dtype]
-            data = start + ALIGNMENT
-            out.write(struct.pack("<IIQQQ32x", SENTINEL, code, blob.nbytes, data, 0))
+            data, padding = start + ALIGNMENT, 8 * blob.nbytes - blob.bits
+            record = (SENTINEL, blob.code, blob.nbytes, data, padding)
+            out.write(struct.pack("<IIQQQ32x", *record))
             for chunk in blob.source.chunks(blob.dtype):
                 out.write(chunk.view(np.uint8).data)
             assert out.position == data + blob.nbytes, blob.name

@@ -68,6 +68,13 @@ def test_coremltools_reads_what_we_wrote(tmp_path: Path) -> None:
     assert dict(metadata.userDefined) == {"k": "v"}
 
 
+def test_coremltools_changes_nothing_when_it_opens_a_package(tmp_path: Path) -> None:
+    save(tmp_path / "m.mlpackage", make(tmp_path / "ck", KEYS)[0])
+    before = contents(tmp_path / "m.mlpackage")
+    ct.models.MLModel(str(tmp_path / "m.mlpackage"), skip_model_load=True)
+    assert contents(tmp_path / "m.mlpackage") == before
+
+
 def test_coremltools_blob_reader_finds_every_weight(tmp_path: Path) -> None:
     network, values = make(tmp_path / "ck", KEYS)
     save(tmp_path / "m.mlpackage", network)

@@ -19,7 +19,7 @@ from convert.checkpoint import Checkpoint
 from convert.palette import Histogram, fit
 from verify.checks import Check, failed, passed
 from verify.metrics import Metrics, compare
-from verify.mil import Op, Program
+from verify.mil import Constant, Op, Program
 from verify.mil.evaluator import Evaluator
 from verify.recording import Case, Progress
 from verify.reference import Reference
@@ -58,10 +58,15 @@ def compressed_weights(
 
 
 def _palette_bits(op: Op) -> int | None:
-    lut = op.attributes.get("lut")
-    if op.type != "constexpr_lut_to_dense" or lut is None:
+    if op.type != "constexpr_lut_to_dense":
         return None
-    return int(math.log2(lut.array().size))
+    lut = op.attributes.get("lut") or op.inputs["lut"][0]  # iOS 16, iOS 18
+    if not isinstance(lut, Constant):
+        return None
+    shape = lut.type.shape
+    entries = shape[0] if len(shape) == 1 else shape[-2]
+    # Several tables, or tables of vectors, are not one palette for the whole tensor.
+    return int(math.log2(entries)) if math.prod(shape) == entries else None
 
 
 def decoded_cases(

@@ -11,17 +11,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import INT8, NONE, Compression, PalettizedTensor, QuantizedTensor
+from convert.compress import INTEGERS, NONE, Compression, PalettizedTensor, QuantizedTensor
 from convert.errors import InputError
 from convert.tensors import Tensor
 from convert.weight_file import DTYPE_CODES, Blob, Value
 
 # A constant of at least this many elements goes into the weight file, as coremltools has it.
 FILE_THRESHOLD = 10
+# How coremltools marks arrays whose elements are narrower than a byte.
+NARROW = {
+    (np.dtype(np.int8), 4): types.np_int4_dtype,
+    (np.dtype(np.uint8), 1): types.np_uint1_dtype,
+    (np.dtype(np.uint8), 2): types.np_uint2_dtype,
+    (np.dtype(np.uint8), 3): types.np_uint3_dtype,
+    (np.dtype(np.uint8), 4): types.np_uint4_dtype,
+    (np.dtype(np.uint8), 6): types.np_uint6_dtype,
+}
 MIL_TYPES = {np.dtype(np.float16): types.fp16, np.dtype(np.float32): types.fp32}
 
 
@@ -49,6 +59,7 @@ class Graph:
     tensors: Mapping[str, Tensor]
     dtype: np.dtype  # of weights and activations unless a layer says otherwise
     compression: Compression = NONE
+    is_ios18: bool = False  # the opset has the decoders of iOS 18 and macOS 15
     blobs: dict[str, Blob] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
     _names: dict[str, int] = field(default_factory=dict)
@@ -87,32 +98,45 @@ class Graph:
         if tensor.size < FILE_THRESHOLD:
             return mb.const(val=tensor.read(self.dtype).reshape(shape), name=name)
         method = self.compression.method(tensor)
-        if method == INT8:
-            return self._quantized(name, tensor, shape)
+        if method in INTEGERS:
+            return self._quantized(name, tensor, shape, INTEGERS[method])
         if method is not None:
             return self._palettized(name, tensor, shape, int(method))
         return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
 
     def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
-        """A weight as a look-up table and packed indices, as coremltools emits it for iOS 16."""
+        """A weight as a look-up table and packed indices."""
         source = PalettizedTensor(tensor, bits)
-        entries, byte = np.dtype(np.float16), np.dtype(np.uint8)
+        byte, half, entries = np.dtype(np.uint8), np.dtype(np.float16), 1 << bits
+        if self.is_ios18:
+            packed = None if bits == 8 else bits
+            ones = (1,) * len(shape)
+            indices = Blob(f"{name}_indices", byte, shape, source.indices, tensor.name, packed)
+            lut = Blob(f"{name}_lut", half, (*ones, entries, 1), source.lut, tensor.name)
+            return mb.constexpr_lut_to_dense(
+                indices=self._blob(indices), lut=self._blob(lut), name=name
+            )
         size = (-(-tensor.size * bits // 8),)
-        lut = Blob(f"{name}_lut", entries, (1 << bits,), source.lut, tensor.name)
-        indices = Blob(f"{name}_indices", byte, size, source.indices, tensor.name)
+        lut = Blob(f"{name}_lut", half, (entries,), source.lut, tensor.name)
         return mb.constexpr_lut_to_dense(
-            indices=self._blob(indices),
-            # Two entries are too small for the weight file, four or eight as well.
+            indices=self._blob(Blob(f"{name}_indices", byte, size, source.indices, tensor.name)),
             lut=self._blob(lut),
             shape=mb.const(val=np.array(shape, np.uint32), name=f"{name}_shape"),
             name=name,
         )
 
-    def _quantized(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Var:
-        """A weight as 8-bit integers with a scale for each output channel."""
-        source, channels = QuantizedTensor(tensor), shape[0]
-        byte, half = np.dtype(np.int8), np.dtype(np.float16)
-        data = Blob(f"{name}_quantized_data", byte, shape, source.data, tensor.name)
+    def _quantized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
+        """A weight as integers with a scale for each output channel, or for each block of it."""
+        source = QuantizedTensor(tensor, bits)
+        byte, half, channels = np.dtype(np.int8), np.dtype(np.float16), shape[0]
+        packed = 4 if bits == 4 else None
+        data = Blob(f"{name}_data", byte, shape, source.data, tensor.name, packed)
+        if self.is_ios18:
+            blocks = (channels, source.blocks, *(1,) * (len(shape) - 2))
+            scale = Blob(f"{name}_scale", half, blocks, source.scale, tensor.name)
+            return mb.constexpr_blockwise_shift_scale(
+                data=self._blob(data), scale=self._blob(scale), name=name
+            )
         scale = Blob(f"{name}_scale", half, (channels,), source.scale, tensor.name)
         return mb.constexpr_affine_dequantize(
             quantized_data=self._blob(data),
@@ -148,7 +172,8 @@ class Graph:
 
     def _blob(self, blob: Blob) -> Var:
         self.blobs[blob.name] = blob
-        return mb.const(val=np.broadcast_to(blob.dtype.type(0), blob.shape), name=blob.name)
+        dtype = blob.dtype if blob.packed is None else NARROW[blob.dtype, blob.packed]
+        return mb.const(val=np.broadcast_to(np.zeros((), dtype), blob.shape), name=blob.name)
 
     def _where(self) -> object:
         tensor = next(iter(self.tensors.values()), None)
@@ -234,7 +259,7 @@ def build(
     Raises:
         InputError: a tensor is missing, of another shape, or left over.
     """
-    graph = Graph(tensors, np.dtype(dtype), compression)
+    graph = Graph(tensors, np.dtype(dtype), compression, target >= ct.target.iOS18)
     placeholders = {
         name: mb.placeholder(shape=i.shape, dtype=MIL_TYPES[i.dtype]) for name, i in inputs.items()
     }
