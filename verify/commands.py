@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,6 @@ from convert.commands import (
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
-
-if TYPE_CHECKING:
-    pass
 
 Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
 

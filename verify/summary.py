@@ -22,14 +22,15 @@ SHORT = {
 
 
 def lowest_snr(report: Report, component: str | None = None) -> float | None:
-    """The lowest SNR in dB among a report's comparisons (of one component); None without any.
+    """The lowest SNR in dB at level `conversion` (of one component); None without any.
 
     Infinite where all outputs equal the reference; not finite ones are failures, not numbers.
     """
     found = [
         float(check["metrics"]["snr_db"])  # "inf" is a string in JSON
         for check in report["checks"]
-        if check["metrics"] and check["metrics"]["snr_db"] is not None
+        if check["level"] == "conversion" and check["metrics"]
+        if check["metrics"]["snr_db"] is not None
         if component in (None, check["component"])
     ]
     return min(found, default=None)
