@@ -141,8 +141,6 @@ def _compare(
                 raise
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
-        finally:
-            runner.close()
     return checks
 
 
