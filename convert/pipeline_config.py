@@ -51,7 +51,9 @@ def pipeline_config(checkpoint: Checkpoint) -> dict[str, Any]:
         for part, keys in CONFIGS.items()
     }
     found["scheduler"] = dict(sorted(checkpoint.scheduler.items()))
-    found["pipeline"] = {key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()}
+    found["pipeline"] = {
+        key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()
+    }
     found["pad_tokens"] = {name: _pad_token(checkpoint, name) for name in checkpoint.tokenizers}
     return found
 

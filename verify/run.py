@@ -1,22 +1,36 @@
-"""Verify an artifact: structure, then conversion, component by component."""
+"""Verify an artifact: structure, then each component by itself, then whole runs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
+from convert.pipeline_config import pipeline_config
+from convert.recipe_sections import Verify
 from convert.values import Resolution
 from verify.artifact import Artifact, open_artifact
-from verify.checks import LEVELS, Check, Level, Results, failed, versions
+from verify.checks import (
+    COMPONENT_LEVELS,
+    LEVELS,
+    PICTURE_LEVELS,
+    Check,
+    Level,
+    Results,
+    failed,
+    versions,
+)
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
+from verify.generation import COMPONENT, Candidate, Generation, check_pictures
 from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
+from verify.pipeline import network
 from verify.policy import Policy, load_policy
 from verify.recording import Progress, Recording, record
 from verify.runtimes import Runtime, choose
+from verify.sampling import Trace, kinds_of, settings_for, trace_all
 from verify.structure import check_artifact, check_package
 
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
@@ -28,10 +42,12 @@ def verify(
     *,
     runtime: str | Runtime = "auto",
     device: str = "cpu",
-    levels: Collection[str] = LEVELS,
+    levels: Collection[str] = COMPONENT_LEVELS,
     policy: Policy | None = None,
     components: Collection[str] | None = None,
     recording: Recording | None = None,
+    traces: Sequence[Trace] | None = None,
+    asked: Verify | None = None,
     minimum: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -40,11 +56,14 @@ def verify(
     Args:
         runtime: auto, coreml or torch, or one that is already there.
         device: where PyTorch computes: cpu, cuda or mps.
-        levels: of `LEVELS`; each needs the checkpoint, only `conversion` needs its weights.
+        levels: of `LEVELS`. Those of whole runs, `generation` and `sanity`, take the reference and
+            the artifact through every step of every picture, so they are not among the default.
         policy: the built-in one if None.
         components: those that must be there and are checked; all that the checkpoint has if None.
         recording: of the checkpoint at the artifact's resolution, made before; artifacts that
             differ in attention or bits can share one. Made here if None.
+        traces: whole runs of the reference at that resolution; the same holds for them.
+        asked: the recipe's [verify], from which traces are made; its defaults if None.
         minimum: SNR in dB, by component, that compression must leave in the outputs.
         progress: is told in a few words what is being done.
 
@@ -58,6 +77,7 @@ def verify(
     artifact = open_artifact(Path(path), source, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
+    bits = artifact.claims.get("bits") or _bits(programs)
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
@@ -87,6 +107,28 @@ def verify(
             device,
             progress,
         )
+    generations: tuple[Generation, ...] = ()
+    if set(PICTURE_LEVELS) & set(wanted):
+        if not artifact.is_folder:
+            raise InputError(
+                "one package makes no pictures",
+                where=path,
+                hint="Give the artifact's folder, or leave out --level generation and sanity.",
+            )
+        if traces is None:
+            kinds = kinds_of(artifact.packages)
+            size = resolution or SMALLEST
+            traces = trace_all(
+                source,
+                settings_for(asked or Verify(), kinds),
+                size,
+                device=device,
+                progress=progress,
+            )
+        found, generations = _pictures(
+            artifact, source, traces, runner, policy, wanted, bits, checks, progress
+        )
+        checks += found
     if "structure" not in wanted:
         for component in artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
@@ -99,7 +141,8 @@ def verify(
         policy=policy.version,
         checks=tuple(checks),
         versions=versions(),
-        bits=artifact.claims.get("bits") or _bits(programs),
+        bits=bits,
+        generations=generations,
     )
 
 
@@ -143,6 +186,37 @@ def _compare(
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
     return checks
+
+
+def _pictures(
+    artifact: Artifact,
+    source: Checkpoint,
+    traces: Sequence[Trace],
+    runtime: Runtime,
+    policy: Policy,
+    levels: Collection[Level],
+    bits: str | None,
+    earlier: list[Check],
+    progress: Progress | None,
+) -> tuple[list[Check], tuple[Generation, ...]]:
+    """Levels `generation` and `sanity`, with the settings that the artifact itself claims."""
+    asked = [level for level in PICTURE_LEVELS if level in levels]
+    missing = ", ".join(artifact.missing)
+    if missing:
+        return [failed(asked[0], COMPONENT, "run", "runs", f"{missing} missing")], ()
+    config = artifact.pipeline or pipeline_config(source)
+    tokenizers = {name: artifact.path for name in config["pad_tokens"]}
+    try:
+        networks = {n: network(runtime.load(file)) for n, file in artifact.packages.items()}
+        candidate = Candidate(networks, config, tokenizers)
+        return check_pictures(
+            candidate, traces, policy, levels, bits, name=runtime.name, progress=progress
+        )
+    except (CannotExecute, InputError) as error:
+        if not any(check.verdict == "fail" for check in earlier):
+            raise
+        # What is wrong has been said already, where it can be told.
+        return [failed(asked[0], COMPONENT, "run", "runs", error.problem)], ()
 
 
 def _require(
