@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from convert.errors import CannotExecute
-from convert.values import Resolution
+from convert.values import Level, Resolution
 from verify.image_metrics import ImageMetrics
 from verify.metrics import Metrics
 
 if TYPE_CHECKING:
     from verify.generation import Generation
 
-Level = Literal["structure", "conversion", "compression", "generation", "sanity"]
-LEVELS: tuple[Level, ...] = get_args(Level)
-# Without whole runs, which take the reference and the artifact dozens of steps for every picture.
-COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
 PICTURE_LEVELS: tuple[Level, ...] = ("generation", "sanity")
 Verdict = Literal["pass", "fail", "indeterminate"]
 

@@ -80,7 +80,15 @@ def verify(
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
     level: Annotated[
-        list[str] | None, typer.Option(help="structure, conversion or compression; all.")
+        list[str] | None,
+        typer.Option(
+            help="structure, conversion and compression by default; generation and sanity make "
+            "whole pictures with the reference and the artifact, which takes long at full size."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     json_file: Annotated[
@@ -102,10 +110,10 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
+    from convert.recipe_sections import Verify
 
     with deferred_interrupt():
         from verify import report
-        from verify.checks import LEVELS
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -113,6 +121,7 @@ def verify(
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
+    asked = read_recipe(recipe).verify if recipe else Verify()
     checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with terminal.working("Verifying") as say:
         results = check(
@@ -120,9 +129,10 @@ def verify(
             checkpoint,
             runtime=runtime,
             device=device,
-            levels=level or LEVELS,
+            levels=level or asked.levels,
             policy=load_policy(policy) if policy else None,
             components=component,
+            asked=asked,
             progress=say,
         )
     for file, text in (
@@ -132,15 +142,18 @@ def verify(
     ):
         if file is not None:
             write_report(file, text(results))
+    if json_file and not to_stdout:
+        for name, image in report.pictures(results).items():
+            write_report(json_file.parent / name, image)
     terminal.result(report.to_json(results), report.table(results))
     return results.exit_code(strict=strict)
 
 
-def write_report(file: Path, text: str) -> None:
+def write_report(file: Path, text: str | bytes) -> None:
     """Write a report where the user wants it; raises InputError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=file) from None
 

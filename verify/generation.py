@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from convert.errors import CannotExecute
-from verify.checks import Check, Level
+from convert.values import Level
+from verify.checks import Check
 from verify.image_metrics import ImageMetrics, compare_images
 from verify.metrics import Metrics, compare
 from verify.pipeline import Network, build_pipeline
 from verify.policy import Policy
 from verify.recording import Progress
-from verify.sampling import Settings, Trace, replay
+from verify.sampling import Settings, Trace, replay, to_uint8
 from verify.sanity import degenerate
 
 COMPONENT = "pipeline"
@@ -67,7 +68,7 @@ class Candidate:
         tokenizers: Mapping[str, Any],
     ) -> None:
         self.networks, self.config, self.tokenizers = networks, config, tokenizers
-        self._pipelines: dict[tuple[str, str], Any] = {}
+        self._pipelines: dict[tuple[str, str | None], Any] = {}
 
     def pipeline(self, settings: Settings) -> Any:
         """The pipeline for these settings."""
@@ -184,8 +185,3 @@ def check_pictures(
         if "sanity" in levels:
             checks.append(check_sanity(trace, image))
     return checks, tuple(generations)
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """A picture in 0…1 as a file has it; what is not finite becomes black."""
-    return np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)

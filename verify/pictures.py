@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +66,12 @@ def generation_json(made: Generation) -> dict[str, Any]:
         "latents_cosine": json_number(made.latents.cosine),
         **made.likeness.to_json(),
     }
+
+
+def image_paths(document: Mapping[str, Any]) -> list[str]:
+    """The files that a JSON report names, by their path beside it."""
+    found = [p for made in document.get("generations", ()) for p in made["images"].values() if p]
+    return list(dict.fromkeys(found))
 
 
 def _snr(metrics: Metrics) -> float | str | None:

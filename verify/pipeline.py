@@ -90,8 +90,9 @@ def packages(artifact: Path) -> dict[str, Path]:
         raise InputError("no such artifact folder", where=artifact)
     found = {}
     for name, component in COMPONENTS.items():
-        files = [artifact / f"{component.file}{suffix}" for suffix in SUFFIXES]
-        found.update({name: file for file in files[::-1] if file.exists()})
+        for file in (artifact / f"{component.file}{suffix}" for suffix in SUFFIXES):
+            if file.exists():
+                found.setdefault(name, file)
     if not found:
         raise InputError(
             "is not an artifact folder",
@@ -166,7 +167,8 @@ def build_pipeline(
     Raises:
         InputError: the checkpoint is one that the pipeline cannot run.
     """
-    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+    with quiet():  # the import warns of image processors that are not used here
+        from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
     latent_channels = config["vae"]["latent_channels"]
     if config["unet"]["in_channels"] != latent_channels:

@@ -9,9 +9,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from verify.checks import Check, Results, Verdict, worst
-from verify.pictures import file_name, generation_json, png
 from verify.image_metrics import PSNR
 from verify.metrics import SNR, json_number
+from verify.pictures import file_name, generation_json, png
 
 SCHEMA = 1
 MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "indeterminate": "?"}

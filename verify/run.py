@@ -9,18 +9,9 @@ from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
 from convert.pipeline_config import pipeline_config
 from convert.recipe_sections import Verify
-from convert.values import Resolution
+from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify.artifact import Artifact, open_artifact
-from verify.checks import (
-    COMPONENT_LEVELS,
-    LEVELS,
-    PICTURE_LEVELS,
-    Check,
-    Level,
-    Results,
-    failed,
-    versions,
-)
+from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
 from verify.generation import COMPONENT, Candidate, Generation, check_pictures

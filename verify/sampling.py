@@ -20,11 +20,11 @@ from convert.errors import InputError
 from convert.pipeline_config import pipeline_config
 from convert.recipe_sections import Verify
 from convert.values import Resolution
+from verify import schedulers
 from verify.noise import Noise, RecordedNoise
 from verify.pipeline import Network, build_pipeline
 from verify.recording import Progress
 from verify.reference import Reference, quiet
-from verify.schedulers import evaluations
 
 Kind = Literal["text-to-image", "image-to-image"]
 STRENGTH = 0.6  # of image-to-image: enough left to see that the start image got in
@@ -38,7 +38,7 @@ class Settings:
     kind: Kind
     prompt: str
     negative_prompt: str
-    scheduler: str
+    scheduler: str | None  # the checkpoint's own if None
     steps: int
     guidance: float
     seed: int
@@ -110,6 +110,11 @@ def kinds_of(components: Iterable[str]) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
+def evaluations(pipeline: Any, settings: Settings) -> int:
+    """How many steps a run takes."""
+    return schedulers.evaluations(pipeline.scheduler, settings.steps, settings.strength)
+
+
 def sample(
     pipeline: Any,
     settings: Settings,
@@ -129,10 +134,10 @@ def sample(
     """
     from PIL import Image
 
-    config = pipeline.scheduler.config
-    strength = 1.0 if settings.strength is None else settings.strength
-    if evaluations(settings.scheduler, config, settings.steps, strength) < 1:
-        raise InputError(f"{settings.steps} steps at strength {strength} leave nothing to do")
+    if evaluations(pipeline, settings) < 1:
+        raise InputError(
+            f"{settings.steps} steps at strength {settings.strength} leave nothing to do"
+        )
     latents: list[Tensor] = []
     timesteps: list[float] = []
 
@@ -146,7 +151,7 @@ def sample(
     options: dict[str, Any] = (
         {"width": resolution.width, "height": resolution.height}
         if start is None
-        else {"image": Image.fromarray(start), "strength": strength}
+        else {"image": Image.fromarray(start), "strength": settings.strength}
     )
     with quiet(), noise:
         image = pipeline(
@@ -229,6 +234,11 @@ def replay(
     )
     noise.finish()
     return picture
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """A picture in 0…1 as a file has it; what is not finite becomes black."""
+    return np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
 
 
 def _told(say: Progress, name: str, settings: Settings) -> Callable[[int], None]:

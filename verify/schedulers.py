@@ -69,12 +69,12 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
             raise InputError(f"{kind} cannot use the checkpoint's config: {error}") from error
 
 
-def evaluations(name: str | None, config: Mapping[str, Any], steps: int, strength: float) -> int:
-    """How often a run evaluates the UNet; `strength` below 1 skips the first steps."""
-    scheduler = make_scheduler(name, config)
-    scheduler.set_timesteps(steps)
-    skipped = steps - min(int(steps * strength), steps)
-    return max(len(scheduler.timesteps) - skipped * int(getattr(scheduler, "order", 1)), 0)
+def evaluations(scheduler: Any, steps: int, strength: float | None) -> int:
+    """How often a run evaluates the UNet; a `strength` below 1 skips the first steps."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps)
+    skipped = 0 if strength is None else steps - min(int(steps * strength), steps)
+    return max(len(fresh.timesteps) - skipped * int(getattr(fresh, "order", 1)), 0)
 
 
 def _known(name: str) -> Scheduler:

@@ -43,7 +43,9 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
     yield _verdict("artifact", "components", "as the manifest lists them", problem)
     yield _verdict("artifact", "files", "as the manifest has them", _files(artifact))
     yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
-    yield _verdict("artifact", "pipeline", "the checkpoint's settings", _pipeline(artifact, source))
+    if artifact.pipeline:
+        problem = _pipeline(artifact, source)
+        yield _verdict("artifact", "pipeline", "the checkpoint's settings", problem)
 
 
 def _files(artifact: Artifact) -> str:
@@ -63,7 +65,7 @@ def _files(artifact: Artifact) -> str:
 
 
 def _pipeline(artifact: Artifact, source: Checkpoint) -> str:
-    """The settings for pipelines that the manifest has otherwise than the checkpoint, or nothing."""
+    """The settings for pipelines that differ from the checkpoint's, or nothing."""
     wanted = json.loads(json.dumps(pipeline_config(source)))
     wrong = []
     for part, values in wanted.items():
