@@ -74,7 +74,13 @@ def run(
 
 def verify(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
-    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    source: Annotated[
+        str | None, typer.Option("--source", help="The checkpoint it was made from.")
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
     ] = "auto",
@@ -107,12 +113,17 @@ def verify(
 ) -> int:
     """Check an artifact, or one package, against the checkpoint in PyTorch.
 
+    With --golden the recorded reference is replayed, pictures included, and --source may be left
+    out.
+
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
     from convert.recipe_sections import Verify
+    from convert.values import LEVELS
 
     with deferred_interrupt():
+        from verify import golden as bundles
         from verify import report
         from verify.policy import load_policy
         from verify.run import verify as check
@@ -122,14 +133,27 @@ def verify(
     if not path.exists():
         raise InputError("no such file or folder", where=path)
     asked = read_recipe(recipe).verify if recipe else Verify()
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    if source is None and golden is None:
+        raise InputError(
+            "nothing to compare with",
+            hint="Give the checkpoint it was made from with --source, or a recording of it with "
+            "--golden.",
+        )
+    recorded = bundles.read_golden(golden) if golden else None
+    levels = level or asked.levels
+    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+        levels = LEVELS
+    checkpoint = None
+    if source is not None:
+        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with terminal.working("Verifying") as say:
         results = check(
             path,
             checkpoint,
             runtime=runtime,
             device=device,
-            levels=level or asked.levels,
+            golden=recorded,
+            levels=levels,
             policy=load_policy(policy) if policy else None,
             components=component,
             asked=asked,

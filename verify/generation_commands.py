@@ -27,7 +27,8 @@ SchedulerOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(generate)
+    for command in (generate, record):
+        app.command()(command)
 
 
 def generate(
@@ -99,6 +100,81 @@ def generate(
     }
     _write(made.image, out, facts)
     terminal.result({"schema": 1, "path": str(out), **facts}, str(out))
+
+
+def record(
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    resolution: Annotated[str, typer.Option(metavar="WxH", help="Image size in pixels.")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle: a new folder.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Take prompts, scheduler and steps from its [verify].")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Instead of the recipe's.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the PyTorch reference once, and keep all that `verify --golden` needs to replay it.
+
+    The pictures take the reference through every step of every prompt, as text-to-image and as
+    image-to-image: minutes for one at full size on a CPU's cores times the steps.
+
+    Example: sdxl-coreml record toy --resolution 128x128 --out golden
+    """
+    from convert.commands import fetch, open_snapshot, read_recipe
+    from convert.download import parse_source
+    from convert.recipe_sections import Verify
+    from convert.values import Resolution
+
+    size = Resolution.parse(resolution)
+    asked = read_recipe(recipe).verify if recipe else Verify()
+    given = {
+        "prompts": tuple(prompt) if prompt else None,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": scheduler,
+    }
+    asked = asked.model_copy(update={k: v for k, v in given.items() if v is not None})
+    with deferred_interrupt():
+        from verify import golden
+        from verify.recording import record as record_components
+        from verify.sampling import kinds_of, settings_for, trace_all
+        from verify.schedulers import require_scheduler
+    require_scheduler(asked.scheduler)
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    snapshot = fetch(parse_source(source, revision), terminal)
+    checkpoint = open_snapshot(snapshot)
+    with terminal.working("Recording") as say:
+        recording = record_components(
+            checkpoint,
+            checkpoint.components,
+            resolution=size,
+            fp16=checkpoint.components,
+            prompt=asked.prompts[0],
+            negative_prompt=asked.negative_prompt,
+            guidance=asked.guidance,
+            device=device,
+            progress=say,
+        )
+        wanted = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
+        traces = trace_all(checkpoint, wanted, size, device=device, progress=say)
+        digests = {file.name: file.sha256 for file in snapshot.files if file.sha256}
+        golden.write_golden(out, checkpoint, recording, traces, digests=digests, progress=say)
+    cases = {name: len(found) for name, found in recording.cases.items()}
+    pictures = [trace.settings.case for trace in traces]
+    terminal.result(
+        {"schema": 1, "path": str(out), "cases": cases, "pictures": pictures},
+        f"{out}: {sum(cases.values())} cases of {len(cases)} components, {len(pictures)} pictures",
+    )
 
 
 def _start(file: Path, pipeline: Any, terminal: Terminal) -> np.ndarray:

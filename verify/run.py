@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
@@ -15,11 +16,12 @@ from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
 from verify.generation import COMPONENT, Candidate, Generation, check_pictures
+from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
 from verify.pipeline import network
 from verify.policy import Policy, load_policy
-from verify.recording import Progress, Recording, record
+from verify.recording import Case, Progress, Recording, record
 from verify.runtimes import Runtime, choose
 from verify.sampling import Trace, kinds_of, settings_for, trace_all
 from verify.structure import check_artifact, check_package
@@ -29,8 +31,9 @@ SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no 
 
 def verify(
     path: Path,
-    source: Checkpoint,
+    source: Checkpoint | None = None,
     *,
+    golden: Golden | None = None,
     runtime: str | Runtime = "auto",
     device: str = "cpu",
     levels: Collection[str] = COMPONENT_LEVELS,
@@ -42,9 +45,12 @@ def verify(
     minimum: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Results:
-    """Check an artifact folder or one `.mlpackage` against the checkpoint that it was made from.
+    """Check an artifact folder or one package against the checkpoint that it was made from.
 
     Args:
+        source: the checkpoint; may be None where there is a golden bundle.
+        golden: what the reference did, recorded before, in place of running it. Without `source`,
+            what compression did to single weights cannot be told, and is said to be indeterminate.
         runtime: auto, coreml or torch, or one that is already there.
         device: where PyTorch computes: cpu, cuda or mps.
         levels: of `LEVELS`. Those of whole runs, `generation` and `sanity`, take the reference and
@@ -65,6 +71,14 @@ def verify(
     wanted = tuple(_level(level) for level in levels)
     policy = policy or load_policy()
     runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
+    if golden is not None:
+        made_from = source_files(Path(path))
+        if made_from:
+            require_same_checkpoint(golden, made_from, "the artifact's")
+        source = source or golden.checkpoint
+        recording, traces = golden.recording, golden.traces
+    if source is None:
+        raise InputError("neither a checkpoint nor a golden bundle to compare with", where=path)
     artifact = open_artifact(Path(path), source, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
@@ -116,10 +130,18 @@ def verify(
                 device=device,
                 progress=progress,
             )
+        if resolution is not None and any(t.resolution != resolution for t in traces):
+            raise InputError(
+                f"the pictures were recorded for {traces[0].resolution}, the artifact {resolution}"
+            )
         found, generations = _pictures(
             artifact, source, traces, runner, policy, wanted, bits, checks, progress
         )
         checks += found
+    scope = runner.scope
+    if golden is not None:
+        told = ", ".join(f"{name} {golden.versions.get(name)}" for name in ("torch", "diffusers"))
+        scope += f"; the reference is a recording, made with {told}"
     if "structure" not in wanted:
         for component in artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
@@ -127,7 +149,7 @@ def verify(
         artifact=artifact.name,
         source=source.name,
         runtime=runner.name,
-        scope=runner.scope,
+        scope=scope,
         resolution=resolution,
         policy=policy.version,
         checks=tuple(checks),
@@ -154,7 +176,14 @@ def _compare(
     checks: list[Check] = []
     for component, program in programs.items():
         cases = recording.cases[component]
+        if precision(program) != "fp16":  # a golden bundle has it for all components
+            cases = tuple(replace(case, fp16={}) for case in cases)
         try:
+            if is_compressed(program) and not source.part(component).tensors:
+                checks += _compressed_by_recording(
+                    program, source, component, cases, runner, levels, minimum.get(component)
+                )
+                continue
             weights = compressed_weights(program, source, component)
             if weights:
                 original, cases = (
@@ -177,6 +206,26 @@ def _compare(
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
     return checks
+
+
+def _compressed_by_recording(
+    program: Program,
+    source: Checkpoint,
+    component: str,
+    cases: tuple[Case, ...],
+    runtime: Runtime,
+    levels: Collection[Level],
+    minimum: float | None,
+) -> Iterator[Check]:
+    """A compressed component where the checkpoint's weights are absent: its outputs alone."""
+    if "conversion" in levels:
+        text = "its weights are compressed, and what they do in PyTorch needs the checkpoint"
+        gate = "like its own decoded weights in PyTorch"
+        yield Check("conversion", component, "run", gate, "indeterminate", message=text)
+    if "compression" in levels:
+        model = network(runtime.load(Path(program.path)))
+        ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
+        yield from check_compression(source, component, {}, cases, ran, minimum)
 
 
 def _pictures(

@@ -61,7 +61,7 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
         if not hasattr(diffusers, kind):
             raise InputError(f"the checkpoint's scheduler, {kind}, is not one that diffusers has")
     else:
-        kind, settings = CLASSES[_known(name)]
+        kind, settings = CLASSES[require_scheduler(name)]
     with quiet():
         try:
             return getattr(diffusers, kind).from_config(dict(config), **settings)
@@ -77,7 +77,8 @@ def evaluations(scheduler: Any, steps: int, strength: float | None) -> int:
     return max(len(fresh.timesteps) - skipped * int(getattr(fresh, "order", 1)), 0)
 
 
-def _known(name: str) -> Scheduler:
+def require_scheduler(name: str) -> Scheduler:
+    """The name, if there is such a scheduler; else InputError."""
     for known in SCHEDULERS:
         if known == name:
             return known
