@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
     from verify.checks import Results
     from verify.recording import Recording
+    from verify.sampling import Trace
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +111,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
+    """Whole runs of `base` at 64x96: text-to-image and image-to-image, with an ancestral sampler."""
+    from convert.recipe_sections import Verify
+    from convert.values import Resolution
+    from verify.sampling import kinds_of, settings_for, trace_all
+
+    asked = Verify(prompts=("the horse",), steps=5, guidance=5.0, scheduler="euler_a")
+    return trace_all(base, settings_for(asked, kinds_of(base.components)), Resolution(64, 96))
