@@ -115,7 +115,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
-    """Whole runs of `base` at 64x96: text-to-image and image-to-image, with an ancestral sampler."""
+    """Whole runs of `base` at 64x96, text-to-image and image-to-image, with ancestral noise."""
     from convert.recipe_sections import Verify
     from convert.values import Resolution
     from verify.sampling import kinds_of, settings_for, trace_all

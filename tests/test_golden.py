@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from convert.checkpoint import Checkpoint
+from convert.download import Snapshot
 from convert.errors import CannotExecute, InputError
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
+from convert.run import run
 from convert.values import Resolution
 from verify.checks import Results
 from verify.golden import Golden, read_golden, write_golden
@@ -94,13 +98,17 @@ def test_a_replay_needs_no_checkpoint(
 def test_compressed_weights_need_the_checkpoint(
     golden: Golden, base: Checkpoint, tmp_path: Path
 ) -> None:
-    from test_compress import compressed
-
-    package = compressed(tmp_path / "a.mlpackage", base)
+    recipe = (
+        'name = "base"\nsource.path = "base"\n'
+        'matrix = { attention = ["original"], resolution = ["64x96"], bits = ["6"] }\n'
+    )
+    plan = make_plan(parse_recipe(recipe, where="test"), base, components=["text_encoder"])
+    made = run(plan, Snapshot(base.path, None, None, ()), tmp_path / "out")[0]
+    package = made.path / "TextEncoder.mlpackage"
     results = verify(package, golden=golden, runtime="torch", levels=("conversion", "compression"))
     assert results.exit_code() == 3
     (unsure,) = [c for c in results.checks if c.verdict == "indeterminate"]
-    assert (unsure.level, unsure.component) == ("conversion", "unet")
+    assert (unsure.level, unsure.component) == ("conversion", "text_encoder")
     assert "needs the checkpoint" in unsure.message
     assert [c for c in results.checks if c.level == "compression" and c.metrics]
 
@@ -163,8 +171,6 @@ def test_a_bundle_is_not_written_over(bundle: Path, base: Checkpoint, recording:
 
 
 def test_a_sampler_of_another_kind_is_noticed(golden: Golden, base_artifact: Path) -> None:
-    from dataclasses import replace
-
     trace = golden.traces[0]
     other = replace(golden, traces=(replace(trace, noise=trace.noise[:-1]),))
     with pytest.raises(CannotExecute, match="more than the 5 times"):

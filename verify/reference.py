@@ -53,7 +53,12 @@ class Reference:
         self.component = component
         self.dtype = dtype
         self.device = torch.device(device)
-        model = _load(checkpoint.part(component), component, dtype)
+        part = checkpoint.part(component)
+        on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
+        self._widens = (
+            on_cpu and dtype == torch.float32 and not weights and _is_large_and_half(part)
+        )
+        model = _load(part, component, torch.float16 if self._widens else dtype)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
 
@@ -85,6 +90,8 @@ class Reference:
         return {name: value.float().cpu().clone() for name, value in outputs.items()}
 
     def _arithmetic(self) -> Any:
+        if self._widens:
+            return _Widened()
         if self.dtype == torch.float16 and self.device.type == "cpu":
             return _HalfOnCPU()
         if self.device.type == "cuda":
@@ -154,7 +161,42 @@ class _HalfOnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Widened(TorchFunctionMode):
+    """float32 arithmetic on weights that are held in float16, widened where a layer uses them.
+
+    The values are those of a float32 model, in half its memory. Layers are told by having an
+    input that is float32 already; embeddings, which have none, give float16 that widens next.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.conv2d, F.linear, F.layer_norm, F.group_norm):
+            args = tuple(_float(a) for a in args)
+            kwargs = {k: _float(v) for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _float(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype == torch.float16
+    return value.float() if half else value
+
+
 # ---- loading ----
+
+
+LARGE = 1 << 30  # bytes of float16 weights from which they are widened layer by layer
+
+
+def _is_large_and_half(part: Part) -> bool:
+    """Whether a UNet's weights are stored in float16 and would fill memory in float32."""
+    tensors = part.tensors.values()
+    return (
+        part.name == "unet"
+        and all(t.dtype == "F16" for t in tensors)
+        and sum(t.size for t in tensors) * 2 >= LARGE
+    )
 
 
 def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
