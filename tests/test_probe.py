@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def test_a_probe_has_the_packages_own_weights(
     file = {"unet": "Unet", "vae_decoder": "VAEDecoder"}[component]
     shipped = base_artifact / f"{file}.mlpackage"
     package = probe_package(load_program(shipped), component, base, tmp_path, size=SMALL)
-    assert os.path.samefile(package / WEIGHTS, shipped / WEIGHTS)
+    assert (package / WEIGHTS).samefile(shipped / WEIGHTS)
     shapes = {f.name: f.shape for f in load_program(package).inputs}
     assert {"sample": (2, 4, 8, 8), "z": (1, 4, 8, 8)}[next(iter(shapes))] in shapes.values()
 
