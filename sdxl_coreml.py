@@ -10,6 +10,7 @@ import typer
 from convert import __version__
 from convert.commands import register as register_convert
 from convert.errors import UserError
+from release.commands import register as register_release
 from verify.commands import register as register_verify
 
 DEBUG = "SDXL_COREML_DEBUG"
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 register_convert(app)
 register_verify(app)
+register_release(app)
 
 
 @app.callback(invoke_without_command=True)
