@@ -16,7 +16,7 @@ from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import MODEL, WEIGHTS, Description, write_package
 from convert.models.networks import build_network
-from convert.toy import TOY, write_checkpoint
+from convert.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS
 from verify.inspect import inspect
 from verify.inspect_graph import infer_attention, infer_component
@@ -26,9 +26,9 @@ ct = pytest.importorskip("coremltools")
 
 # One level with attention, so that 192×192 pixels make 576 queries: two chunks of 512.
 TINY = replace(
-    TOY,
+    SMALL,
     unet={
-        **TOY.unet,
+        **SMALL.unet,
         "block_out_channels": [32],
         "down_block_types": ["CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D"],
@@ -36,8 +36,8 @@ TINY = replace(
         "transformer_layers_per_block": [1],
         "layers_per_block": 1,
     },
-    text_encoder={**TOY.text_encoder, "num_hidden_layers": 2},
-    text_encoder_2={**TOY.text_encoder_2, "num_hidden_layers": 2},
+    text_encoder={**SMALL.text_encoder, "num_hidden_layers": 2},
+    text_encoder_2={**SMALL.text_encoder_2, "num_hidden_layers": 2},
 )
 
 
