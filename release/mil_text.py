@@ -47,8 +47,7 @@ def write_program(
     program = model.mlProgram
     write(f"program({'1.3' if text.scalars else '1.0'})\n")
     attributes = {k: text.value(v) for k, v in program.attributes.items() if k != "buildInfo"}
-    own = program.attributes["buildInfo"] if "buildInfo" in program.attributes else None
-    attributes["buildInfo"] = text.build_info(own, build_info)
+    attributes["buildInfo"] = text.build_info(program.attributes.get("buildInfo"), build_info)
     write(f"[{_assigned(attributes)}]\n{{\n")
     for name, function in sorted(program.functions.items()):
         text.function(name, function, described(model.description, name), write)

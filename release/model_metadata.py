@@ -1,4 +1,4 @@
-"""`metadata.json`: what apps and Xcode show of a compiled model; Core ML itself does not read it."""
+"""`metadata.json`: what apps and Xcode tell of a compiled model; Core ML does not read it."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def test_sizes_for_people(count, text):
 def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
     with pytest.raises(InputError, match="no such package or folder"):
         inspect(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"holds no \.mlpackage\n.*: name\."):
+    with pytest.raises(InputError, match=r"holds no .mlpackage or .mlmodelc\n.*: name\."):
         inspect(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="Give an artifact's folder"):
@@ -291,7 +291,7 @@ def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
     with pytest.raises(InputError, match="not readable as JSON"):
         inspect(artifact)
     (tmp_path / "Unet.mlmodelc").mkdir()
-    with pytest.raises(CannotExecute, match="compiled model"):
+    with pytest.raises(CannotExecute, match="compiled ML Program"):
         inspect(tmp_path / "Unet.mlmodelc")
     (artifact / "Unet.mlpackage" / MODEL).unlink()
     with pytest.raises(CannotExecute, match="missing"):
