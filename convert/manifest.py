@@ -13,6 +13,7 @@ from convert import __version__
 from convert.cache import key_of
 from convert.components import COMPONENTS
 from convert.packages import Context, Package
+from convert.pipeline_config import pipeline_config
 from convert.plan import Job, PlannedArtifact
 from convert.recipe import Recipe
 from convert.values import FORMATS
@@ -71,6 +72,7 @@ def compose(
         "components": components,
         "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
         "files": dict(sorted(files.items())),
+        "pipeline": pipeline_config(context.checkpoint),
         "source": {
             "name": context.checkpoint.name,
             "repo": context.repo,

@@ -17,10 +17,12 @@ from convert.recipe_fields import (
     Text,
 )
 from convert.values import (
+    COMPONENT_LEVELS,
     Attention,
     Bits,
     Compressible,
     DeploymentTarget,
+    Level,
     Resolution,
     Scheduler,
     VaePrecision,
@@ -159,6 +161,12 @@ class Verify(Section):
     )
     scheduler: Scheduler = Field(
         default="euler", description="The scheduler that makes them.", examples=["euler_a"]
+    )
+    levels: EachOnce[Level] = Field(
+        default=COMPONENT_LEVELS,
+        description="What is checked. Generation and sanity make every prompt's image with the "
+        "reference and with each artifact, as text-to-image and as image-to-image.",
+        examples=[["structure", "conversion", "compression", "generation", "sanity"]],
     )
     gates: ManyOrNone[CompressionGate] = Field(
         default=(),

@@ -30,6 +30,12 @@ Scheduler = Literal[
 ]
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 
+# What is verified; verify/checks.py says what each level means.
+Level = Literal["structure", "conversion", "compression", "generation", "sanity"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+# Without whole runs, which take the reference and the artifact dozens of steps for every picture.
+COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
+
 VaePrecision = Literal["float32", "float16"]
 
 DeploymentTarget = Literal["macOS14", "iOS17", "macOS15", "iOS18", "macOS26", "iOS26"]

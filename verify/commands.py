@@ -76,13 +76,27 @@ def verify(
     path: Annotated[
         Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
     ],
-    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    source: Annotated[
+        str | None, typer.Option("--source", help="The checkpoint it was made from.")
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
     level: Annotated[
-        list[str] | None, typer.Option(help="structure, conversion or compression; all.")
+        list[str] | None,
+        typer.Option(
+            help="structure, conversion and compression by default; generation and sanity make "
+            "whole pictures with the reference and the artifact, which takes long at full size."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     json_file: Annotated[
@@ -101,13 +115,18 @@ def verify(
 ) -> int:
     """Check an artifact, or one package, against the checkpoint in PyTorch.
 
+    With --golden the recorded reference is replayed, pictures included, and --source may be left
+    out.
+
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
+    from convert.recipe_sections import Verify
+    from convert.values import LEVELS
 
     with deferred_interrupt():
+        from verify import golden as bundles
         from verify import report
-        from verify.checks import LEVELS
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -115,16 +134,31 @@ def verify(
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    asked = read_recipe(recipe).verify if recipe else Verify()
+    if source is None and golden is None:
+        raise InputError(
+            "nothing to compare with",
+            hint="Give the checkpoint it was made from with --source, or a recording of it with "
+            "--golden.",
+        )
+    recorded = bundles.read_golden(golden) if golden else None
+    levels = level or asked.levels
+    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+        levels = LEVELS
+    checkpoint = None
+    if source is not None:
+        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with terminal.working("Verifying") as say:
         results = check(
             path,
             checkpoint,
             runtime=runtime,
             device=device,
-            levels=level or LEVELS,
+            golden=recorded,
+            levels=levels,
             policy=load_policy(policy) if policy else None,
             components=component,
+            asked=asked,
             progress=say,
         )
     for file, text in (
@@ -134,15 +168,18 @@ def verify(
     ):
         if file is not None:
             write_report(file, text(results))
+    if json_file and not to_stdout:
+        for name, image in report.pictures(results).items():
+            write_report(json_file.parent / name, image)
     terminal.result(report.to_json(results), report.table(results))
     return results.exit_code(strict=strict)
 
 
-def write_report(file: Path, text: str) -> None:
+def write_report(file: Path, text: str | bytes) -> None:
     """Write a report where the user wants it; raises InputError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=file) from None
 
