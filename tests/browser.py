@@ -153,7 +153,9 @@ class Page:
 
     def wait(self, event: str) -> None:
         """Until this event has come."""
-        self._browser.wait(lambda e: (e.get("method"), e.get("sessionId")) == (event, self._session))
+        self._browser.wait(
+            lambda e: (e.get("method"), e.get("sessionId")) == (event, self._session)
+        )
 
     def resize(self, width: int, height: int = 900) -> None:
         """Lay the page out anew; narrow ones as on a telephone."""

@@ -88,6 +88,9 @@ def verify(
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that anyone can read.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")
     ] = None,
@@ -104,8 +107,8 @@ def verify(
     from convert.download import parse_source
 
     with deferred_interrupt():
-        from verify import report
-        from verify.checks import LEVELS
+        from verify import html_report, report
+        from verify.checks import LEVELS, Results
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -125,15 +128,28 @@ def verify(
             components=component,
             progress=say,
         )
+
+    def page(results: Results) -> str:
+        return html_report.html(report.to_json(results), {}, command=_command_line())
+
     for file, text in (
         (None if to_stdout else json_file, report.json_text),
         (junit, report.junit),
+        (html, page),
         (markdown, report.markdown),
     ):
         if file is not None:
             write_report(file, text(results))
     terminal.result(report.to_json(results), report.table(results))
     return results.exit_code(strict=strict)
+
+
+def _command_line() -> str:
+    """This command as it was typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["sdxl-coreml", *sys.argv[1:]])
 
 
 def write_report(file: Path, text: str) -> None:

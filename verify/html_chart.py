@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from html import escape
 
 # Drawn small, so that its letters stay readable on a telephone.
-WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 36, 10, 20, 34
+WIDTH, HEIGHT = 330, 210
+LEFT, RIGHT, TOP, BOTTOM = 30, 4, 26, 34
 STEPS = (5, 10, 20, 50, 100)  # dB between grid lines
 
 
@@ -27,13 +27,15 @@ class Series:
     points: Sequence[tuple[float, float | None]]
 
 
-def error_chart(label: str, series: Sequence[Series], gate: float | None = None) -> str:
+def error_chart(
+    label: str, series: Sequence[Series], gate: float | None = None, gate_name: str = "limit"
+) -> str:
     """SNR in dB over timesteps, from noise on the left to the picture on the right.
 
     Args:
         label: what a screen reader says instead.
         series: at most three.
-        gate: drawn as a line that values should stay above.
+        gate: drawn as a line that values should stay above, with its name.
 
     Returns an <svg> element. Points without error stand at the upper edge, marked ∞; points that
     are not finite at the lower edge, marked ×.
@@ -57,7 +59,7 @@ def error_chart(label: str, series: Sequence[Series], gate: float | None = None)
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">',
-        f'<text class="unit" x="0" y="10">SNR in dB</text>',
+        '<text class="unit" x="0" y="10">SNR in dB</text>',
     ]
     for tick in range(int(low), int(high) + 1, step):
         at = f"{y(tick):.1f}"
@@ -75,7 +77,7 @@ def error_chart(label: str, series: Sequence[Series], gate: float | None = None)
         parts.append(f'<line class="gate" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
         parts.append(
             f'<text class="gate-name end" x="{WIDTH - RIGHT}" y="{y(gate) - 5:.1f}">'
-            f"limit {gate:g} dB</text>"
+            f"{escape(gate_name)} {gate:g} dB</text>"
         )
     for number, one in enumerate(series, 1):
         parts += _line(number, [(x(t), y(v), v) for t, v in one.points])

@@ -25,8 +25,8 @@ from verify import html_view as view
 from verify import html_words as words
 from verify.checks import worst
 from verify.html_chart import swatch
-from verify.report import SCHEMA
-from verify.summary import SHORT, lowest_snr
+from verify.report import MARKS, SCHEMA
+from verify.summary import SHORT
 
 TEMPLATES = Path(__file__).with_name("templates")
 THUMBNAIL = 192  # pixels of the longer side, twice what is shown
@@ -93,15 +93,17 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
     for document in documents:
         _require_schema(document)
         generations = document.get("generations", [])
-        picture = generations[0]["images"]["candidate"] if generations else None
+        shown = [
+            g["images"]["candidate"] for g in generations if g["images"]["candidate"] in images
+        ]
         bad = [c for c in document["checks"] if c["verdict"] != "pass"]
         psnr = [float(g["psnr_db"]) for g in generations if g["psnr_db"] is not None]
         rows.append(
             {
                 "report": document,
                 "link": quote(f"{document['artifact']}.html"),
-                "thumbnail": _thumbnail(images[picture]) if picture in images else None,
-                "snr": [view.show(lowest_snr(dict(document), c)) for c in COMPONENTS],
+                "thumbnail": _thumbnail(images[shown[0]]) if shown else None,
+                "cells": view.index_cells(document),
                 "psnr": view.show(min(psnr, default=None)),
                 "passed": len(document["checks"]) - len(bad),
                 "problems": bad[:3],
@@ -199,9 +201,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    style, script = (
-        (TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js")
-    )
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     environment.globals.update(
         style=Markup(style),
         script=Markup(script),
@@ -215,7 +215,7 @@ def _environment() -> Environment:
                 "form-action 'none'",
             )
         ),
-        marks=words.MARKS,
+        marks=MARKS,
         verdicts=words.VERDICTS,
         definitions=words.DEFINITIONS,
         swatch=lambda number: Markup(swatch(number)),

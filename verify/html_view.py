@@ -10,6 +10,7 @@ from typing import Any
 
 from convert.components import COMPONENTS
 from verify import html_words as words
+from verify.checks import worst
 from verify.html_chart import Series, error_chart
 
 Json = Mapping[str, Any]
@@ -85,6 +86,7 @@ def failures(checks: Sequence[Json], artifact: str, source: str) -> list[dict[st
         why = [words.LEVELS[level][2] if verdict == "fail" else words.INDETERMINATE]
         if any(c["metrics"] and not c["metrics"]["finite"] for c in bad):
             why.append(words.NOT_FINITE)
+        outcome = "failed" if verdict == "fail" else "without a verdict"
         bisect = None
         if verdict == "fail" and level == "conversion" and component in COMPONENTS:
             package = f"{artifact}/{COMPONENTS[component].file}.mlpackage"
@@ -94,8 +96,9 @@ def failures(checks: Sequence[Json], artifact: str, source: str) -> list[dict[st
                 "verdict": verdict,
                 "level": level,
                 "component": words.component_name(component),
-                "count": f"{len(bad)} of {total} checks",
+                "count": f"{len(bad)} of {total} checks {outcome}",
                 "why": why,
+                "gate": bad[0]["gate"] if len({c["gate"] for c in bad}) == 1 else None,
                 "shown": bad[:SHOWN_FAILURES],
                 "folded": bad[SHOWN_FAILURES:],
                 "bisect": bisect,
@@ -124,8 +127,7 @@ def matrix(checks: Sequence[Json]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _cell(checks: Sequence[Json]) -> dict[str, Any]:
-    verdicts = {c["verdict"] for c in checks}
-    verdict = next(v for v in ("fail", "indeterminate", "pass") if v in verdicts)
+    verdict = worst(c["verdict"] for c in checks)
     lowest = _lowest(checks)
     passed = sum(c["verdict"] == "pass" for c in checks)
     return {
@@ -133,6 +135,17 @@ def _cell(checks: Sequence[Json]) -> dict[str, Any]:
         "count": f"{passed} of {len(checks)}",
         "snr": _snr_text(lowest) if lowest else None,
     }
+
+
+def index_cells(document: Json) -> list[tuple[bool, str]]:
+    """For each component whether all its checks passed, and its lowest SNR in dB (conversion)."""
+    cells = []
+    for component in COMPONENTS:
+        of = [c for c in document["checks"] if c["component"] == component]
+        lowest = _lowest([c for c in of if c["level"] == "conversion"])
+        text = _snr_text(lowest).removesuffix(" dB") if lowest else "–"
+        cells.append((all(c["verdict"] == "pass" for c in of), text))
+    return cells
 
 
 def components(checks: Sequence[Json]) -> list[str]:
@@ -196,7 +209,7 @@ def step_chart(checks: Sequence[Json]) -> dict[str, Any] | None:
         ("With the negative prompt", points["uncond"]),
         ("PyTorch fp16, the worse of both", sorted(floor.items(), reverse=True)),
     )
-    return _chart("The UNet's SNR in dB at each timestep", named, snr_gate(of))
+    return _chart("The UNet's SNR in dB at each timestep", named, snr_gate(of), "limit")
 
 
 def generation_chart(generation: Json, gate: float | None) -> dict[str, Any] | None:
@@ -205,13 +218,16 @@ def generation_chart(generation: Json, gate: float | None) -> dict[str, Any] | N
     forced = [(float(s["timestep"]), number(s["noise_pred_snr_db"])) for s in steps]
     free = [(float(s["timestep"]), number(s["latents_snr_db"])) for s in steps]
     named = (("Free-running: latents", free), ("Teacher-forced: predicted noise", forced))
-    return _chart(f"SNR in dB after each step of {generation['case']}", named, gate)
+    return _chart(
+        f"SNR in dB after each step of {generation['case']}", named, gate, "limit of one step"
+    )
 
 
 def _chart(
     label: str,
     named: Iterable[tuple[str, Sequence[tuple[float, float | None]]]],
     gate: float | None,
+    gate_name: str,
 ) -> dict[str, Any] | None:
     """The SVG, and the same numbers as a table for who cannot see it."""
     series = [Series(name, points) for name, points in named if points]
@@ -225,7 +241,7 @@ def _chart(
     lowest = [v for s in series for _, v in s.points if v is not None]
     spoken = f"{label}. Lowest: {decibels(min(lowest))}." if lowest else f"{label}."
     return {
-        "svg": error_chart(spoken, series, gate),
+        "svg": error_chart(spoken, series, gate, gate_name),
         "names": [s.name for s in series],
         "rows": rows,
     }

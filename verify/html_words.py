@@ -7,10 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
+from verify.checks import Verdict, worst
 from verify.metrics import SNR
 
-VERDICTS = {"pass": "Passed", "fail": "Failed", "indeterminate": "No verdict"}
-MARKS = {"pass": "✓", "fail": "✗", "indeterminate": "?"}
+VERDICTS: dict[Verdict, str] = {
+    "pass": "Passed",
+    "fail": "Failed",
+    "indeterminate": "No verdict",
+}
 
 NAMES = {
     "text_encoder": "Text encoder",
@@ -22,35 +26,34 @@ NAMES = {
     "artifact": "Files",
 }
 
-# Per level: what a pass says, what it means that the level was left out, what a failure means.
+# Per level: what it asks, what it means that the level was left out, what a failure means.
 LEVELS = {
     "structure": (
-        "The files are complete, and their names, interfaces, weights and metadata are what the "
-        "apps expect.",
+        "Are the files complete, and names, interfaces, weights and metadata what apps expect?",
         "Files, interfaces and metadata were not looked at.",
         "An app that finds its models by these names, shapes and metadata would refuse this one, "
         "or use it wrongly.",
     ),
     "conversion": (
-        "Each model gives the outputs that PyTorch float32 gives with the same weights and inputs.",
+        "Does each model give what PyTorch float32 gives with the same weights and inputs?",
         "The models' outputs were not compared with PyTorch.",
         "The model computes something else than the checkpoint. The limit leaves room for fp16 "
         "rounding; a lost bias, a swapped head or a wrong weight costs more than that.",
     ),
     "compression": (
-        "The compressed weights keep as much of the checkpoint as the recipe asks for.",
+        "Do the compressed weights keep as much of the checkpoint as the recipe asks for?",
         "What compression costs was not measured. Weights of 16 bits are not compressed, so there "
         "is nothing to measure.",
         "The compressed weights lose more than the recipe allows. More bits lose less.",
     ),
     "generation": (
-        "Whole pictures, made from the same prompt and the same noise in both, agree.",
+        "Do whole pictures agree that both make from the same prompt and the same noise?",
         "No whole pictures were made, so none were compared.",
         "From the same prompt and the same noise, Core ML's picture differs more from PyTorch's "
         "than the limit allows.",
     ),
     "sanity": (
-        "No picture is black, of one colour, or noise.",
+        "Is every picture more than black, one colour, or noise?",
         "Pictures were not looked at for black, flat or noisy ones.",
         "A picture is black, of one colour, or noise: this model would do the same in an app.",
     ),
@@ -70,7 +73,7 @@ DEFINITIONS = (
     (
         "SNR",
         f"Signal-to-noise ratio in decibels: {SNR}. Each 20 dB more is an error ten times "
-        "smaller: at 40 dB it is 1 % of the signal, at 60 dB 0.1 %.",
+        "smaller: at 40 dB it is 1 % of the signal, at 60 dB 0.1 %. ∞ means equal.",
     ),
     (
         "PyTorch fp16",
@@ -130,14 +133,14 @@ def sentence(verdict: str, checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def verified(checks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(level with its count, what it says), for the levels that have checks."""
+def verified(checks: Sequence[Mapping[str, Any]]) -> list[tuple[Verdict, str, str]]:
+    """(verdict, level with its count, what it asks), for the levels that have checks."""
     found = []
-    for level, (says, _, _) in LEVELS.items():
-        of = [c for c in checks if c["level"] == level]
-        if of:
-            passed = sum(c["verdict"] == "pass" for c in of)
-            found.append((f"{level.capitalize()}, {passed} of {_checks(len(of))} passed", says))
+    for level, (asks, _, _) in LEVELS.items():
+        verdicts = [c["verdict"] for c in checks if c["level"] == level]
+        if verdicts:
+            count = f"{verdicts.count('pass')} of {_checks(len(verdicts))} passed"
+            found.append((worst(verdicts), f"{level.capitalize()}: {count}", asks))
     return found
 
 
