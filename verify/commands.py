@@ -104,6 +104,9 @@ def verify(
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that anyone can read.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")
     ] = None,
@@ -126,7 +129,8 @@ def verify(
 
     with deferred_interrupt():
         from verify import golden as bundles
-        from verify import report
+        from verify import html_report, report
+        from verify.checks import Results
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -161,9 +165,16 @@ def verify(
             asked=asked,
             progress=say,
         )
+
+    def page(results: Results) -> str:
+        return html_report.html(
+            report.to_json(results), report.pictures(results), command=_command_line()
+        )
+
     for file, text in (
         (None if to_stdout else json_file, report.json_text),
         (junit, report.junit),
+        (html, page),
         (markdown, report.markdown),
     ):
         if file is not None:
@@ -173,6 +184,14 @@ def verify(
             write_report(json_file.parent / name, image)
     terminal.result(report.to_json(results), report.table(results))
     return results.exit_code(strict=strict)
+
+
+def _command_line() -> str:
+    """This command as it was typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["sdxl-coreml", *sys.argv[1:]])
 
 
 def write_report(file: Path, text: str | bytes) -> None:
