@@ -62,6 +62,7 @@ class Results:
     policy: str  # version of the policy
     checks: tuple[Check, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
 
     def __post_init__(self) -> None:
         if not self.checks:

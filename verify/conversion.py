@@ -92,7 +92,7 @@ def _compare(
             metrics = compare(reference[part], output[part])
             fp16 = floors.get((case.name + suffix, name))
             ratio = _error_ratio(metrics, fp16, name, floors)
-            judged = policy.judge("conversion", component, metrics, ratio)
+            judged = policy.judge("conversion", component, metrics, ratio, output=name)
             yield Check(
                 level="conversion",
                 component=component,

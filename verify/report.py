@@ -30,6 +30,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "artifact": results.artifact,
         "source": results.source,
         "resolution": None if results.resolution is None else str(results.resolution),
+        "bits": results.bits,
         "runtime": results.runtime,
         "scope": results.scope,
         "policy": results.policy,

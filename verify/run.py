@@ -12,7 +12,7 @@ from verify.artifact import Artifact, open_artifact
 from verify.checks import LEVELS, Check, Level, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
-from verify.interface import infer_resolution, precision
+from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
 from verify.policy import Policy, load_policy
 from verify.recording import Progress, Recording, record
@@ -99,6 +99,7 @@ def verify(
         policy=policy.version,
         checks=tuple(checks),
         versions=versions(),
+        bits=artifact.claims.get("bits") or _bits(programs),
     )
 
 
@@ -179,3 +180,8 @@ def _resolution(
         return Resolution.parse(artifact.claims["resolution"])
     found = (infer_resolution(program, name, source) for name, program in programs.items())
     return next((resolution for resolution in found if resolution is not None), None)
+
+
+def _bits(programs: Mapping[str, Program]) -> str | None:
+    """The bits of packages that no manifest describes; compressed ones do not say theirs."""
+    return None if any(map(is_compressed, programs.values())) else "16"
