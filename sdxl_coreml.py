@@ -11,6 +11,7 @@ from convert import __version__
 from convert.commands import register as register_convert
 from convert.errors import UserError
 from verify.commands import register as register_verify
+from verify.regression_commands import register as register_regression
 
 DEBUG = "SDXL_COREML_DEBUG"
 INTERRUPTED = "interrupted; run the same command again to go on"
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 register_convert(app)
 register_verify(app)
+register_regression(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +95,9 @@ def verify(
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds; the built-in ones by default.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also compare with these results.")
+    ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
 ) -> int:
@@ -104,8 +108,12 @@ def verify(
     from convert.download import parse_source
 
     with deferred_interrupt():
-        from verify import report
+        from rich.console import Group
+
+        from verify import diff_report, report
+        from verify.baseline import read_baseline
         from verify.checks import LEVELS
+        from verify.diff import diff as compare
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -125,15 +133,24 @@ def verify(
             components=component,
             progress=say,
         )
+    document, summary = report.to_json(results), report.markdown(results)
+    shown = report.table(results)
+    code = results.exit_code(strict=strict)
+    if baseline is not None:
+        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+        document["diff"] = found.to_json()
+        summary += "\n" + diff_report.markdown(found)
+        shown = Group(shown, diff_report.table(found))
+        code = code if found else 1
     for file, text in (
-        (None if to_stdout else json_file, report.json_text),
-        (junit, report.junit),
-        (markdown, report.markdown),
+        (None if to_stdout else json_file, json.dumps(document, indent=2, ensure_ascii=False)),
+        (junit, report.junit(results)),
+        (markdown, summary),
     ):
         if file is not None:
-            write_report(file, text(results))
-    terminal.result(report.to_json(results), report.table(results))
-    return results.exit_code(strict=strict)
+            write_report(file, text.rstrip() + "\n")
+    terminal.result(document, shown)
+    return code
 
 
 def write_report(file: Path, text: str) -> None:

@@ -58,6 +58,7 @@ def verify(
     artifact = open_artifact(Path(path), source, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
+    bits = artifact.claims.get("bits") or _bits(programs)
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
@@ -83,6 +84,7 @@ def verify(
             policy,
             wanted,
             minimum or {},
+            bits,
             checks,
             device,
             progress,
@@ -99,7 +101,7 @@ def verify(
         policy=policy.version,
         checks=tuple(checks),
         versions=versions(),
-        bits=artifact.claims.get("bits") or _bits(programs),
+        bits=bits,
     )
 
 
@@ -111,6 +113,7 @@ def _compare(
     policy: Policy,
     levels: Collection[Level],
     minimum: Mapping[str, float],
+    bits: str | None,
     structure: list[Check],
     device: str,
     progress: Progress | None,
@@ -131,7 +134,14 @@ def _compare(
                 )
                 if "compression" in levels:
                     checks += check_compression(
-                        source, component, weights, original, cases, minimum.get(component)
+                        source,
+                        component,
+                        weights,
+                        original,
+                        cases,
+                        minimum.get(component),
+                        policy,
+                        bits,
                     )
             if "conversion" in levels:
                 checks += check_conversion(
