@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +114,9 @@ def verify(
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds; the built-in ones by default.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also compare with these results.")
+    ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
 ) -> int:
@@ -128,9 +132,12 @@ def verify(
     from convert.values import LEVELS
 
     with deferred_interrupt():
+        from rich.console import Group
+
+        from verify import diff_report, html_report, report
         from verify import golden as bundles
-        from verify import html_report, report
-        from verify.checks import Results
+        from verify.baseline import read_baseline
+        from verify.diff import diff as compare
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -165,25 +172,28 @@ def verify(
             asked=asked,
             progress=say,
         )
-
-    def page(results: Results) -> str:
-        return html_report.html(
-            report.to_json(results), report.pictures(results), command=_command_line()
-        )
-
-    for file, text in (
-        (None if to_stdout else json_file, report.json_text),
-        (junit, report.junit),
-        (html, page),
-        (markdown, report.markdown),
-    ):
-        if file is not None:
-            write_report(file, text(results))
+    document, summary = report.to_json(results), report.markdown(results)
+    shown = report.table(results)
+    code = results.exit_code(strict=strict)
+    if baseline is not None:
+        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+        document["diff"] = found.to_json()
+        summary += "\n" + diff_report.markdown(found)
+        shown = Group(shown, diff_report.table(found))
+        code = code if found else 1
+    images = report.pictures(results)
     if json_file and not to_stdout:
-        for name, image in report.pictures(results).items():
+        write_report(json_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        for name, image in images.items():
             write_report(json_file.parent / name, image)
-    terminal.result(report.to_json(results), report.table(results))
-    return results.exit_code(strict=strict)
+    if junit:
+        write_report(junit, report.junit(results))
+    if markdown:
+        write_report(markdown, summary)
+    if html:
+        write_report(html, html_report.html(document, images, command=_command_line()))
+    terminal.result(document, shown)
+    return code
 
 
 def _command_line() -> str:

@@ -18,9 +18,11 @@ from torch import Tensor
 from convert.checkpoint import Checkpoint
 from convert.palette import Histogram, fit
 from verify.checks import Check, failed, passed
+from verify.gates import Gate
 from verify.metrics import Metrics, compare
 from verify.mil import Constant, Op, Program
 from verify.mil.evaluator import Evaluator
+from verify.policy import Policy
 from verify.recording import Case, Progress
 from verify.reference import Reference
 
@@ -103,6 +105,8 @@ def check_compression(
     original: tuple[Case, ...],
     decoded: tuple[Case, ...],
     minimum: float | None,
+    policy: Policy,
+    bits: str | None,
 ) -> Iterator[Check]:
     """Judge what compression did to the weights and to the outputs.
 
@@ -112,16 +116,18 @@ def check_compression(
         decoded: the same of `decoded_cases`.
         minimum: SNR in dB that every output must reach; there is no universal one, so without it
             the figures are recorded and only what is not finite fails.
+        policy: whose gates on outputs, if it has any at this level, hold beside it.
+        bits: of the weights, for gates that name theirs.
     """
-    yield from _check_weights(checkpoint, component, weights)
+    yield from _check_weights(checkpoint, component, weights, policy)
     for case, other in zip(original, decoded, strict=True):
         for output, reference in case.outputs.items():
             metrics = compare(reference, other.outputs[output])
-            yield _judge(component, case.name, output, metrics, minimum)
+            yield _judge(component, case.name, output, metrics, policy, minimum, bits)
 
 
 def _check_weights(
-    checkpoint: Checkpoint, component: str, weights: Mapping[str, Decoded]
+    checkpoint: Checkpoint, component: str, weights: Mapping[str, Decoded], policy: Policy
 ) -> Iterator[Check]:
     """The worst weight, and whether every palette is as good as its width allows."""
     tensors = checkpoint.component_tensors(component)
@@ -143,7 +149,7 @@ def _check_weights(
                 poor.append(f"{name}: squared error {error:.4g}, the best palette's is {best:.4g}")
     if worst is not None:
         _, name, metrics = worst
-        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, None)
+        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, policy)
     if any(decoded.palette_bits is not None for decoded in weights.values()):
         gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
         case = "palettes"
@@ -155,13 +161,19 @@ def _check_weights(
 
 
 def _judge(
-    component: str, case: str, output: str, metrics: Metrics, minimum: float | None
+    component: str,
+    case: str,
+    output: str,
+    metrics: Metrics,
+    policy: Policy,
+    minimum: float | None = None,
+    bits: str | None = None,
 ) -> Check:
-    gate = "finite" if minimum is None else f"snr_db >= {minimum:g}"
-    check = passed("compression", component, case, gate)
-    if not metrics.finite:
-        check = failed("compression", component, case, gate, metrics.problem or "not finite")
-    elif minimum is not None and metrics.snr_db < minimum:
-        text = f"snr_db is {metrics.snr_db:.4g}, {gate} is asked"
-        check = failed("compression", component, case, gate, text)
-    return replace(check, output=output, metrics=metrics)
+    recipe = []
+    if minimum is not None:
+        recipe = [Gate("compression", (component,), "snr_db", True, minimum, "the recipe's")]
+    judged = policy.judge(
+        "compression", component, metrics, output=output, bits=bits, recipe=recipe
+    )
+    check = Check("compression", component, case, judged.gate, judged.verdict)
+    return replace(check, output=output, metrics=metrics, message=judged.message)

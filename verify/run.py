@@ -108,6 +108,7 @@ def verify(
             policy,
             wanted,
             minimum or {},
+            bits,
             checks,
             device,
             progress,
@@ -167,6 +168,7 @@ def _compare(
     policy: Policy,
     levels: Collection[Level],
     minimum: Mapping[str, float],
+    bits: str | None,
     structure: list[Check],
     device: str,
     progress: Progress | None,
@@ -181,7 +183,15 @@ def _compare(
         try:
             if is_compressed(program) and not source.part(component).tensors:
                 checks += _compressed_by_recording(
-                    program, source, component, cases, runner, levels, minimum.get(component)
+                    program,
+                    source,
+                    component,
+                    cases,
+                    runner,
+                    levels,
+                    minimum.get(component),
+                    policy,
+                    bits,
                 )
                 continue
             weights = compressed_weights(program, source, component)
@@ -194,7 +204,14 @@ def _compare(
                 )
                 if "compression" in levels:
                     checks += check_compression(
-                        source, component, weights, original, cases, minimum.get(component)
+                        source,
+                        component,
+                        weights,
+                        original,
+                        cases,
+                        minimum.get(component),
+                        policy,
+                        bits,
                     )
             if "conversion" in levels:
                 checks += check_conversion(
@@ -216,6 +233,8 @@ def _compressed_by_recording(
     runtime: Runtime,
     levels: Collection[Level],
     minimum: float | None,
+    policy: Policy,
+    bits: str | None,
 ) -> Iterator[Check]:
     """A compressed component where the checkpoint's weights are absent: its outputs alone."""
     if "conversion" in levels:
@@ -225,7 +244,7 @@ def _compressed_by_recording(
     if "compression" in levels:
         model = network(runtime.load(Path(program.path)))
         ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
-        yield from check_compression(source, component, {}, cases, ran, minimum)
+        yield from check_compression(source, component, {}, cases, ran, minimum, policy, bits)
 
 
 def _pictures(
