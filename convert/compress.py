@@ -31,7 +31,7 @@ class Method:
     group_size: int | None = None
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a float16 tensor of this shape in a weight file, records and padding included."""
+        """Bytes of a tensor of this shape in a weight file, records and padding included."""
         size = math.prod(shape)
         if self.bits in INTEGERS:
             bits = INTEGERS[self.bits]

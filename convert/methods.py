@@ -85,15 +85,11 @@ def require_sense(checkpoint: Checkpoint, compress: Compress) -> None:
                 where=where,
                 hint="Weights of convolutions and linear layers are, if they are not very small.",
             )
-        near = nearest(override.name, able)
+        near = nearest(override.name, able) or next(iter(able), None)
         raise InputError(
             f"{override.component} has no tensor `{override.name}`",
             where=where,
-            hint=f"Did you mean `{near}`?"
-            if near
-            else f"The first is `{able[0]}`."
-            if able
-            else "",
+            hint=f"Did you mean `{near}`?" if near else None,
         )
 
 

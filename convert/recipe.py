@@ -252,6 +252,7 @@ def json_schema() -> dict[str, Any]:
     schema = _polished(Recipe.model_json_schema(mode="validation"))
     for section in schema["properties"].values():
         section.pop("default", None)  # the keys have theirs
+    schema["$defs"]["Compress"]["properties"]["components"].pop("default")
     for values in schema["$defs"]["Matrix"]["properties"].values():
         values["uniqueItems"] = True
     source = schema["$defs"]["Source"]
