@@ -217,6 +217,9 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
     ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
@@ -225,7 +228,7 @@ def inspect(
     """
     from verify.inspect import inspect as look
 
-    found = look(path)
+    found = look(path, by_layer=layers)
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
 
 
