@@ -208,7 +208,8 @@ def guernika(tree: Tree) -> Reading:
     except Undecodable as error:
         reading.listed = False
         rule = "metadata" if exists(tree, model) else "missing-model"
-        reading.trouble(rule, f"{model}.mlmodelc", str(error), "the model is not listed")
+        file = f"{model}.mlmodelc/metadata.json"
+        reading.trouble(rule, file, str(error), "the model is not listed")
     except Crash as error:
         reading.listed = False
         rule = "guernika-names" if "`z`" in str(error) else "interface"

@@ -21,7 +21,7 @@ from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from release.aliases import aliased
-from release.manifest import FILE, bundle_manifest, file_facts, text
+from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
 
 TOKENIZER = ("vocab.json", "merges.txt")
 
@@ -64,6 +64,16 @@ def open_artifact(path: Path) -> dict[str, Any]:
             hint="Run the command that made it again.",
         )
     return manifest
+
+
+def find_report(artifact: Path) -> dict[str, Any] | None:
+    """The artifact's verification in `reports/` beside it, as `run` leaves it, or None.
+
+    A report of other bytes than the artifact's counts as none.
+    """
+    manifest = open_artifact(artifact)
+    file = artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
+    return read_report(file, manifest)
 
 
 def make_bundle(

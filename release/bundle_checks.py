@@ -144,7 +144,7 @@ def provenance(tree: Tree, digests: bool) -> Iterator[Finding]:
             problem = "is in the manifest and not there"
         elif size != facts["size"]:
             problem = f"has {size} bytes, the manifest says {facts['size']}"
-        elif digests and digest(tree, path) != facts["sha256"]:
+        elif digests and not _has_digest(tree, path, facts["sha256"]):
             problem = "has another SHA-256 than the manifest says"
         else:
             continue
@@ -167,3 +167,10 @@ def tokenizer(tree: Tree) -> Iterator[Finding]:
             f"`{''.join(lost[0])}`: they are of two tokenizers",
             "words become <|endoftext|>, and images ignore the prompt",
         )  # fmt: skip
+
+
+def _has_digest(tree: Tree, path: str, expected: str) -> bool:
+    try:
+        return digest(tree, path) == expected
+    except OSError:  # in an archive, a checksum that does not fit
+        return False

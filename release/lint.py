@@ -132,18 +132,18 @@ def _lint_artifact(path: Path) -> Lint:
     """The bundle that `pack` would make of an artifact: apps read nothing else."""
     from tempfile import TemporaryDirectory
 
-    from release.bundle import make_bundle
+    from release.bundle import find_report, make_bundle
 
     with TemporaryDirectory(prefix=".lint-", dir=path.parent) as temporary:
         folder = Path(temporary) / path.resolve().name
         folder.mkdir()
-        make_bundle(path, folder)
+        make_bundle(path, folder, report=find_report(path))
         result = lint_bundle(FolderTree(folder), digests=False)
     note = Finding(
         "note", "artifact", path.name, "holds packages, which no app loads",
         "what is judged is the bundle that `pack` makes of it",
     )  # fmt: skip
-    return Lint(result.name, (note, *result.findings), result.readings)
+    return Lint(result.name, (*result.findings, note), result.readings)
 
 
 def _is_artifact(path: Path) -> bool:

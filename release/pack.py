@@ -27,12 +27,11 @@ from convert.snapshot import disk_error
 from convert.units import size
 from release.archive import split as split_archive
 from release.archive import write_archive
-from release.bundle import Digests, make_bundle, open_artifact
+from release.bundle import Digests, find_report, make_bundle, open_artifact
 from release.manifest import (
     FILE,
     SHARED,
     parse_sums,
-    read_report,
     release_manifest,
     sha256_sums,
     text,
@@ -98,7 +97,7 @@ def pack(
     """
     progress = progress or Silent()
     manifests = {path: open_artifact(path) for path in artifacts}
-    reports = {p: read_report(_report_file(p, m), m) for p, m in manifests.items()}
+    reports = {path: find_report(path) for path in artifacts}
     if not allow_unverified:
         _require_verified(manifests, reports)
     _require_ours(release, manifests)
@@ -219,10 +218,6 @@ def _fingerprint(
 def release_code_digest() -> str:
     """SHA-256 of this folder's code, so that another version packs again."""
     return key_of([digest_file(file) for file in sorted(Path(__file__).parent.glob("*.py"))])
-
-
-def _report_file(artifact: Path, manifest: Mapping[str, Any]) -> Path:
-    return artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
 
 
 def _require_verified(
