@@ -73,7 +73,9 @@ def run(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
     source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
     runtime: Annotated[
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
@@ -146,7 +148,9 @@ def write_report(file: Path, text: str) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.

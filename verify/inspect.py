@@ -36,7 +36,7 @@ class FileFact:
 
 @dataclass(frozen=True)
 class Model:
-    """One `.mlpackage`."""
+    """One `.mlpackage` or `.mlmodelc`."""
 
     file: str
     component: str | None  # of the table of components; None if its interface is none of theirs
@@ -99,7 +99,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """The facts of a `.mlpackage`, or of every package of an artifact folder.
+    """The facts of a `.mlpackage` or `.mlmodelc`, or of every one of an artifact folder.
 
     Raises:
         InputError: nothing there, no packages in the folder, a manifest that is not JSON.
@@ -111,11 +111,12 @@ def inspect(path: Path) -> Inspection:
     # Only a folder that is not itself a model can hold some; the rest is for load_program to name.
     if not path.is_dir() or path.suffix in (".mlpackage", ".mlmodelc"):
         return Inspection(path, [inspect_package(path)], None)
-    packages = sorted(path.glob("*.mlpackage"))
+    packages = sorted([*path.glob("*.mlpackage"), *path.glob("*.mlmodelc")])
     if not packages:
         inner = sorted({p.parent.name for p in path.glob("*/*.mlpackage")})
+        inner += sorted({p.parent.name for p in path.glob("*/*.mlmodelc")} - set(inner))
         raise InputError(
-            "holds no .mlpackage",
+            "holds no .mlpackage or .mlmodelc",
             where=path,
             hint=f"Give one of its folders: {', '.join(inner)}."
             if inner

@@ -35,7 +35,7 @@ def verify(
     minimum: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Results:
-    """Check an artifact folder or one `.mlpackage` against the checkpoint that it was made from.
+    """Check an artifact folder, or one package or compiled model, against its checkpoint.
 
     Args:
         runtime: auto, coreml or torch, or one that is already there.

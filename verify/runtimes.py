@@ -109,7 +109,9 @@ class CoreMLRuntime:
             self.close()
             units = getattr(ct.ComputeUnit, self.compute_units.upper())
             try:
-                self._loaded = (package, ct.models.MLModel(str(package), compute_units=units))
+                compiled = package.suffix == ".mlmodelc"
+                load = ct.models.CompiledMLModel if compiled else ct.models.MLModel
+                self._loaded = (package, load(str(package), compute_units=units))
             except Exception as error:  # whatever the framework says
                 raise CannotExecute(f"Core ML cannot load it: {error}", where=package) from error
         arrays = {name: value.float().cpu().numpy() for name, value in inputs.items()}
