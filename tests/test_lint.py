@@ -22,7 +22,7 @@ from release.tree import FolderTree
 
 
 def metadata(bundle: Path, model: str, change: Callable[[Any], Any]) -> None:
-    """Rewrite a compiled model's metadata.json: `change` edits its object or returns another value."""
+    """Rewrite a compiled model's metadata.json: `change` edits it or returns another value."""
     file = bundle / f"{model}.mlmodelc" / "metadata.json"
     value = json.loads(file.read_text())
     file.write_text(json.dumps(change(value) or value))
@@ -213,7 +213,7 @@ def failed(bundle: Path) -> None:
 
 
 SWIFT = (APPLE, MOCHI, DIFFUSERS)
-# What was done to the bundle; the rule that tells; whom it concerns (() is everybody); what happens.
+# What was done to the bundle, the rule that tells, whom it concerns (() is all), what happens.
 BROKEN: list[tuple[Callable[[Path], None], str, tuple[str, ...], str]] = [
     (drop_newline, "merges-newline", SWIFT, "the last merge, `"),
     (nest, "nested-folder", (), "finds none"),
@@ -242,7 +242,7 @@ BROKEN: list[tuple[Callable[[Path], None], str, tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("spoil", "rule", "apps", "says"), BROKEN, ids=lambda v: getattr(v, "__name__", "")
+    ("spoil", "rule", "apps", "says"), BROKEN, ids=[row[0].__name__ for row in BROKEN]
 )
 def test_broken_bundles_are_explained(
     bundle: Path, spoil: Callable[[Path], None], rule: str, apps: tuple[str, ...], says: str
