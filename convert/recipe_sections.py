@@ -240,8 +240,31 @@ class Verify(Section):
     )
 
 
+class TagTable(Section):
+    """A table of the model's special tags, for its card."""
+
+    title: Text = Field(description="What the tags are about.", examples=["Quality"])
+    columns: ManyOf[Text] = Field(
+        description="The heads of the columns.", examples=[["Tag", "Score"]]
+    )
+    rows: ManyOf[ManyOf[str]] = Field(
+        description="The rows, with a cell for each column.",
+        examples=[[["masterpiece", "> 95%"], ["best quality", "> 85% & ≤ 95%"]]],
+    )
+
+    @model_validator(mode="after")
+    def _has_full_rows(self) -> Self:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise refusal(
+                    f"has {len(row)} cells; there are {len(self.columns)} columns",
+                    at=f".rows[{index}]",
+                )
+        return self
+
+
 class Release(Section):
-    """How the artifacts are named and published."""
+    """How the artifacts are named and published, and what their card advises."""
 
     repo: HubRepo | None = Field(
         default=None,
@@ -274,6 +297,38 @@ class Release(Section):
         description="The Hub repository of the model that was converted, where it is not the "
         "source's.",
         examples=["cagliostrolab/animagine-xl-3.1"],
+    )
+    title: Text | None = Field(
+        default=None,
+        description="The model's name as its makers write it; the recipe's name by default.",
+        examples=["Animagine XL 3.1"],
+    )
+    quality_tags: Text | None = Field(
+        default=None,
+        description="Tags that prompts should start with.",
+        examples=["masterpiece, best quality"],
+    )
+    prompt_template: Text | None = Field(
+        default=None,
+        description="The order in which prompts name things.",
+        examples=["1girl/1boy, character name, from what series, everything else"],
+    )
+    negative_prompt: Text | None = Field(
+        default=None,
+        description="The negative prompt to recommend; that of [verify] by default.",
+        examples=["lowres, bad anatomy"],
+    )
+    advice: ManyOrNone[Text] = Field(
+        default=(),
+        description="Further advice, a sentence each.",
+        examples=[["A guidance scale of 5 to 7 works best."]],
+    )
+    tag_tables: ManyOrNone[TagTable] = Field(
+        default=(),
+        description="Tables of the tags that the model was trained on.",
+        examples=[
+            [{"title": "Rating", "columns": ["Tag", "Meaning"], "rows": [["safe", "General"]]}]
+        ],
     )
 
     @field_validator("template")

@@ -1,4 +1,4 @@
-"""Palettes per group of output channels: stored, decoded by coremltools alike, judged one by one."""
+"""Palettes per group of output channels: stored, decoded, judged one by one."""
 
 from __future__ import annotations
 
