@@ -25,7 +25,7 @@ class Artifact:
 
     path: Path
     name: str
-    packages: Mapping[str, Path]  # component → .mlpackage; those that are there
+    packages: Mapping[str, Path]  # component → .mlpackage or .mlmodelc; those that are there
     expected: tuple[str, ...]  # the components that should be there
     is_folder: bool
     claims: Mapping[str, str] = field(default_factory=dict)  # by `CLAIMS`
@@ -70,11 +70,12 @@ def open_artifact(
     packages = {
         name: file
         for name in wanted
-        if (file := path / f"{COMPONENTS[name].file}.mlpackage").exists()
+        for suffix in (".mlmodelc", ".mlpackage")  # the package, where there are both
+        if (file := path / f"{COMPONENTS[name].file}{suffix}").exists()
     }
     if not path.is_dir() or (not packages and not (path / MANIFEST).exists()):
         raise InputError(
-            "neither an .mlpackage nor an artifact folder",
+            "neither an .mlpackage or .mlmodelc nor an artifact folder",
             where=path,
             hint="An artifact folder holds Unet.mlpackage and its companions; "
             "`sdxl-coreml convert` makes one.",

@@ -102,7 +102,21 @@ def verify_all(
         outcome = Outcome(tuple(reports.values()))
         cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
         cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
+        _write_pages(cache, out / "reports", outcome.reports)
     return outcome
+
+
+def _write_pages(cache: Cache, folder: Path, reports: Sequence[dict[str, Any]]) -> None:
+    """An HTML page for each report, and one that links to them."""
+    from verify.html_report import html, index_html, read_images
+
+    images: dict[str, bytes] = {}
+    for report in reports:
+        found = read_images(report, folder)
+        page = html(report, found, index="index.html")
+        cache.write_text(folder / f"{report['artifact']}.html", page)
+        images.update(found)
+    cache.write_text(folder / "index.html", index_html(reports, images))
 
 
 def _verified(

@@ -88,8 +88,7 @@ class Results:
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
-        code = {"pass": 0, "fail": 1, "indeterminate": 3}[self.verdict]
-        return 1 if strict and code == 3 else code
+        return exit_code(self.verdict, strict=strict)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -98,6 +97,12 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     if "fail" in found:
         return "fail"
     return "pass" if found == {"pass"} else "indeterminate"
+
+
+def exit_code(verdict: Verdict, *, strict: bool = False) -> int:
+    """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
+    code = {"pass": 0, "fail": 1, "indeterminate": 3}[verdict]
+    return 1 if strict and code == 3 else code
 
 
 def versions() -> dict[str, str]:

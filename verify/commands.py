@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +74,9 @@ def run(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
     source: Annotated[
         str | None, typer.Option("--source", help="The checkpoint it was made from.")
     ] = None,
@@ -120,11 +123,17 @@ def verify(
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that anyone can read.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds; the built-in ones by default.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also compare with these results.")
     ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
@@ -141,8 +150,13 @@ def verify(
     from convert.values import LEVELS
 
     with deferred_interrupt():
+        from rich.console import Group
+
+        from verify import diff_report, html_report, report
         from verify import golden as bundles
-        from verify import report
+        from verify.baseline import read_baseline
+        from verify.diff import diff as compare
+        from verify.pipeline import SUFFIXES
         from verify.policy import load_policy
         from verify.probe import PROBE
         from verify.run import verify as check
@@ -160,7 +174,7 @@ def verify(
         )
     recorded = bundles.read_golden(golden) if golden else None
     levels = level or asked.levels
-    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+    if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
         levels = LEVELS
     checkpoint = None
     if source is not None:
@@ -180,18 +194,36 @@ def verify(
             probe=PROBE if probe else None,
             progress=say,
         )
-    for file, text in (
-        (None if to_stdout else json_file, report.json_text),
-        (junit, report.junit),
-        (markdown, report.markdown),
-    ):
-        if file is not None:
-            write_report(file, text(results))
+    document, summary = report.to_json(results), report.markdown(results)
+    shown = report.table(results)
+    code = results.exit_code(strict=strict)
+    if baseline is not None:
+        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+        document["diff"] = found.to_json()
+        summary += "\n" + diff_report.markdown(found)
+        shown = Group(shown, diff_report.table(found))
+        code = code if found else 1
+    images = report.pictures(results)
     if json_file and not to_stdout:
-        for name, image in report.pictures(results).items():
+        write_report(json_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        for name, image in images.items():
             write_report(json_file.parent / name, image)
-    terminal.result(report.to_json(results), report.table(results))
-    return results.exit_code(strict=strict)
+    if junit:
+        write_report(junit, report.junit(results))
+    if markdown:
+        write_report(markdown, summary)
+    if html:
+        write_report(html, html_report.html(document, images, command=_command_line()))
+    terminal.result(document, shown)
+    return code
+
+
+def _command_line() -> str:
+    """This command as it was typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["sdxl-coreml", *sys.argv[1:]])
 
 
 def write_report(file: Path, text: str | bytes) -> None:
@@ -204,7 +236,12 @@ def write_report(file: Path, text: str | bytes) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
@@ -213,7 +250,7 @@ def inspect(
     """
     from verify.inspect import inspect as look
 
-    found = look(path)
+    found = look(path, by_layer=layers)
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
 
 

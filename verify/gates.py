@@ -49,8 +49,11 @@ class Gate:
 
     def judges(self, level: str, component: str, output: str | None) -> bool:
         """Whether the gate is on this output, at whatever bits."""
-        is_output = not self.outputs or output in self.outputs
-        return level == self.level and component in self.components and is_output
+        if level != self.level or component not in self.components:
+            return False
+        if not self.outputs and level == "compression":
+            return output in COMPONENTS[component].outputs  # and not a weight
+        return not self.outputs or output in self.outputs
 
     def loosened_from(self, other: Gate) -> bool:
         """Whether the gate lets pass what another one on the same measure does not."""
@@ -73,7 +76,8 @@ def judge(gates: Sequence[Gate], metrics: Mapping[str, Any], problem: str = "") 
         metrics: numbers by name, as `number` reads them, and whether they are `finite`.
         problem: why the verdict cannot be pass, whatever the numbers are.
     """
-    text = " and ".join(dict.fromkeys(map(str, gates))) or FINITE
+    gates = list({str(gate): gate for gate in gates}.values())
+    text = " and ".join(map(str, gates)) or FINITE
     if metrics.get("finite") is not True:
         return Judgement(text, "fail", metrics.get("problem") or "not finite")
     verdicts: list[Verdict] = ["indeterminate" if problem else "pass"]

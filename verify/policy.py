@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,15 @@ UNKNOWN_BITS = "a gate is for weights of certain bits, and the bits of these are
 class Tolerance:
     """How much worse than its baseline a measure may be at some levels.
 
-    `limit` is a difference where more is better, and a factor where it is an error.
+    `limit` is a difference where more is better, and a factor where it is an error. Outputs whose
+    SNR is at least `up_to_snr_db` in both are as good as each other.
     """
 
     levels: tuple[str, ...]
     metric: str
     limit: float
     why: str
+    up_to_snr_db: float = math.inf
 
     def worse(self, old: float, new: float) -> bool:
         """Whether `new` is worse than `old` by more than is tolerated."""
@@ -76,6 +78,7 @@ class Policy:
         *,
         output: str | None = None,
         bits: str | None = None,
+        recipe: Sequence[Gate] = (),
     ) -> Judgement:
         """Judge one output of a component.
 
@@ -87,15 +90,17 @@ class Policy:
             output: its name, for gates that name theirs.
             bits: of the artifact's weights, for gates that name theirs. A gate for other bits does
                 not apply; what is then left without a threshold must be finite.
+            recipe: gates beside the policy's. At level compression there need not be any at all,
+                because no universal threshold exists.
 
         Raises:
             InputError: the policy has no gate for it.
         """
         values = _values(metrics, fp16_error_ratio)
-        gates = [g for g in self.gates if g.judges(level, component, output)]
+        gates = [*recipe, *(g for g in self.gates if g.judges(level, component, output))]
         if RATIO in values and values[RATIO] is None:
             gates = [g for g in gates if g.metric != RATIO]
-        if not gates:
+        if not gates and level != "compression":
             what = f"{output} of {component}" if output else component
             raise InputError(f"the policy has no gate for {what} at level {level}")
         problem = UNKNOWN_BITS if bits is None and any(g.bits for g in gates) else ""
@@ -172,7 +177,7 @@ def _gate(values: Any, where: str) -> Gate:
 
 
 def _tolerance(values: Any, where: str) -> Tolerance:
-    _table(values, ("levels", "metric", "max_drop", "max_factor", "why"), where)
+    _table(values, ("levels", "metric", "max_drop", "max_factor", "up_to_snr_db", "why"), where)
     levels = _names(values, "levels", tuple(LEVELS), where)
     metric = _metric(values, levels, where)
     bound = _bound(values, ("max_drop", "max_factor"), where)
@@ -180,7 +185,8 @@ def _tolerance(values: Any, where: str) -> Tolerance:
     limit = _finite(values, bound, where)
     if bound != wanted or limit < least:
         raise InputError(f"`{metric}` needs `{wanted}`, at least {least:g}", where=where)
-    return Tolerance(levels, metric, limit, _why(values, where))
+    up_to = _finite(values, "up_to_snr_db", where) if "up_to_snr_db" in values else math.inf
+    return Tolerance(levels, metric, limit, _why(values, where), up_to)
 
 
 def _metric(values: dict[str, Any], levels: tuple[str, ...], where: str) -> str:

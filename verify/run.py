@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
 from convert.pipeline_config import pipeline_config
@@ -53,7 +54,7 @@ def verify(
     probe: Resolution | None = None,
     progress: Progress | None = None,
 ) -> Results:
-    """Check an artifact folder or one package against the checkpoint that it was made from.
+    """Check an artifact folder, or one package or compiled model, against its checkpoint.
 
     Args:
         source: the checkpoint; may be None where there is a golden bundle.
@@ -86,6 +87,9 @@ def verify(
         made_from = source_files(Path(path))
         if made_from:
             require_same_checkpoint(golden, made_from, "the artifact's")
+        if source is not None:
+            digests = {name: digest_file(file) for name, file in source.files.items()}
+            require_same_checkpoint(golden, digests, source.name)
         source = source or golden.checkpoint
         recording, traces = golden.recording, golden.traces
     if source is None:
@@ -133,6 +137,7 @@ def verify(
                 policy,
                 wanted,
                 minimum or {},
+                bits,
                 checks,
                 device,
                 progress,
@@ -194,6 +199,7 @@ def _compare(
     policy: Policy,
     levels: Collection[Level],
     minimum: Mapping[str, float],
+    bits: str | None,
     structure: list[Check],
     device: str,
     progress: Progress | None,
@@ -208,7 +214,15 @@ def _compare(
         try:
             if is_compressed(program) and not source.part(component).tensors:
                 checks += _compressed_by_recording(
-                    program, source, component, cases, runner, levels, minimum.get(component)
+                    program,
+                    source,
+                    component,
+                    cases,
+                    runner,
+                    levels,
+                    minimum.get(component),
+                    policy,
+                    bits,
                 )
                 continue
             weights = compressed_weights(program, source, component)
@@ -221,7 +235,14 @@ def _compare(
                 )
                 if "compression" in levels:
                     checks += check_compression(
-                        source, component, weights, original, cases, minimum.get(component)
+                        source,
+                        component,
+                        weights,
+                        original,
+                        cases,
+                        minimum.get(component),
+                        policy,
+                        bits,
                     )
             if "conversion" in levels:
                 checks += check_conversion(
@@ -249,6 +270,8 @@ def _compressed_by_recording(
     runtime: Runtime,
     levels: Collection[Level],
     minimum: float | None,
+    policy: Policy,
+    bits: str | None,
 ) -> Iterator[Check]:
     """A compressed component where the checkpoint's weights are absent: its outputs alone."""
     if "conversion" in levels:
@@ -258,7 +281,7 @@ def _compressed_by_recording(
     if "compression" in levels:
         model = network(runtime.load(Path(program.path)))
         ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
-        yield from check_compression(source, component, {}, cases, ran, minimum)
+        yield from check_compression(source, component, {}, cases, ran, minimum, policy, bits)
 
 
 def _pictures(
