@@ -256,7 +256,7 @@ def test_no_more_is_claimed_than_was_checked(document: Document) -> None:
     del document["generations"], document["worst_ops"]
     document["checks"] = [c for c in document["checks"] if c["level"] == "structure"]
     text = " ".join(Parsed(html(document, {})).text.split())
-    assert "Outputs were not compared with PyTorch's." in text
+    assert "Outputs were not compared with PyTorch’s." in text
     assert "compute what the checkpoint computes" not in text
     for level in ("conversion", "generation", "sanity"):
         assert words.LEVELS[level][1] in text
