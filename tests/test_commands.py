@@ -19,6 +19,7 @@ import sdxl_coreml
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = [
     "toy", "download", "plan", "convert", "run", "verify", "inspect", "recipes", "schema", "doctor",
+    "recheck", "bless", "diff",
 ]  # fmt: skip
 HEAVY = {"torch", "coremltools", "diffusers", "transformers", "numpy", "pydantic"}
 

@@ -12,7 +12,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["
 def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
     folders = {
         ".".join(p.parent.relative_to(ROOT).parts)
-        for top in ("convert", "verify", "recipes")
+        for top in ("convert", "verify", "release", "recipes")
         for p in (ROOT / top).rglob("*.py")
     }
     assert folders == set(SETTINGS["packages"])
