@@ -20,8 +20,9 @@ from PIL import Image
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.values import LEVELS
 from verify import html_words as words
-from verify.checks import LEVELS, Results
+from verify.checks import Results
 from verify.html_chart import Series, error_chart
 from verify.html_report import html, index_html, read_images
 from verify.report import to_json
@@ -99,6 +100,7 @@ def generation(case: str, first: int, *, start: int | None = None) -> Document:
         "steps": 4,
         "guidance": 5.0,
         "strength": None if start is None else 0.6,
+        "seed": 7,
         "resolution": "128x96",
         "images": {
             "reference": name[first],
