@@ -84,10 +84,25 @@ class Reference:
         Args:
             inputs: as the Core ML model has them, in any float dtype.
         """
-        given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
-        with torch.inference_mode(), self._arithmetic(), quiet():
-            outputs = _FORWARD[self.component](self._model, given, self.dtype)
+        with torch.inference_mode():
+            outputs = self._forward(inputs)
         return {name: value.float().cpu().clone() for name, value in outputs.items()}
+
+    def differentiable(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs on the model's device, with the graph that gradients flow back through."""
+        with torch.enable_grad():
+            return self._forward(inputs)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's own parameters, by the names our reader gives them."""
+        named = self._model.named_parameters()
+        return {name.removeprefix("text_model."): value for name, value in named}
+
+    def _forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
+        with self._arithmetic(), quiet():
+            outputs: dict[str, Tensor] = _FORWARD[self.component](self._model, given, self.dtype)
+        return outputs
 
     def _arithmetic(self) -> Any:
         if self._widens:
