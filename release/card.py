@@ -16,7 +16,7 @@ from convert.units import size
 from release.card_facts import facts
 from release.licenses import front_matter
 from release.markdown import block, bullets, code, escape, image, link, table
-from release.source_card import SourceCard
+from release.source_card import MARK, SourceCard
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
@@ -269,6 +269,7 @@ def _copied(source: SourceCard, base: str | None) -> list[str]:
         "---",
         f"*The rest of this card was copied from {where}. It describes the original model, not "
         "this conversion.*",
+        MARK,
         source.text,
     ]
 

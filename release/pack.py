@@ -129,6 +129,21 @@ def pack(
     return Packed(release, manifest, tuple(fresh))
 
 
+def read_release(folder: Path) -> dict[str, Any]:
+    """The manifest of a release folder. Raises InputError if it is none."""
+    try:
+        manifest = json.loads((folder / FILE).read_text("utf-8"))
+        if manifest["kind"] == "release" and manifest["archives"]:
+            return dict(manifest)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise InputError(
+        "is no release folder: there is no manifest.json of a release",
+        where=folder,
+        hint="`sdxl-coreml pack` makes one.",
+    )
+
+
 def _archive(
     path: Path,
     release: Path,
