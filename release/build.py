@@ -10,9 +10,11 @@ from convert.progress import Progress
 from convert.recipe import Recipe
 from release.bundle import find_report
 from release.card import compose, write_card
-from release.pack import Packed, pack
+from release.pack import Packed, find_artifacts, pack
 from release.samples import copy_samples
 from release.source_card import SourceCard
+
+__all__ = ["build_release", "find_artifacts", "releasable"]
 
 
 def releasable(out: Path, recipe: Recipe) -> list[Path]:

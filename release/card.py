@@ -243,8 +243,8 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     where = f"{source['repo']} at commit {source['commit']}" if source["repo"] else source["name"]
     parts = [
         f"Converted with {TOOL} {escape(versions[TOOL])} from {code(where)}: the networks are "
-        "written directly as ML Programs, and the weights are those of the checkpoint, byte for "
-        "byte where they are not compressed. The same recipe gives the same files:",
+        "written directly as ML Programs around the checkpoint's own weights. The same recipe "
+        "gives the same files:",
         block(f"{TOOL} run recipe.toml --out out", "sh"),
         "<details><summary>recipe.toml</summary>",
         block(manifest["recipe"]["text"], "toml"),
