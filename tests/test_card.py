@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -104,7 +105,7 @@ def test_every_file_has_its_row(animagine: dict[str, Any]) -> None:
 def test_settings_sizes_and_tags_of_animagine_are_in_tables(animagine: dict[str, Any]) -> None:
     page = html(compose(animagine))
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", page)]
-    pairs = list(zip(cells, cells[1:], strict=False))
+    pairs = list(pairwise(cells))
     for pair in (
         ("Scheduler", "Euler a"),
         ("Steps", "28"),
