@@ -139,8 +139,7 @@ def _commit(
     paths = sorted(line["value"]["path"] for line in lines)
     hub.uploads.commits.append(
         {"ref": target, "summary": header["value"]["summary"], "paths": paths}
-    summary = header["value"]["summary"]
-    hub.uploads.commits.append({"ref": target, "summary": summary, "paths": paths})
+    )
     found = {"commitUrl": f"{hub.url}/{repo}/commit/{commit}", "commitOid": commit}
     if is_pull_request:
         found["pullRequestUrl"] = f"{hub.url}/{repo}/discussions/1"
