@@ -242,13 +242,16 @@ def _explained(error: Exception, repo: Repo) -> Exception:
     """What the user can do about it, in our own words: theirs may hold signed URLs."""
     from huggingface_hub import errors as hub
 
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # huggingface_hub wraps what a thread of an upload raises
     if isinstance(error, UserError):
         return error
     if isinstance(error, hub.HfHubHTTPError):
         status = error.response.status_code
         hints = {
             401: "`hf auth login` with a token that may write.",
-            403: "The login may not write to this repo: `hf auth login` with one that may.",
+            403: "Run it again, in case a link has expired; what has arrived is not sent again. "
+            "Or the login may not write to this repo: `hf auth login` with one that may.",
             409: "The repo is changing right now: run it again.",
             412: "Somebody has changed the repo meanwhile: run it again.",
         }
