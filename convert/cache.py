@@ -97,8 +97,12 @@ class Cache:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write or replace a text file, atomically and without a trace beside it."""
+        self.write_bytes(path, text.encode())
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
+        """The same for any file."""
         new = self.new_folder() / path.name
-        new.write_text(text, "utf-8")
+        new.write_bytes(data)
         self.replace(new, path)
 
     def entry(

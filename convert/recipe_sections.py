@@ -9,18 +9,22 @@ from convert.recipe_errors import refusal, written
 from convert.recipe_fields import (
     BitsText,
     EachOnce,
+    GroupSize,
     HubRepo,
     Link,
     ManyOf,
     ManyOrNone,
     ResolutionText,
     Text,
+    WidthText,
 )
 from convert.values import (
+    COMPONENT_LEVELS,
     Attention,
     Bits,
     Compressible,
     DeploymentTarget,
+    Level,
     Resolution,
     Scheduler,
     VaePrecision,
@@ -116,6 +120,69 @@ class Matrix(Section):
     )
 
 
+class ComponentBits(Section):
+    """The bits of single components, in every artifact that is compressed."""
+
+    text_encoder: WidthText | None = Field(
+        default=None, description="Of the first text encoder.", examples=["8"]
+    )
+    text_encoder_2: WidthText | None = Field(
+        default=None, description="Of the second text encoder.", examples=["8"]
+    )
+    unet: WidthText | None = Field(default=None, description="Of the UNet.", examples=["6"])
+    vae_decoder: WidthText | None = Field(
+        default=None, description="Of the VAE's decoder; 16 unless asked for.", examples=["8"]
+    )
+    vae_encoder: WidthText | None = Field(
+        default=None, description="Of the VAE's encoder; 16 unless asked for.", examples=["8"]
+    )
+
+
+class TensorBits(Section):
+    """The bits of single tensors, in every artifact that is compressed."""
+
+    component: Compressible = Field(
+        default="unet", description="The component they belong to.", examples=["unet"]
+    )
+    name: Text = Field(
+        description="A tensor's name, or a glob for several.", examples=["down_blocks.0.*"]
+    )
+    bits: WidthText = Field(description="Their bits per weight.", examples=["16"])
+    group_size: GroupSize | None = Field(
+        default=None,
+        description="Output channels that share a palette, instead of the recipe's.",
+        examples=[32],
+    )
+
+
+class Compress(Section):
+    """How weights are compressed where the matrix asks for less than 16 bits."""
+
+    group_size: GroupSize | None = Field(
+        default=None,
+        description="Output channels that share a palette, for macOS15 and iOS18 or newer; one "
+        "palette for a whole tensor without it.",
+        examples=[16],
+    )
+    components: ComponentBits = Field(
+        default=ComponentBits(),
+        description="Bits of single components instead of the matrix's.",
+        examples=[{"text_encoder": "8"}],
+    )
+    tensors: ManyOrNone[TensorBits] = Field(
+        default=(),
+        description="Bits of single tensors instead of their component's; of several that name "
+        "a tensor the last counts.",
+        examples=[[{"component": "unet", "name": "conv_out.weight", "bits": "16"}]],
+    )
+    allocation: Text | None = Field(
+        default=None,
+        description="The widths of mixed-N.N, as an earlier run left them in allocation.json; "
+        "measured anew without it. A relative path starts at the recipe's folder.",
+        examples=["allocation.json"],
+    )
+
+
 class Target(Section):
     """Where the models run."""
 
@@ -159,6 +226,12 @@ class Verify(Section):
     )
     scheduler: Scheduler = Field(
         default="euler", description="The scheduler that makes them.", examples=["euler_a"]
+    )
+    levels: EachOnce[Level] = Field(
+        default=COMPONENT_LEVELS,
+        description="What is checked. Generation and sanity make every prompt's image with the "
+        "reference and with each artifact, as text-to-image and as image-to-image.",
+        examples=[["structure", "conversion", "compression", "generation", "sanity"]],
     )
     gates: ManyOrNone[CompressionGate] = Field(
         default=(),

@@ -168,7 +168,9 @@ def _feature(feature: Any) -> dict[str, str]:
     if kind == "multiArrayType":
         return {**entry, **_array(feature.type.multiArrayType, "MultiArray")}
     if kind == "stateType":
-        return {**entry, **_array(feature.type.stateType.arrayType, "State")}
+        state = _array(feature.type.stateType.arrayType, "State")
+        del state["hasShapeFlexibility"]  # a state's shape is always fixed
+        return {**entry, **state}
     if kind == "imageType":
         return {**entry, **_image(feature.type.imageType)}
     simple = {"int64Type": "Int64", "doubleType": "Double", "stringType": "String"}

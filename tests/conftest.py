@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from convert.toy import write_toy
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
     from verify.checks import Results
+    from verify.mil import Program
     from verify.recording import Recording
 
 
@@ -110,6 +111,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def same_program() -> Callable[[Program, Program], None]:
+    """Asserts that two programs are the same, op by op: names, types, inputs, constants, places."""
+    from programs import assert_same
+
+    return assert_same
 
 
 @pytest.fixture(scope="session")
