@@ -205,3 +205,25 @@ def base_release(verified: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def bundle(base_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `base_bundle` that the test may spoil."""
     return Path(shutil.copytree(base_bundle, tmp_path / base_bundle.name))
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    import sys
+
+    import sdxl_coreml
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            sdxl_coreml.main()
+        out, err = capfd.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, out, err
+
+    return call

@@ -13,8 +13,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from browser import find_browser, screenshot
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from convert.recipe import parse_recipe
 from recipes import builtin_recipe_text
@@ -232,6 +234,23 @@ def test_a_card_written_again_keeps_what_it_copied(base_release: Path) -> None:
     assert kept.text == "# Base\n\nA base model."
     again = compose(read_release(base_release), source=kept)
     assert again.count(MARK) == 1
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium here: the picture was not taken")
+def test_the_card_is_a_page_that_a_browser_shows(base_release: Path, tmp_path: Path) -> None:
+    page = base_release.parent / "card.html"  # beside the release, for its images
+    body = html((base_release / "README.md").read_text())
+    page.write_text(
+        '<!doctype html><meta charset="utf-8"><base href="release/"><body style="margin:1em">'
+        + body
+    )
+    screenshot(page, tmp_path / "card.png", width=900)
+    with Image.open(tmp_path / "card.png") as picture:
+        width, height = picture.size
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+    assert width == 900
+    assert height > 1000
+    assert (40, 90, 160) in colours  # the sample image
 
 
 NASTY = [

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet, fetch, open_snapshot
+from convert.commands import Json, Quiet, fetch, open_snapshot, read_recipe
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
