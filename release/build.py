@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def build_release(
     *,
     reports: Path,
     source: SourceCard | None = None,
+    licenses: Sequence[Path] = (),
     split: int | None = None,
     allow_unverified: bool = False,
     progress: Progress | None = None,
@@ -51,10 +53,13 @@ def build_release(
     Args:
         reports: the folder of the artifacts' reports, with the images that the card shows.
         source: the source model's card.
+        licenses: the source's licence texts, which most licences want to travel with the model.
     """
     packed = pack(
         artifacts, release, split=split, allow_unverified=allow_unverified, progress=progress
     )
+    for file in licenses:
+        shutil.copyfile(file, release / file.name)
     samples = copy_samples(packed.manifest, reports, release)
     write_card(release, compose(packed.manifest, source=source, samples=samples))
     return packed

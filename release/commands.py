@@ -25,7 +25,7 @@ from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
 from convert.units import size
 from release import handover_commands as handover
-from release.handover_commands import Split, packed_shown, source_card
+from release.handover_commands import Split, license_texts, packed_shown, source_card
 from verify.commands import Strict
 
 
@@ -85,6 +85,7 @@ def run(
             out / "release",
             reports=out / "reports",
             source=source_card(snapshot),
+            licenses=license_texts(snapshot),
             split=part_size,
             progress=terminal,
         )

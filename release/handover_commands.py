@@ -59,11 +59,13 @@ def pack(
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     artifacts = find_artifacts(folder)
+    found, licenses = _source_texts(source, out, terminal)
     packed = build_release(
         artifacts,
         out,
         reports=artifacts[0].resolve().parent / "reports",
-        source=_card_of(source, out, terminal),
+        source=found,
+        licenses=licenses,
         split=parse_size(split) if split else None,
         allow_unverified=allow_unverified,
         progress=terminal,
@@ -117,7 +119,8 @@ def card(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     manifest = read_release(folder)
     found = copy_samples(manifest, reports or folder.resolve().parent / "reports", folder)
-    text = compose(manifest, source=_card_of(source, folder, terminal), samples=found)
+    copied, _ = _source_texts(source, folder, terminal)
+    text = compose(manifest, source=copied, samples=found)
     path = write_card(folder, text)
     terminal.result(
         {"schema": 1, "path": str(path), "images": [s.file for s in found]},
@@ -180,21 +183,28 @@ def source_card(snapshot: Snapshot) -> SourceCard | None:
     return read_source_card(snapshot.path / "README.md", repo=snapshot.repo, commit=snapshot.commit)
 
 
-def _card_of(source: str | None, release: Path, terminal: Terminal) -> SourceCard | None:
-    """The card of a checkpoint, or else what an earlier card of this release has copied."""
+def license_texts(snapshot: Snapshot) -> list[Path]:
+    """The licence texts of a checkpoint on this disk."""
+    return sorted(path for path in snapshot.path.glob("LICENSE*") if path.is_file())
+
+
+def _source_texts(
+    source: str | None, release: Path, terminal: Terminal
+) -> tuple[SourceCard | None, list[Path]]:
+    """Card and licences of a checkpoint, or else the card that this release's has copied."""
     from convert.download import download, parse_source
     from release.source_card import copied_part
 
-    if source is not None:
-        wanted = parse_source(source)
-        if wanted.kind == "repo":  # of many gigabytes only the card is needed
-            return source_card(download(wanted, select=_readme))
-        return source_card(fetch(wanted, terminal))
-    return copied_part(release / "README.md")
+    if source is None:
+        return copied_part(release / "README.md"), []
+    wanted = parse_source(source)
+    # Of a repo of many gigabytes only these are needed.
+    snapshot = download(wanted, select=_texts) if wanted.kind == "repo" else fetch(wanted, terminal)
+    return source_card(snapshot), license_texts(snapshot)
 
 
-def _readme(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name == "README.md"]
+def _texts(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name == "README.md" or name.startswith("LICENSE")]
 
 
 def packed_shown(packed: Packed) -> tuple[dict[str, Any], str]:

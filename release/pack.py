@@ -5,6 +5,7 @@
         SHA256SUMS          of everything beside it that was downloaded
         manifest.json       provenance, once for the release (release.manifest)
         README.md, images/  the card (release.card)
+    LICENSE*            the source's licence texts
 
 An archive is named by all that determines its bytes; while that stays the same, it is not written
 again."""
@@ -263,7 +264,7 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
         listed = set()
     ours = OURS | listed | {f"{m['artifact']}.zip" for m in manifests.values()}
     for entry in sorted(release.iterdir()) if release.exists() else []:
-        if entry.name not in ours and not entry.name.startswith(".cache"):
+        if entry.name not in ours and not entry.name.startswith(("LICENSE", ".README.md")):
             raise InputError(
                 f"holds `{entry.name}`, which no `pack` has made; nothing was written",
                 where=release,

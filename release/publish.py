@@ -1,7 +1,7 @@
 """A release folder → a repo on the Hugging Face Hub: only what changed, in one commit or pull
 request.
 
-    README.md  manifest.json  SHA256SUMS  images/
+    README.md  manifest.json  SHA256SUMS  LICENSE*  images/
     <variant>/<width>x<height>/<archive>.zip
 
 Files go up one by one before the commit that names them, and the Hub keeps what it has received,
@@ -196,6 +196,8 @@ def _local_files(release: Path) -> dict[str, Path | bytes]:
     files["README.md"] = card.encode()
     files["manifest.json"] = (release / "manifest.json").read_bytes()
     files[SUMS] = sha256_sums({moved.get(n, n): digest for n, digest in sums.items()}).encode()
+    for license in sorted(release.glob("LICENSE*")):
+        files[license.name] = license.read_bytes()
     for image in sorted((release / IMAGES).glob("*.png")):
         files[f"{IMAGES}/{image.name}"] = image
     return files

@@ -157,6 +157,10 @@ def test_parts_join_to_the_archive(out: Path, base_release: Path, tmp_path: Path
     assert hashlib.sha256(joined).hexdigest() == entry["sha256"]
     assert joined == whole
     assert set(parse_sums((folder / "SHA256SUMS").read_text())) == {p.name for p in parts}
+    (folder / "README.md").write_text("# A card")
+    results = lint(folder)
+    assert [(r.name, r.findings) for r in results] == [("release", ()), (f"{NAME}.zip", ())]
+    assert all(reading.works for reading in results[1].readings)
     assert pack([out / NAME], folder, split=size).fresh == ()
     # Without parts again: they go, the archive comes.
     assert pack([out / NAME], folder).fresh == (NAME,)

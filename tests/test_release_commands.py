@@ -35,12 +35,14 @@ def test_pack_lint_and_card(command: Run, out: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "README.md").write_text("---\nlicense: mit\n---\n# The source\n")
+    (source / "LICENSE.md").write_text("You may.\n")
     code, text, err = command("pack", out, "--out", folder, "--source", source, "--json")
     assert code == 0, err
     (archive,) = json.loads(text)["archives"]
     assert (archive["archive"], archive["verdict"]) == (f"{NAME}.zip", "pass")
     assert archive["fresh"]
     assert "# The source" in (folder / "README.md").read_text()
+    assert (folder / "LICENSE.md").read_text() == "You may.\n"
     code, text, _ = command("lint", folder)
     assert code == 0
     assert "✓ MochiDiffusion           SDXL, split_einsum, 64x96, image-to-image" in text
