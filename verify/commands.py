@@ -1,4 +1,4 @@
-"""The commands that check things: run (which also converts), verify, inspect, doctor."""
+"""The commands that check things: verify, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convert.commands import (
-    Jobs,
-    Json,
-    Only,
-    Quiet,
-    SourceOption,
-    fetch,
-    make,
-    open_snapshot,
-    read_recipe,
-    results_shown,
-    show_plan,
-    wanted_source,
-)
+from convert.commands import Json, Quiet, fetch, open_snapshot, read_recipe
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
@@ -31,47 +18,8 @@ Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for command in (run, verify, inspect, doctor):
+    for command in (verify, inspect, doctor):
         app.command()(command)
-
-
-def run(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
-    only: Only = None,
-    source: SourceOption = None,
-    jobs: Jobs = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    strict: Strict = False,
-) -> int:
-    """Do everything a recipe asks for: download, convert, verify; cached and resumable.
-
-    Example: sdxl-coreml run toy --source toy --out out
-    """
-    from convert.plan import make_plan
-    from convert.plan_report import plan_document
-
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    parsed = read_recipe(recipe)
-    if dry_run:
-        show_plan(parsed, source, terminal, only=only)
-        return 0
-    snapshot = fetch(wanted_source(parsed, source), terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
-    made = make(plan, snapshot, out, terminal, jobs, context.obj)
-    with deferred_interrupt():
-        from verify.campaign import verify_all
-    with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, progress=say)
-    terminal.result(
-        {**plan_document(plan), **results_shown(made)[0], **outcome.document}, outcome.table()
-    )
-    return outcome.exit_code(strict=strict)
 
 
 def verify(
