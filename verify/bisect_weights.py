@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -14,9 +15,9 @@ from verify.mil import Constant, Op
 from verify.mil.evaluator import Evaluator
 
 SAME_DB = 60.0  # float16 keeps 70 dB and more of any weight
-# An entry of a palette is the mean of its weights; float16 moves that a little, and coremltools'
-# own palettizer stops short of it. In units of the spread of the tensor.
-ENTRY_OFF = 0.1
+# What one more step of Lloyd's algorithm may gain: coremltools' palettizer stops a little short of
+# the optimum; a wrong entry costs far more.
+PALETTE_SLACK = 1.05
 
 
 class Weights:
@@ -92,21 +93,29 @@ class Weights:
         return f" (SNR {snr:.1f} dB){': the same values in another order' if same else ''}"
 
     def _palette_problem(self, op: Op, stored: Tensor, original: Tensor) -> str:
-        """An entry of a look-up table that is far from the mean of the weights it stands for."""
-        given = op.attributes.get("lut") or op.inputs.get("lut", [None])[0]
-        if not isinstance(given, Constant):
+        """An entry of a look-up table that is far from the mean of the weights it stands for.
+
+        Only of one palette for the whole tensor. A good one is a fixed point of Lloyd's algorithm:
+        moving entries to the means of their weights, and weights to their nearest entries, gains
+        next to nothing.
+        """
+        lut = op.attributes.get("lut") or op.inputs.get("lut", [None])[0]
+        if not isinstance(lut, Constant) or math.prod(lut.type.shape) != max(lut.type.shape):
             return ""
         values, weights = stored.reshape(-1).double(), original.reshape(-1).double()
         entries, index = values.unique(return_inverse=True)
         counts = torch.bincount(index, minlength=len(entries))
         means = torch.bincount(index, weights, minlength=len(entries)) / counts
-        off = (entries - means).abs()
-        worst = int(off.argmax())
-        if float(off[worst]) <= ENTRY_OFF * float(weights.std()):
+        better = means.sort()[0]
+        nearest = better[torch.bucketize(weights, (better[1:] + better[:-1]) / 2)]
+        error = float((weights - values).square().sum())
+        if error <= PALETTE_SLACK * float((weights - nearest).square().sum()):
             return ""
+        worst = int((counts * (entries - means).square()).argmax())
+        name = op.outputs[0][0]
         return (
-            f"{op.outputs[0][0]}: the palette's entry {float(entries[worst]):.4g} stands for "
-            f"{int(counts[worst])} weights of `{self.names[op.outputs[0][0]]}`, whose mean is "
+            f"{name}: the palette's entry {float(entries[worst]):.4g} stands for "
+            f"{int(counts[worst])} weights of `{self.names[name]}`, whose mean is "
             f"{float(means[worst]):.4g}"
         )
 
