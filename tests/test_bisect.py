@@ -277,7 +277,7 @@ def test_the_first_overflow_is_named(
     assert found.overflow.segment.ops[0].name == "encoder_layers_1_mlp_fc1"
     assert found.overflow.module == "encoder.layers.1.mlp.fc1"
     assert found.overflow.local
-    assert found.overflow.largest > np.finfo(np.float16).max
+    assert found.overflow.largest > 65504
     assert found.divergence is not None
     assert (found.divergence.op, found.divergence.cause) == (
         "encoder_layers_1_mlp_fc1",
