@@ -78,6 +78,10 @@ class Reference:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The modules by their paths, as the checkpoint's tensors have them."""
+        return {k.removeprefix("text_model."): v for k, v in self._model.named_modules() if k}
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs, float32 on the CPU, under the names and in the shapes of the Core ML model.
 
