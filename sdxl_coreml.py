@@ -10,7 +10,10 @@ import typer
 from convert import __version__
 from convert.commands import register as register_convert
 from convert.errors import UserError
+from release.commands import register as register_release
 from verify.commands import register as register_verify
+from verify.generation_commands import register as register_generation
+from verify.regression_commands import register as register_regression
 
 DEBUG = "SDXL_COREML_DEBUG"
 INTERRUPTED = "interrupted; run the same command again to go on"
@@ -26,6 +29,9 @@ app = typer.Typer(
 )
 register_convert(app)
 register_verify(app)
+register_release(app)
+register_generation(app)
+register_regression(app)
 
 
 @app.callback(invoke_without_command=True)

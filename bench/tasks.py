@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bench.full_size import SDXL
 from convert.errors import InputError
-from convert.toy import WORDS, write_checkpoint, write_toy
+from convert.random_checkpoint import WORDS, write_checkpoint
+from convert.toy import write_toy
 
 LIMIT = 3 << 30  # bytes: the control group that the limited tasks run in
 VARIANTS = ("original", "split_einsum")

@@ -109,6 +109,10 @@ def convert(
         list[str] | None, typer.Option(metavar="WxH", help="Image size in pixels.")
     ] = None,
     bits: Annotated[list[str] | None, typer.Option(help="Bits per weight.")] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Output channels that share a palette; for macOS15 and iOS18 or newer."),
+    ] = None,
     component: Annotated[
         list[str] | None, typer.Option(help="Only this component; all by default.")
     ] = None,
@@ -133,7 +137,7 @@ def convert(
         raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
     terminal = Terminal(quiet=quiet, as_json=as_json)
     text = recipe_text(
-        source, revision, attention, resolution, bits, deployment_target, vae_precision
+        source, revision, attention, resolution, bits, group_size, deployment_target, vae_precision
     )
     recipe = parse_recipe(text, where="options", folder=Path.cwd())
     snapshot = fetch(wanted_source(recipe, None), terminal)
@@ -294,6 +298,7 @@ def recipe_text(
     attention: list[str] | None,
     resolution: list[str] | None,
     bits: list[str] | None,
+    group_size: int | None,
     deployment_target: str,
     vae_precision: str,
 ) -> str:
@@ -310,6 +315,8 @@ def recipe_text(
     lines.append(f"attention = {json.dumps(attention or ['original'])}")
     lines.append(f"resolution = {json.dumps(resolution or ['1024x1024'])}")
     lines.append(f"bits = {json.dumps(bits or ['16'])}")
+    if group_size is not None:
+        lines += ["[compress]", f"group_size = {group_size}"]
     lines.append("[target]")
     lines.append(f"deployment = {json.dumps(deployment_target)}")
     lines.append(f"vae_precision = {json.dumps(vae_precision)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from convert.toy import write_toy
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
     from verify.checks import Results
+    from verify.mil import Program
     from verify.recording import Recording
 
 
@@ -110,3 +111,50 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def same_program() -> Callable[[Program, Program], None]:
+    """Asserts that two programs are the same, op by op: names, types, inputs, constants, places."""
+    from programs import assert_same
+
+    return assert_same
+
+
+@pytest.fixture(scope="session")
+def passing_report(base_artifact: Path) -> dict[str, object]:
+    """A report of `base_artifact` with one check, as short as `verify` would never write it."""
+    import json
+
+    manifest = json.loads((base_artifact / "manifest.json").read_text())
+    check = {
+        "level": "conversion", "component": "unet", "case": "t=999 cond", "output": "noise_pred",
+        "metrics": {"snr_db": 55.123, "finite": True}, "gate": "snr_db >= 35", "verdict": "pass",
+        "message": "",
+    }  # fmt: skip
+    return {
+        "schema": 1, "verdict": "pass", "artifact": manifest["artifact"], "source": "base",
+        "resolution": "64x96", "runtime": "torch", "scope": "proves the program",
+        "policy": "1", "versions": {}, "checks": [check], "fingerprint": manifest["fingerprint"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def base_bundle(
+    base_artifact: Path,
+    passing_report: dict[str, object],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The bundle of `base_artifact`."""
+    from release.bundle import make_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / base_artifact.name
+    folder.mkdir()
+    make_bundle(base_artifact, folder, report=passing_report)
+    return folder
+
+
+@pytest.fixture
+def bundle(base_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `base_bundle` that the test may spoil."""
+    return Path(shutil.copytree(base_bundle, tmp_path / base_bundle.name))

@@ -18,7 +18,7 @@ from convert.errors import CannotExecute, InputError
 from convert.mlpackage import Description, write_package
 from convert.models.networks import build_network
 from convert.plan import Job
-from convert.toy import TOY, write_checkpoint
+from convert.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
 from verify.inspect import inspect_package
 from verify.mil import load_program
@@ -28,9 +28,9 @@ ct = pytest.importorskip("coremltools")
 
 APPLE = "python_coreml_stable_diffusion"
 TINY = replace(
-    TOY,
+    SMALL,
     unet={
-        **TOY.unet,
+        **SMALL.unet,
         "block_out_channels": [32, 32],
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
@@ -38,8 +38,8 @@ TINY = replace(
         "transformer_layers_per_block": [1, 1],
         "layers_per_block": 1,
     },
-    text_encoder={**TOY.text_encoder, "num_hidden_layers": 2},
-    vae={**TOY.vae, "block_out_channels": [32, 32]}
+    text_encoder={**SMALL.text_encoder, "num_hidden_layers": 2},
+    vae={**SMALL.vae, "block_out_channels": [32, 32]}
     | {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2},
 )
 

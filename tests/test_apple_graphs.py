@@ -15,7 +15,7 @@ from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.deviations import DEVIATIONS, expected_ops
 from convert.models.networks import build_network
-from convert.toy import Configs, write_checkpoint
+from convert.random_checkpoint import Configs, write_checkpoint
 
 APPLE: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "apple_graphs.json").read_text("utf-8")

@@ -19,6 +19,7 @@ import sdxl_coreml
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = [
     "toy", "download", "plan", "convert", "run", "verify", "inspect", "recipes", "schema", "doctor",
+    "recheck", "bless", "diff",
 ]  # fmt: skip
 HEAVY = {"torch", "coremltools", "diffusers", "transformers", "numpy", "pydantic"}
 
@@ -129,8 +130,11 @@ def test_run_verifies_and_reports_and_a_second_run_does_nothing(
     assert "Warning" not in err
     names = {str(p.relative_to(out)) for p in (out / "reports").iterdir()}
     assert names == {
-        "reports/r_original_16-bit_64x64.json", "reports/summary.json", "reports/summary.md",
+        "reports/r_original_16-bit_64x64.json", "reports/r_original_16-bit_64x64.html",
+        "reports/summary.json", "reports/summary.md", "reports/index.html",
     }  # fmt: skip
+    assert 'href="r_original_16-bit_64x64.html"' in (out / "reports/index.html").read_text()
+    assert 'href="index.html"' in (out / "reports/r_original_16-bit_64x64.html").read_text()
     summary = json.loads((out / "reports" / "summary.json").read_text())
     assert summary["verdict"] == "pass"
     manifest = out / "r_original_16-bit_64x64" / "manifest.json"
@@ -144,7 +148,7 @@ def test_run_verifies_and_reports_and_a_second_run_does_nothing(
 def test_verify_writes_every_report(
     command: Run, artifact: Path, toy: Path, tmp_path: Path
 ) -> None:
-    files = {n: tmp_path / f"r.{n}" for n in ("json", "junit", "markdown")}
+    files = {n: tmp_path / f"r.{n}" for n in ("json", "junit", "markdown", "html")}
     options = [part for n, file in files.items() for part in (f"--{n}", file)]
     package = artifact / "TextEncoder.mlpackage"
     code, out, _ = command("verify", package, "--source", toy, *options)
@@ -153,6 +157,9 @@ def test_verify_writes_every_report(
     assert json.loads(files["json"].read_text())["verdict"] == "pass"
     assert files["junit"].read_text().startswith("<?xml")
     assert "text_encoder" in files["markdown"].read_text()
+    page = files["html"].read_text()
+    assert "<title>Passed: TextEncoder" in page
+    assert f"sdxl-coreml verify {package} --source {toy} --json {files['json']}" in page
 
 
 def test_a_wrong_model_fails_with_exit_code_1(

@@ -16,7 +16,7 @@ from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import MODEL, WEIGHTS, Description, write_package
 from convert.models.networks import build_network
-from convert.toy import TOY, write_checkpoint
+from convert.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS
 from verify.inspect import inspect
 from verify.inspect_graph import infer_attention, infer_component
@@ -26,9 +26,9 @@ ct = pytest.importorskip("coremltools")
 
 # One level with attention, so that 192×192 pixels make 576 queries: two chunks of 512.
 TINY = replace(
-    TOY,
+    SMALL,
     unet={
-        **TOY.unet,
+        **SMALL.unet,
         "block_out_channels": [32],
         "down_block_types": ["CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D"],
@@ -36,8 +36,8 @@ TINY = replace(
         "transformer_layers_per_block": [1],
         "layers_per_block": 1,
     },
-    text_encoder={**TOY.text_encoder, "num_hidden_layers": 2},
-    text_encoder_2={**TOY.text_encoder_2, "num_hidden_layers": 2},
+    text_encoder={**SMALL.text_encoder, "num_hidden_layers": 2},
+    text_encoder_2={**SMALL.text_encoder_2, "num_hidden_layers": 2},
 )
 
 
@@ -282,7 +282,7 @@ def test_sizes_for_people(count, text):
 def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
     with pytest.raises(InputError, match="no such package or folder"):
         inspect(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"holds no \.mlpackage\n.*: name\."):
+    with pytest.raises(InputError, match=r"holds no .mlpackage or .mlmodelc\n.*: name\."):
         inspect(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="Give an artifact's folder"):
@@ -291,7 +291,7 @@ def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
     with pytest.raises(InputError, match="not readable as JSON"):
         inspect(artifact)
     (tmp_path / "Unet.mlmodelc").mkdir()
-    with pytest.raises(CannotExecute, match="compiled model"):
+    with pytest.raises(CannotExecute, match="compiled ML Program"):
         inspect(tmp_path / "Unet.mlmodelc")
     (artifact / "Unet.mlpackage" / MODEL).unlink()
     with pytest.raises(CannotExecute, match="missing"):

@@ -25,12 +25,13 @@ class Artifact:
 
     path: Path
     name: str
-    packages: Mapping[str, Path]  # component → .mlpackage; those that are there
+    packages: Mapping[str, Path]  # component → .mlpackage or .mlmodelc; those that are there
     expected: tuple[str, ...]  # the components that should be there
     is_folder: bool
     claims: Mapping[str, str] = field(default_factory=dict)  # by `CLAIMS`
     components: Mapping[str, str] = field(default_factory=dict)  # and their files
     files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
+    pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.pipeline_config`
     problems: tuple[str, ...] = ()  # with the manifest
 
     @property
@@ -69,11 +70,12 @@ def open_artifact(
     packages = {
         name: file
         for name in wanted
-        if (file := path / f"{COMPONENTS[name].file}.mlpackage").exists()
+        for suffix in (".mlmodelc", ".mlpackage")  # the package, where there are both
+        if (file := path / f"{COMPONENTS[name].file}{suffix}").exists()
     }
     if not path.is_dir() or (not packages and not (path / MANIFEST).exists()):
         raise InputError(
-            "neither an .mlpackage nor an artifact folder",
+            "neither an .mlpackage or .mlmodelc nor an artifact folder",
             where=path,
             hint="An artifact folder holds Unet.mlpackage and its companions; "
             "`sdxl-coreml convert` makes one.",
@@ -81,7 +83,7 @@ def open_artifact(
     values, problems = _manifest(path / MANIFEST)
     claims = _claims(values, problems) if values else {}
     tables: dict[str, dict[str, Any]] = {}
-    for key in ("components", "files") if values else ():
+    for key in ("components", "files", "pipeline") if values else ():
         tables[key] = values[key] if isinstance(values.get(key), dict) else {}
         if not tables[key]:
             problems.append(f"`{key}` is no object, or empty")

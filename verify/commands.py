@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,14 +74,30 @@ def run(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
-    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
+    source: Annotated[
+        str | None, typer.Option("--source", help="The checkpoint it was made from.")
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
     level: Annotated[
-        list[str] | None, typer.Option(help="structure, conversion or compression; all.")
+        list[str] | None,
+        typer.Option(
+            help="structure, conversion and compression by default; generation and sanity make "
+            "whole pictures with the reference and the artifact, which takes long at full size."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     json_file: Annotated[
@@ -88,24 +105,39 @@ def verify(
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that anyone can read.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds; the built-in ones by default.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also compare with these results.")
+    ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
 ) -> int:
     """Check an artifact, or one package, against the checkpoint in PyTorch.
 
+    With --golden the recorded reference is replayed, pictures included, and --source may be left
+    out.
+
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
+    from convert.recipe_sections import Verify
+    from convert.values import LEVELS
 
     with deferred_interrupt():
-        from verify import report
-        from verify.checks import LEVELS
+        from rich.console import Group
+
+        from verify import diff_report, html_report, report
+        from verify import golden as bundles
+        from verify.baseline import read_baseline
+        from verify.diff import diff as compare
         from verify.policy import load_policy
         from verify.run import verify as check
 
@@ -113,40 +145,81 @@ def verify(
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    asked = read_recipe(recipe).verify if recipe else Verify()
+    if source is None and golden is None:
+        raise InputError(
+            "nothing to compare with",
+            hint="Give the checkpoint it was made from with --source, or a recording of it with "
+            "--golden.",
+        )
+    recorded = bundles.read_golden(golden) if golden else None
+    levels = level or asked.levels
+    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+        levels = LEVELS
+    checkpoint = None
+    if source is not None:
+        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with terminal.working("Verifying") as say:
         results = check(
             path,
             checkpoint,
             runtime=runtime,
             device=device,
-            levels=level or LEVELS,
+            golden=recorded,
+            levels=levels,
             policy=load_policy(policy) if policy else None,
             components=component,
+            asked=asked,
             progress=say,
         )
-    for file, text in (
-        (None if to_stdout else json_file, report.json_text),
-        (junit, report.junit),
-        (markdown, report.markdown),
-    ):
-        if file is not None:
-            write_report(file, text(results))
-    terminal.result(report.to_json(results), report.table(results))
-    return results.exit_code(strict=strict)
+    document, summary = report.to_json(results), report.markdown(results)
+    shown = report.table(results)
+    code = results.exit_code(strict=strict)
+    if baseline is not None:
+        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+        document["diff"] = found.to_json()
+        summary += "\n" + diff_report.markdown(found)
+        shown = Group(shown, diff_report.table(found))
+        code = code if found else 1
+    images = report.pictures(results)
+    if json_file and not to_stdout:
+        write_report(json_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        for name, image in images.items():
+            write_report(json_file.parent / name, image)
+    if junit:
+        write_report(junit, report.junit(results))
+    if markdown:
+        write_report(markdown, summary)
+    if html:
+        write_report(html, html_report.html(document, images, command=_command_line()))
+    terminal.result(document, shown)
+    return code
 
 
-def write_report(file: Path, text: str) -> None:
+def _command_line() -> str:
+    """This command as it was typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["sdxl-coreml", *sys.argv[1:]])
+
+
+def write_report(file: Path, text: str | bytes) -> None:
     """Write a report where the user wants it; raises InputError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=file) from None
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
@@ -155,7 +228,7 @@ def inspect(
     """
     from verify.inspect import inspect as look
 
-    found = look(path)
+    found = look(path, by_layer=layers)
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
 
 

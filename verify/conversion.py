@@ -45,10 +45,11 @@ def check_conversion(
         yield failed("conversion", component, "interface", "fits the reference", problem)
         return
     floors = _floors(component, cases)
+    model = runtime.load(Path(program.path))
     for case in cases:
         if progress:
             progress(f"{runtime.name} {component}, {case.name}")
-        outputs = runtime.run(Path(program.path), case.inputs)
+        outputs = model(case.inputs)
         if not outputs:
             raise CannotExecute("it gave no output at all", where=program.path)
         yield from _compare(component, case, outputs, floors, policy)
@@ -92,7 +93,7 @@ def _compare(
             metrics = compare(reference[part], output[part])
             fp16 = floors.get((case.name + suffix, name))
             ratio = _error_ratio(metrics, fp16, name, floors)
-            judged = policy.judge("conversion", component, metrics, ratio)
+            judged = policy.judge("conversion", component, metrics, ratio, output=name)
             yield Check(
                 level="conversion",
                 component=component,

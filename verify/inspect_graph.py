@@ -159,10 +159,10 @@ def count_weights(program: Program) -> Weights:
         if at is not None and name not in inner:
             counted[frozenset([at])] = constant.type.dtype, math.prod(constant.type.shape)
     for op in decoders:
-        places = [place(constant) for constant in _parts(op, constants).values()]
+        places = [place(constant) for constant in decoder_parts(op, constants).values()]
         at_all = frozenset(p for p in places if p is not None) or frozenset([(op.name, -1)])
         if not inner.intersection(name for name, _ in op.outputs):
-            counted[at_all] = _format(op, constants), math.prod(op.outputs[0][1].shape)
+            counted[at_all] = stored_format(op, constants), math.prod(op.outputs[0][1].shape)
     formats: Counter[str] = Counter()
     for kind, count in counted.values():
         formats[kind] += count
@@ -170,7 +170,7 @@ def count_weights(program: Program) -> Weights:
     return Weights(sum(formats.values()), size, dict(formats.most_common()))
 
 
-def _parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
+def decoder_parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
     """What a decoder decodes from: iOS16 keeps it in attributes, iOS18 in inputs."""
     found = dict(op.attributes)
     for param, values in op.inputs.items():
@@ -181,15 +181,16 @@ def _parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
     return found
 
 
-def _format(op: Op, constants: dict[str, Constant]) -> str:
+def stored_format(op: Op, constants: dict[str, Constant]) -> str:
     """How a decoder's weights are stored: `6-bit palette`, `int8 linear`, or the op's name."""
-    parts = _parts(op, constants)
+    parts = decoder_parts(op, constants)
     kind = op.type.removeprefix("constexpr_")
     if kind == "lut_to_dense" and "lut" in parts:
         shape = parts["lut"].type.shape
         # iOS16 [2^bits]; iOS18 [groups…, 2^bits, vector]
         entries = shape[0] if len(shape) == 1 else shape[-2]
-        return f"{int(entries).bit_length() - 1}-bit palette"
+        is_grouped = len(shape) > 1 and math.prod(shape[:-2]) > 1
+        return f"{int(entries).bit_length() - 1}-bit palette{'s' * is_grouped}"
     data = parts.get("quantized_data") or parts.get("data")
     if kind in ("affine_dequantize", "blockwise_shift_scale") and data is not None:
         return f"{data.type.dtype} linear"

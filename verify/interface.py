@@ -100,3 +100,9 @@ def precision(program: Program) -> str:
         for _, type_ in op.outputs
     }
     return "fp16" if "fp16" in computed else "fp32"
+
+
+def is_compressed(program: Program) -> bool:
+    """Whether any weight is stored in fewer bits than it is computed in."""
+    decoders = {op.type for op in program.ops if op.type.startswith("constexpr_")}
+    return bool(decoders - {"constexpr_cast"})

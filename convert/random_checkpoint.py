@@ -1,4 +1,4 @@
-"""Checkpoints of random weights in diffusers' layout: the toy, and any other size.
+"""Checkpoints of random weights in diffusers' layout, of any size, for tests and measurements.
 
 Shapes come from diffusers' and transformers' own classes, built without memory (torch's meta
 device); values from a counter-based generator keyed by the tensor's name. So the same configs and
@@ -48,7 +48,7 @@ SCHEDULER = {
     "use_karras_sigmas": False,
 }
 
-TOY = Configs(
+SMALL = Configs(
     unet={
         "sample_size": 16,
         "addition_embed_type": "text_time",
@@ -108,28 +108,12 @@ CLIP_KEYS = (
     "vocab_size",
 )
 
-# What the toy's tokenizer knows as single tokens.
+# What the tokenizers know as single tokens.
 WORDS = """
 a an the on of and with in at photo picture painting background large small tiny big
 circle square triangle star ring cross red green blue yellow orange purple white black
 grey pink cyan left right top bottom centre cat dog astronaut horse moon
 """
-
-CARD = """---
-license: apache-2.0
-tags: [text-to-image, stable-diffusion-xl]
----
-# Toy SDXL
-
-Random weights in SDXL's structure, made by `sdxl-coreml toy`. It generates noise; it is there to
-try conversion and verification in seconds.
-"""
-
-
-def write_toy(folder: Path) -> None:
-    """Write the toy checkpoint; raises InputError if `folder` exists and is not empty."""
-    write_checkpoint(folder, TOY, words=WORDS.split())
-    (folder / "README.md").write_text(CARD, "utf-8")
 
 
 def write_checkpoint(

@@ -1,0 +1,1 @@
+"""From verified packages to what people download and load."""

@@ -1,0 +1,93 @@
+"""The second names that let one bundle serve Apple's Swift package, MochiDiffusion and Guernika.
+
+Guernika (GuernikaKit @ 922f0c0) force-unwraps two features that Apple's form of a bundle lacks: a
+text encoder's output `last_hidden_state` (Modules/TextEncoder.swift) and a VAE encoder's input `z`
+(Modules/Encoder.swift), and ends without them. Apple's package (ml-stable-diffusion @ e12202c)
+finds a text encoder's outputs by name and never asks what others there are (TextEncoderXL.swift),
+and takes a VAE encoder's input by position (Encoder.swift), as MochiDiffusion does
+(SDModel.swift). So the compiled models of a bundle carry both: the text encoders give
+`hidden_embeds` once more as `last_hidden_state`, and the VAE encoder's input is called `z`. It
+costs one `identity` op and not a byte of weights. The UNet and the VAE decoder stay as they are,
+because Apple's package takes the first output it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convert.components import COMPONENTS
+from convert.mlpackage import MODEL, WEIGHTS, assemble
+
+TEXT_OUTPUT, TEXT_ALIAS = "hidden_embeds", "last_hidden_state"
+IMAGE_INPUT, IMAGE_ALIAS = "x", "z"
+ALIASES = {
+    "text_encoder": {TEXT_ALIAS: TEXT_OUTPUT},
+    "text_encoder_2": {TEXT_ALIAS: TEXT_OUTPUT},
+    "vae_encoder": {IMAGE_ALIAS: IMAGE_INPUT},
+}
+
+
+def aliased(package: Path, component: str, folder: Path) -> Path:
+    """The package with Guernika's names, made in `folder` with its weights linked; or as it is.
+
+    Args:
+        package: an `.mlpackage` of ours.
+        component: which one it is; only those in `ALIASES` change.
+        folder: an empty folder on any disk; without hard links the weights are copied.
+    """
+    if component not in ALIASES:
+        return package
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((package / MODEL).read_bytes())
+    if component == "vae_encoder":
+        _rename_input(model, IMAGE_INPUT, IMAGE_ALIAS)
+    else:
+        _repeat_output(model, TEXT_OUTPUT, TEXT_ALIAS)
+    target = folder / f"{COMPONENTS[component].file}.mlpackage"
+    assemble(target, model.SerializeToString(deterministic=True), package / WEIGHTS)
+    return target
+
+
+def _block(model: Any) -> tuple[Any, Any]:
+    function = model.mlProgram.functions["main"]
+    return function, function.block_specializations[function.opset]
+
+
+def _repeat_output(model: Any, name: str, alias: str) -> None:
+    """Give the output `name` a second time, as `alias`."""
+    _, block = _block(model)
+    if alias in block.outputs:
+        return
+    (feature,) = (f for f in model.description.output if f.name == name)
+    source = next(o for op in block.operations for o in op.outputs if o.name == name)
+    op = block.operations.add(type="identity")
+    op.inputs["x"].arguments.add(name=name)
+    op.outputs.add(name=alias, type=source.type)
+    op.attributes["name"].CopyFrom(_text(alias))
+    block.outputs.append(alias)
+    again = model.description.output.add()
+    again.CopyFrom(feature)
+    again.name = alias
+    again.shortDescription = f"The same as `{name}`, under the name that Guernika looks for"
+
+
+def _rename_input(model: Any, name: str, alias: str) -> None:
+    function, block = _block(model)
+    if any(o.name == alias for op in block.operations for o in op.outputs):
+        return  # a graph of another converter that uses the name inside; `lint` says what it means
+    for feature in (*model.description.input, *function.inputs):
+        if feature.name == name:
+            feature.name = alias
+    for op in block.operations:
+        for value in op.inputs.values():
+            for argument in value.arguments:
+                if argument.WhichOneof("binding") == "name" and argument.name == name:
+                    argument.name = alias
+
+
+def _text(value: str) -> Any:
+    from coremltools.converters.mil.backend.mil.helper import create_scalar_value
+
+    return create_scalar_value(value)

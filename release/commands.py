@@ -1,0 +1,53 @@
+"""The commands that release things: compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convert.commands import Json, Quiet
+from convert.terminal import Terminal
+from convert.units import size
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    app.command()(compile)
+
+
+def compile(
+    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the .mlmodelc go.")],
+    engine: Annotated[
+        str, typer.Option(help="native, xcode (on a Mac), or auto: Xcode's where it is installed.")
+    ] = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compile packages to the .mlmodelc folders that apps load; works on any system.
+
+    Example: sdxl-coreml compile out/toy_original_16-bit_128x128 --out compiled
+    """
+    from release.mlmodelc import choose_engine, compile_package, find_packages
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    packages, chosen = find_packages(path), choose_engine(engine)
+    compiled = []
+    with terminal.stage("Compiling", len(packages), "packages") as advance:
+        for package in packages:
+            compiled.append(compile_package(package, out, engine=chosen))
+            advance(1)
+    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in compiled]
+    terminal.result(
+        {
+            "schema": 1,
+            "engine": chosen,
+            "models": [
+                {"package": str(package), "path": str(model), "bytes": count}
+                for package, model, count in zip(packages, compiled, sizes, strict=True)
+            ],
+        },
+        "\n".join(f"{m}: {size(n)}" for m, n in zip(compiled, sizes, strict=True)),
+    )

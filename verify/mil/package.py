@@ -1,0 +1,210 @@
+"""An ML Program from a `.mlpackage`, or a bare `.mlmodel`: protobuf messages to plain data.
+
+Source: coremltools `mlmodel/format/MIL.proto`, `Model.proto` and `FeatureTypes.proto`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.errors import CannotExecute, InputError
+from verify.mil.blob import NUMPY_DTYPES, SUB_BYTE_BITS, WeightFile, decode, packed_size
+from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
+
+
+def read_model(path: Path) -> tuple[Path, Any, bytes]:
+    """A package's model file, the `Model` message in it, and its bytes; it is an ML Program.
+
+    Raises:
+        InputError: there is no such package.
+        CannotExecute: it is not readable, or is no ML Program.
+    """
+    if not path.exists():
+        raise InputError("no such package", where=path)
+    model_file = _root_model(path) if path.is_dir() else path
+    if not model_file.is_file():
+        raise CannotExecute("the package's model file is missing", where=model_file)
+
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    model = Model_pb2.Model()
+    content = model_file.read_bytes()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise CannotExecute("not a Core ML model", where=model_file) from error
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise CannotExecute(
+            f"an ML Program is needed, this model is {kind or 'empty'}",
+            where=model_file,
+            hint="Neural networks and pipelines are not supported; convert to an ML Program.",
+        )
+    return model_file, model, content
+
+
+def load_package(path: Path) -> Program:
+    """Read the program of a package; weights stay on disk. Raises as `load_program` does."""
+    model_file, model, _ = read_model(path)
+
+    from coremltools.proto import MIL_pb2
+
+    functions = model.mlProgram.functions
+    if len(functions) != 1:
+        raise CannotExecute(
+            f"one function is needed, this program has {len(functions)}: "
+            + (", ".join(sorted(functions)) or "none"),
+            where=model_file,
+            hint="Split a multi-function package into one package per function.",
+        )
+    ((name, function),) = functions.items()
+    if function.opset not in function.block_specializations:
+        raise CannotExecute(
+            f"function {name!r} has no block for its opset {function.opset!r}", where=model_file
+        )
+    reader = _Reader(model_file, MIL_pb2.DataType)
+    main = reader.block(function.block_specializations[function.opset])
+    main.inputs = {i.name: reader.type(i.type) for i in function.inputs}
+    if model.description.state:
+        raise CannotExecute("models with states are not supported", where=model_file)
+    metadata = model.description.metadata
+    return Program(
+        path=path,
+        opset=function.opset,
+        specification_version=model.specificationVersion,
+        inputs=[feature_of(f) for f in model.description.input],
+        outputs=[feature_of(f) for f in model.description.output],
+        main=main,
+        author=metadata.author,
+        license=metadata.license,
+        short_description=metadata.shortDescription,
+        version=metadata.versionString,
+        user_defined=dict(metadata.userDefined),
+    )
+
+
+def _root_model(package: Path) -> Path:
+    manifest = package / "Manifest.json"
+    try:
+        entries = json.loads(manifest.read_text())
+        relative = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
+    except FileNotFoundError as error:
+        raise CannotExecute("not a model package: no Manifest.json", where=package) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotExecute("the manifest does not name a root model", where=manifest) from error
+    if not isinstance(relative, str) or Path(relative).is_absolute() or ".." in relative.split("/"):
+        raise CannotExecute(f"the manifest points outside: {relative!r}", where=manifest)
+    return package / "Data" / relative
+
+
+def feature_of(feature: Any) -> Feature:
+    """A `FeatureDescription` as plain data."""
+    kind = feature.type.WhichOneof("Type")
+    name, description = feature.name, feature.shortDescription
+    if kind == "multiArrayType":
+        array = feature.type.multiArrayType
+        dtype = array.ArrayDataType.Name(array.dataType).lower()
+        dtype = {"float16": "fp16", "float32": "fp32", "double": "fp64"}.get(dtype, dtype)
+        return Feature(name, dtype, tuple(array.shape), description)
+    if kind == "imageType":
+        image = feature.type.imageType
+        channels = 3 if image.ColorSpace.Name(image.colorSpace) in ("RGB", "BGR") else 1
+        return Feature(name, "image", (channels, image.height, image.width), description)
+    return Feature(name, kind or "", (), description)
+
+
+class _Reader:
+    """Protobuf messages to dataclasses, for one model file."""
+
+    def __init__(self, model_file: Path, data_type: Any) -> None:
+        self.model_file = model_file
+        self.files: dict[str, WeightFile] = {}
+        self.dtypes = {
+            number: name.lower().replace("bfloat", "bf").replace("float", "fp")
+            for name, number in data_type.items()
+        }
+
+    def type(self, value_type: Any) -> TensorType:
+        kind = value_type.WhichOneof("type")
+        if kind != "tensorType":
+            # Lists and dictionaries occur only around classifiers and control flow.
+            return TensorType(kind or "none", ())
+        tensor = value_type.tensorType
+        shape = tuple(
+            int(d.constant.size) if d.WhichOneof("dimension") == "constant" else -1
+            for d in tensor.dimensions
+        )
+        return TensorType(self.dtypes[tensor.dataType], shape)
+
+    def block(self, block: Any) -> Block:
+        return Block(
+            inputs={i.name: self.type(i.type) for i in block.inputs},
+            ops=[self.op(op) for op in block.operations],
+            outputs=list(block.outputs),
+        )
+
+    def op(self, op: Any) -> Op:
+        attributes = {k: self.constant(v) for k, v in op.attributes.items()}
+        outputs = [(o.name, self.type(o.type)) for o in op.outputs]
+        name = str(attributes.pop("name").item()) if "name" in attributes else ""
+        return Op(
+            type=op.type,
+            name=name or (outputs[0][0] if outputs else op.type),
+            inputs={
+                key: [
+                    b.name if b.WhichOneof("binding") == "name" else self.constant(b.value)
+                    for b in argument.arguments
+                ]
+                for key, argument in op.inputs.items()
+            },
+            attributes=attributes,
+            outputs=outputs,
+            blocks=[self.block(b) for b in op.blocks],
+        )
+
+    def constant(self, value: Any) -> Constant:
+        type_ = self.type(value.type)
+        if value.WhichOneof("value") == "blobFileValue":
+            blob = value.blobFileValue
+            return Constant(type_, file=self.file(blob.fileName), offset=int(blob.offset))
+        if type_.dtype == "listType":
+            items = [self.constant(v).array() for v in value.immediateValue.list.values]
+            return Constant(type_, np.array(items))
+        return Constant(type_, self.immediate(value.immediateValue.tensor, type_))
+
+    def immediate(self, tensor: Any, type_: TensorType) -> np.ndarray:
+        kind = tensor.WhichOneof("value")
+        count = int(np.prod(type_.shape, dtype=np.int64))
+        values: Any = getattr(tensor, kind).values if kind else []
+        if type_.dtype == "string":
+            return np.array(list(values), dtype=np.str_).reshape(type_.shape)
+        if type_.dtype not in NUMPY_DTYPES and type_.dtype not in SUB_BYTE_BITS:
+            raise CannotExecute(
+                f"a constant of type {type_} cannot be read",
+                where=self.model_file,
+                hint="Open an issue with the package.",
+            )
+        if kind == "bytes":
+            found, needed = len(values), packed_size(type_.dtype, count)
+        else:
+            found, needed = len(values), count
+        if found != needed:
+            raise CannotExecute(
+                f"a constant of type {type_} has {found} values, not {needed}",
+                where=self.model_file,
+            )
+        if kind == "bytes":
+            return decode(np.frombuffer(values, np.uint8), type_.dtype, type_.shape).copy()
+        dtype = NUMPY_DTYPES.get(type_.dtype, np.dtype(np.int8))
+        return np.fromiter(values, dtype, count).reshape(type_.shape)
+
+    def file(self, name: str) -> WeightFile:
+        relative = name.removeprefix("@model_path/")
+        if Path(relative).is_absolute() or ".." in relative.split("/"):
+            raise CannotExecute(f"the program points outside: {name!r}", where=self.model_file)
+        if name not in self.files:
+            self.files[name] = WeightFile(self.model_file.parent / relative)
+        return self.files[name]
