@@ -19,7 +19,6 @@ from verify.checks import Verdict, versions, worst
 from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.report import SCHEMA
-from verify.summary import lowest_snr, summary_markdown, summary_table
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
 
@@ -147,7 +146,7 @@ def _verified(
             guidance=asked.guidance,
             progress=_prefixed(say, f"{resolution}: "),
         )
-        traces = ()
+        traces: tuple[Trace, ...] = ()
         if set(PICTURE_LEVELS) & set(asked.levels):
             traces = trace_all(
                 plan.checkpoint,
