@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert import manifest as manifests
 from convert.cache import Cache
@@ -19,6 +19,10 @@ from verify.checks import Verdict, versions, worst
 from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.report import SCHEMA
+from verify.summary import lowest_snr, summary_markdown, summary_table
+
+if TYPE_CHECKING:
+    from verify.sampling import Trace
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
 
