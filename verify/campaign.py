@@ -166,11 +166,7 @@ def _verified(
                 levels=asked.levels,
                 recording=recording,
                 traces=traces,
-                minimum={
-                    gate.component: gate.min_snr_db
-                    for gate in asked.gates
-                    if gate.bits == artifact.manifest["bits"]
-                },
+                asked=asked,
                 progress=_prefixed(say, f"{artifact.path.name}: "),
             )
             document = report.to_json(results)
