@@ -202,7 +202,7 @@ class CompressionGate(Section):
     """What compression must leave of a component or of pictures; there is no universal number."""
 
     bits: BitsText = Field(description="Of the artifacts it is for.", examples=["6"])
-    component: Compressible | Literal["pipeline"] = Field(
+    component: Literal[Compressible, "pipeline"] = Field(
         description="The component, or pipeline for whole runs at level generation.",
         examples=["unet"],
     )
