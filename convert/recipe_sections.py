@@ -1,7 +1,7 @@
 """The sections of a recipe: source, matrix, target, verify and release."""
 
 from string import Formatter
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -199,14 +199,41 @@ class Target(Section):
 
 
 class CompressionGate(Section):
-    """What compression must leave of a component's outputs; there is no universal number."""
+    """What compression must leave of a component or of pictures; there is no universal number."""
 
     bits: BitsText = Field(description="Of the artifacts it is for.", examples=["6"])
-    component: Compressible = Field(description="The component.", examples=["unet"])
-    min_snr_db: float = Field(
-        description="The lowest SNR in dB of any output against the checkpoint's own weights.",
+    component: Literal[Compressible, "pipeline"] = Field(
+        description="The component, or pipeline for whole runs at level generation.",
+        examples=["unet"],
+    )
+    min_snr_db: float | None = Field(
+        default=None,
+        description="The lowest SNR in dB of any output of a component against the checkpoint's "
+        "own weights.",
         examples=[20.0],
     )
+    min_latents_cosine: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="The lowest cosine of a run's final latents with the reference's.",
+        examples=[0.95],
+    )
+    min_psnr_db: float | None = Field(
+        default=None,
+        description="The lowest PSNR in dB (peak 1.0) of a run's picture with the reference's.",
+        examples=[20.0],
+    )
+
+    @model_validator(mode="after")
+    def _measures_of_the_component(self) -> Self:
+        of_pictures = [self.min_latents_cosine, self.min_psnr_db]
+        if self.component == "pipeline":
+            if self.min_snr_db is not None or of_pictures == [None, None]:
+                raise refusal("pipeline needs min_latents_cosine or min_psnr_db, not min_snr_db")
+        elif self.min_snr_db is None or of_pictures != [None, None]:
+            raise refusal(f"{self.component} needs min_snr_db; the others are of pipeline")
+        return self
 
 
 class Verify(Section):

@@ -17,10 +17,11 @@ from packages import edit_manifest, edit_weights
 
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.recipe_sections import CompressionGate
 from convert.values import LEVELS
 from verify import report
 from verify.checks import Results
-from verify.generation import check_generation, check_sanity
+from verify.generation import Asked, check_generation, check_sanity, picture_gates
 from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.recording import Recording
@@ -238,6 +239,11 @@ def test_a_missing_component_is_no_pass(
 def test_compressed_weights_have_no_universal_gate(pictured: Results) -> None:
     made = pictured.generations[0]
     far = replace(made, latents=replace(made.latents, cosine=0.5))
-    judged = {bits: check_generation(far, load_policy(), bits)[0] for bits in ("16", "6")}
+    policy = load_policy()
+    judged = {bits: check_generation(far, Asked(policy, bits))[0] for bits in ("16", "6")}
     assert judged["16"].verdict == "fail"
     assert (judged["6"].verdict, judged["6"].gate) == ("pass", "finite")
+    gate = CompressionGate(bits="6", component="pipeline", min_latents_cosine=0.9, min_psnr_db=20)
+    latents, image = check_generation(far, Asked(policy, "6", picture_gates([gate])))
+    assert (latents.verdict, latents.gate) == ("fail", "cosine >= 0.9")
+    assert (image.verdict, image.gate) == ("pass", "psnr_db >= 20")

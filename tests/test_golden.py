@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.download import Snapshot
 from convert.errors import CannotExecute, InputError
 from convert.plan import make_plan
@@ -20,7 +20,7 @@ from convert.run import run
 from convert.values import Resolution
 from verify.checks import Results
 from verify.golden import Golden, read_golden, write_golden
-from verify.recording import Recording
+from verify.recording import Recording, record
 from verify.run import verify
 from verify.sampling import Trace
 
@@ -95,17 +95,24 @@ def test_a_replay_needs_no_checkpoint(
     assert len(results.generations) == len(traces)
 
 
-def test_compressed_weights_need_the_checkpoint(
-    golden: Golden, base: Checkpoint, tmp_path: Path
-) -> None:
+def test_compressed_weights_need_the_checkpoint(toy: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(toy)
     recipe = (
-        'name = "base"\nsource.path = "base"\n'
-        'matrix = { attention = ["original"], resolution = ["64x96"], bits = ["6"] }\n'
+        'name = "toy"\nsource.path = "toy"\n'
+        'matrix = { attention = ["original"], resolution = ["64x64"], bits = ["6"] }\n'
     )
-    plan = make_plan(parse_recipe(recipe, where="test"), base, components=["text_encoder"])
-    made = run(plan, Snapshot(base.path, None, None, ()), tmp_path / "out")[0]
-    package = made.path / "TextEncoder.mlpackage"
-    results = verify(package, golden=golden, runtime="torch", levels=("conversion", "compression"))
+    plan = make_plan(parse_recipe(recipe, where="test"), source, components=["text_encoder"])
+    made = run(plan, Snapshot(toy, None, None, ()), tmp_path / "out")[0]
+    recording = record(
+        source, ["text_encoder"], resolution=Resolution(64, 64), fp16=["text_encoder"]
+    )
+    write_golden(tmp_path / "golden", source, recording, ())
+    results = verify(
+        made.path / "TextEncoder.mlpackage",
+        golden=read_golden(tmp_path / "golden"),
+        runtime="torch",
+        levels=("conversion", "compression"),
+    )
     assert results.exit_code() == 3
     (unsure,) = [c for c in results.checks if c.verdict == "indeterminate"]
     assert (unsure.level, unsure.component) == ("conversion", "text_encoder")

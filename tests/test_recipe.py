@@ -141,6 +141,15 @@ BAD_RECIPES = [
     ("[verify]\nguidance = nan", "verify.guidance: must be a finite number, not nan"),
     ("[verify]\nguidance = -1", "verify.guidance: must be at least 0"),
     ("[verify]\nscheduler = 'Euler A'", "did you mean `euler_a`?"),
+    ("[verify]\nlevels = ['generatoin']", "did you mean `generation`?"),
+    (
+        "[[verify.gates]]\nbits = '6'\ncomponent = 'pipeline'\nmin_snr_db = 20.0",
+        "pipeline needs min_latents_cosine or min_psnr_db",
+    ),
+    (
+        "[[verify.gates]]\nbits = '6'\ncomponent = 'unet'\nmin_psnr_db = 20.0",
+        "unet needs min_snr_db",
+    ),
     ("[release]\nrepo = 'https://huggingface.co/a/b'", "did you mean `a/b`?"),
     ("[release]\nlicense = 1979-05-27", "release.license: must be a string"),
     ("[release]\nlicense_link = 'freedevproject.org'", "is not a link"),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert import manifest as manifests
 from convert.cache import Cache
@@ -20,6 +20,9 @@ from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.report import SCHEMA
 from verify.summary import lowest_snr, summary_markdown, summary_table
+
+if TYPE_CHECKING:
+    from verify.sampling import Trace
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
 
@@ -147,7 +150,7 @@ def _verified(
             guidance=asked.guidance,
             progress=_prefixed(say, f"{resolution}: "),
         )
-        traces = ()
+        traces: tuple[Trace, ...] = ()
         if set(PICTURE_LEVELS) & set(asked.levels):
             traces = trace_all(
                 plan.checkpoint,
@@ -163,11 +166,7 @@ def _verified(
                 levels=asked.levels,
                 recording=recording,
                 traces=traces,
-                minimum={
-                    gate.component: gate.min_snr_db
-                    for gate in asked.gates
-                    if gate.bits == artifact.manifest["bits"]
-                },
+                asked=asked,
                 progress=_prefixed(say, f"{artifact.path.name}: "),
             )
             document = report.to_json(results)

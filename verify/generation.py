@@ -8,14 +8,16 @@ may part for harmless reasons, so only uncompressed artifacts have a universal g
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from convert.errors import CannotExecute
+from convert.recipe_sections import CompressionGate
 from convert.values import Level
 from verify.checks import Check
+from verify.gates import Gate
 from verify.image_metrics import ImageMetrics, compare_images
 from verify.metrics import Metrics, compare
 from verify.pipeline import Network, build_pipeline
@@ -127,7 +129,31 @@ def generate(
     return made, found.image
 
 
-def check_generation(made: Generation, policy: Policy, bits: str | None) -> list[Check]:
+@dataclass(frozen=True)
+class Asked:
+    """What pictures are judged by."""
+
+    policy: Policy
+    bits: str | None = None  # of the artifact's weights, for gates that name theirs
+    recipe: Mapping[str, tuple[Gate, ...]] = field(default_factory=dict)  # its gates, by output
+
+
+def picture_gates(gates: Sequence[CompressionGate]) -> dict[str, tuple[Gate, ...]]:
+    """A recipe's gates on whole runs, by output."""
+    found: dict[str, list[Gate]] = {"latents": [], "image": []}
+    for gate in gates:
+        for output, metric, value in (
+            ("latents", "cosine", gate.min_latents_cosine),
+            ("image", "psnr_db", gate.min_psnr_db),
+        ):
+            if value is not None:
+                found[output].append(
+                    Gate("generation", (COMPONENT,), metric, True, value, "the recipe's")
+                )
+    return {output: tuple(made) for output, made in found.items()}
+
+
+def check_generation(made: Generation, asked: Asked) -> list[Check]:
     """Judge the final latents and the picture; SNR of every step is recorded in the report."""
     checks = []
     for output, metrics, likeness in (
@@ -136,7 +162,14 @@ def check_generation(made: Generation, policy: Policy, bits: str | None) -> list
     ):
         values = metrics.to_json() | {"problem": metrics.problem}
         values |= likeness.to_json() if likeness else {}
-        judged = policy.judge("generation", COMPONENT, values, output=output, bits=bits)
+        judged = asked.policy.judge(
+            "generation",
+            COMPONENT,
+            values,
+            output=output,
+            bits=asked.bits,
+            recipe=asked.recipe.get(output, ()),
+        )
         checks.append(
             Check(
                 level="generation",
@@ -168,9 +201,8 @@ def check_sanity(trace: Trace, image: np.ndarray) -> Check:
 def check_pictures(
     candidate: Candidate,
     traces: Sequence[Trace],
-    policy: Policy,
+    asked: Asked,
     levels: Collection[Level],
-    bits: str | None,
     *,
     name: str = "",
     progress: Progress | None = None,
@@ -181,7 +213,7 @@ def check_pictures(
         made, image = generate(candidate, trace, name=name, progress=progress)
         generations.append(made)
         if "generation" in levels:
-            checks += check_generation(made, policy, bits)
+            checks += check_generation(made, asked)
         if "sanity" in levels:
             checks.append(check_sanity(trace, image))
     return checks, tuple(generations)

@@ -240,7 +240,7 @@ def _cases(
 
 def _trace_tensors(traces: Sequence[Trace]) -> dict[str, Tensor]:
     """All tensors of the traces; an input that is that of the call before is not repeated."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for number, trace in enumerate(traces):
         found |= {f"{number}/noise/{i}": t for i, t in enumerate(trace.noise)}
         found |= {f"{number}/latents/{i}": t for i, t in enumerate(trace.picture.latents)}
@@ -299,13 +299,13 @@ def _calls(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Call, ...]]:
     for key, tensor in tensors.items():
         if key.count("/") == 3:
             component, index, kind, name = key.split("/")
-            call = parts.setdefault(component, {}).setdefault(int(index), {})
-            call.setdefault(kind, {})[name] = tensor
+            part = parts.setdefault(component, {}).setdefault(int(index), {})
+            part.setdefault(kind, {})[name] = tensor
     calls: dict[str, tuple[Call, ...]] = {}
     for component, found in parts.items():
         made: list[Call] = []
-        for index in sorted(found):
+        for _, call in sorted(found.items()):
             before = made[-1].inputs if made else {}
-            made.append(Call({**before, **found[index].get("inputs", {})}, found[index]["outputs"]))
+            made.append(Call({**before, **call.get("inputs", {})}, call["outputs"]))
         calls[component] = tuple(made)
     return calls

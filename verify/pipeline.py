@@ -88,7 +88,7 @@ def packages(artifact: Path) -> dict[str, Path]:
     """The models of an artifact folder, by component; raises InputError if it is none."""
     if not artifact.is_dir():
         raise InputError("no such artifact folder", where=artifact)
-    found = {}
+    found: dict[str, Path] = {}
     for name, component in COMPONENTS.items():
         for file in (artifact / f"{component.file}{suffix}" for suffix in SUFFIXES):
             if file.exists():

@@ -19,7 +19,7 @@ from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.models.networks import build_network
-from convert.values import FORMATS, Format, Resolution
+from convert.values import FORMATS, DeploymentTarget, Format, Resolution
 from convert.weight_file import layout
 from verify.inspect_graph import infer_attention
 from verify.interface import is_compressed, precision
@@ -92,7 +92,7 @@ def probe_programs(
     }
 
 
-def _target(program: Program) -> str:
+def _target(program: Program) -> DeploymentTarget:
     found = Format(program.specification_version, program.opset)
     for name, known in FORMATS.items():
         if known == found:

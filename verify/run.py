@@ -20,7 +20,14 @@ from verify.artifact import Artifact, open_artifact
 from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
-from verify.generation import COMPONENT, Candidate, Generation, check_pictures
+from verify.generation import (
+    COMPONENT,
+    Asked,
+    Candidate,
+    Generation,
+    check_pictures,
+    picture_gates,
+)
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
@@ -69,8 +76,10 @@ def verify(
         recording: of the checkpoint at the artifact's resolution, made before; artifacts that
             differ in attention or bits can share one. Made here if None.
         traces: whole runs of the reference at that resolution; the same holds for them.
-        asked: the recipe's [verify], from which traces are made; its defaults if None.
-        minimum: SNR in dB, by component, that compression must leave in the outputs.
+        asked: the recipe's [verify], whose gates are asked and from which traces are made; its
+            defaults if None.
+        minimum: SNR in dB, by component, that compression must leave in the outputs; what the
+            gates of `asked` say for these bits if None.
         timesteps: at which the UNet is compared; those of `verify.schedule` if None.
         probe: compare at this size instead of the packages' own, with their own weights; see
             `verify.probe`. Structure is that of the packages as they are.
@@ -98,6 +107,10 @@ def verify(
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
     bits = artifact.claims.get("bits") or _bits(programs)
+    asked = asked or Verify()
+    gates = [gate for gate in asked.gates if gate.bits == bits]
+    if minimum is None:
+        minimum = {g.component: g.min_snr_db for g in gates if g.min_snr_db is not None}
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
@@ -136,7 +149,7 @@ def verify(
                 runner,
                 policy,
                 wanted,
-                minimum or {},
+                minimum,
                 bits,
                 checks,
                 device,
@@ -155,7 +168,7 @@ def verify(
             size = resolution or SMALLEST
             traces = trace_all(
                 source,
-                settings_for(asked or Verify(), kinds),
+                settings_for(asked, kinds),
                 size,
                 device=device,
                 progress=progress,
@@ -165,7 +178,14 @@ def verify(
                 f"the pictures were recorded for {traces[0].resolution}, the artifact {resolution}"
             )
         found, generations = _pictures(
-            artifact, source, traces, runner, policy, wanted, bits, checks, progress
+            artifact,
+            source,
+            traces,
+            runner,
+            Asked(policy, bits, picture_gates(gates)),
+            wanted,
+            checks,
+            progress,
         )
         checks += found
     scope = runner.scope
@@ -289,30 +309,29 @@ def _pictures(
     source: Checkpoint,
     traces: Sequence[Trace],
     runtime: Runtime,
-    policy: Policy,
+    asked: Asked,
     levels: Collection[Level],
-    bits: str | None,
     earlier: list[Check],
     progress: Progress | None,
 ) -> tuple[list[Check], tuple[Generation, ...]]:
     """Levels `generation` and `sanity`, with the settings that the artifact itself claims."""
-    asked = [level for level in PICTURE_LEVELS if level in levels]
+    level = next(level for level in PICTURE_LEVELS if level in levels)
     missing = ", ".join(artifact.missing)
     if missing:
-        return [failed(asked[0], COMPONENT, "run", "runs", f"{missing} missing")], ()
+        return [failed(level, COMPONENT, "run", "runs", f"{missing} missing")], ()
     config = artifact.pipeline or pipeline_config(source)
     tokenizers = {name: artifact.path for name in config["pad_tokens"]}
     try:
         networks = {n: network(runtime.load(file)) for n, file in artifact.packages.items()}
         candidate = Candidate(networks, config, tokenizers)
         return check_pictures(
-            candidate, traces, policy, levels, bits, name=runtime.name, progress=progress
+            candidate, traces, asked, levels, name=runtime.name, progress=progress
         )
     except (CannotExecute, InputError) as error:
         if not any(check.verdict == "fail" for check in earlier):
             raise
         # What is wrong has been said already, where it can be told.
-        return [failed(asked[0], COMPONENT, "run", "runs", error.problem)], ()
+        return [failed(level, COMPONENT, "run", "runs", error.problem)], ()
 
 
 def _require(

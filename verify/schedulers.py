@@ -56,8 +56,9 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
     """
     import diffusers
 
+    settings: dict[str, Any] = {}
     if name is None:
-        kind, settings = str(config.get("_class_name", "EulerDiscreteScheduler")), {}
+        kind = str(config.get("_class_name", "EulerDiscreteScheduler"))
         if not hasattr(diffusers, kind):
             raise InputError(f"the checkpoint's scheduler, {kind}, is not one that diffusers has")
     else:

@@ -7,10 +7,12 @@ from typing import Any
 
 from convert.components import COMPONENTS
 from verify.checks import Verdict, worst
+from verify.image_metrics import PSNR
 from verify.metrics import SNR
 from verify.report import MARKS, STYLES
 
 Report = dict[str, Any]
+PICTURES = "pipeline"  # the component that levels generation and sanity are of
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.
 SHORT = {
     "text_encoder": "text",
@@ -18,6 +20,7 @@ SHORT = {
     "unet": "UNet",
     "vae_decoder": "VAE dec",
     "vae_encoder": "VAE enc",
+    "pipeline": "pictures",
 }
 
 
@@ -82,7 +85,7 @@ def summary_markdown(reports: Sequence[Report]) -> str:
 
 def _components(reports: Sequence[Report]) -> list[str]:
     seen = {check["component"] for report in reports for check in report["checks"]}
-    return [c for c in COMPONENTS if c in seen]
+    return [c for c in (*COMPONENTS, PICTURES) if c in seen]
 
 
 def _cells(report: Report, components: Sequence[str]) -> list[str]:
@@ -91,14 +94,25 @@ def _cells(report: Report, components: Sequence[str]) -> list[str]:
         snr = lowest_snr(report, component)
         bad = any(c["component"] == component and c["verdict"] != "pass" for c in report["checks"])
         cells.append(("✗ " if bad else "") + ("" if snr is None else f"{snr:.1f}"))
+    if PICTURES in components:
+        cells[-1] = _pictures(report)
     structure = [c for c in report["checks"] if c["level"] == "structure"]
     passed = sum(c["verdict"] == "pass" for c in structure)
     return [*cells, f"{passed}/{len(structure)}"]
 
 
+def _pictures(report: Report) -> str:
+    """The lowest PSNR of the report's pictures, marked if something about them failed."""
+    psnr = [float(g["psnr_db"]) for g in report.get("generations", []) if g["psnr_db"] is not None]
+    bad = any(c["component"] == PICTURES and c["verdict"] != "pass" for c in report["checks"])
+    return ("✗ " if bad else "") + (f"{min(psnr):.1f}" if psnr else "")
+
+
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
+    pictures = f" Of pictures the lowest PSNR in dB; {PSNR}."
     return [
-        f"Numbers: the lowest SNR in dB against PyTorch float32; {SNR}.",
+        f"Numbers: the lowest SNR in dB against PyTorch float32; {SNR}."
+        + (pictures if any(r.get("generations") for r in reports) else ""),
         *(f"Scope: {s}." for s in scopes),
     ]

@@ -1,0 +1,72 @@
+"""The toy's pictures from PyTorch and from its artifact, prompt by prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint import open_checkpoint
+from convert.download import Snapshot
+from convert.pipeline_config import pipeline_config
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
+from convert.recipe_sections import Verify
+from convert.run import run
+from convert.values import Resolution
+from verify.generation import Candidate
+from verify.image_metrics import compare_images
+from verify.metrics import compare
+from verify.pipeline import network, packages
+from verify.runtimes import TorchRuntime
+from verify.sampling import replay, settings_for, trace_all
+from verify.sanity import degenerate
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
+
+PROMPTS = (
+    "a large red circle on a blue background",
+    "a small yellow square on a black background",
+    "a large green triangle on a white background",
+    "a blue star on a yellow background",
+    "a small white ring at the top on a red background",
+    "an orange cross on a grey background",
+    "a large purple circle at the left on a green background",
+    "a pink square at the bottom on a cyan background",
+)
+RECIPE = """
+name = "toy"
+source.path = "toy"
+matrix = { attention = ["split_einsum"], resolution = ["128x128"] }
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = make_plan(parse_recipe(RECIPE, where="test"), open_checkpoint(toy))
+    out = tmp_path_factory.mktemp("pictures") / "out"
+    return run(plan, Snapshot(toy, None, None, ()), out)[0].path
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "dpmpp_2m_karras"])
+def test_an_fp16_artifact_makes_the_same_pictures(
+    scheduler: str, toy: Path, artifact: Path
+) -> None:
+    checkpoint = open_checkpoint(toy)
+    asked = Verify.model_validate({"prompts": PROMPTS, "steps": 8, "scheduler": scheduler})
+    wanted = settings_for(asked, ("text-to-image", "image-to-image"))
+    config = pipeline_config(checkpoint)
+    runtime = TorchRuntime()
+    candidate = Candidate(
+        {name: network(runtime.load(file)) for name, file in packages(artifact).items()},
+        config,
+        {name: artifact for name in config["pad_tokens"]},
+    )
+    found = {}
+    for trace in trace_all(checkpoint, wanted, Resolution(128, 128)):
+        picture = replay(candidate.pipeline(trace.settings), trace)
+        cosine = compare(trace.picture.latents[-1], picture.latents[-1]).cosine
+        psnr = compare_images(trace.picture.image, picture.image).psnr_db
+        found[trace.settings.case] = cosine, psnr, degenerate(picture.image)
+    assert len(found) == 2 * len(PROMPTS)
+    assert all(c >= 0.999 and p >= 35 and flaw is None for c, p, flaw in found.values()), found
