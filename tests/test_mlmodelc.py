@@ -23,8 +23,9 @@ from convert.errors import CannotExecute, InputError
 from convert.mlpackage import MODEL, WEIGHTS
 from release import xcode
 from release.mlmodelc import choose_engine, compile_package, find_packages
+from release.op_versions import DEFINED
 from verify.inspect import inspect
-from verify.mil import Program, load_program
+from verify.mil import Program, histogram, load_program
 from verify.mil.evaluator import Evaluator
 from verify.recording import Recording
 from verify.run import verify
@@ -248,6 +249,12 @@ def test_broken_compiled_models_are_named(package: Path, tmp_path: Path) -> None
     (compiled / "model.mil").write_text(mil[:5000], "utf-8")
     with pytest.raises(CannotExecute, match=r"model\.mil: line"):
         load_program(compiled)
+
+
+def test_every_operation_that_we_make_has_a_known_version(base_artifact: Path) -> None:
+    made = {op for path in find_packages(base_artifact) for op in histogram(load_program(path))}
+    assert {"conv", "einsum", "softmax", "gather", "linear"} <= made
+    assert made <= DEFINED.keys()
 
 
 # ---- inspect, verify, the command ----
