@@ -51,7 +51,7 @@ def convert_job(
     Raises:
         InputError: a bit width other than 16, or as `convert_component` does.
     """
-    if job.bits != "16":
+    if job.compression.methods:
         raise InputError(
             f"Apple's engine makes 16-bit packages, not {job.bits}-bit ones",
             hint="Use `--engine native`, or `--bits 16`.",

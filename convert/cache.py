@@ -97,8 +97,12 @@ class Cache:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write or replace a text file, atomically and without a trace beside it."""
+        self.write_bytes(path, text.encode())
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
+        """The same for any file."""
         new = self.new_folder() / path.name
-        new.write_text(text, "utf-8")
+        new.write_bytes(data)
         self.replace(new, path)
 
     def entry(
@@ -136,14 +140,16 @@ class Cache:
         """SHA-256 of files, remembered by path, size and time so that 5 GB are read once."""
         out = {}
         for file in files:
-            stat = file.stat()
-            identity = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
             def fill(folder: Path, file: Path = file) -> dict[str, str]:
                 return {"sha256": digest_file(file, report)}
 
-            out[file] = self.entry("digests", key_of(identity), fill)[1]["sha256"]
+            out[file] = self.entry("digests", _identity(file), fill)[1]["sha256"]
         return out
+
+    def remember(self, file: Path, sha256: str) -> None:
+        """Spare `digests` the reading of a file whose SHA-256 is known."""
+        self.entry("digests", _identity(file), lambda folder: {"sha256": sha256})
 
     def _facts(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -172,6 +178,11 @@ def _is_abandoned(workspace: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def _identity(file: Path) -> str:
+    stat = file.stat()
+    return key_of([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
 
 
 def _files(folder: Path) -> list[str]:

@@ -138,6 +138,27 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     )
 
 
+def open_without_weights(path: Path, name: str) -> Checkpoint:
+    """What a checkpoint says of itself, from a folder that holds its files but for the weights.
+
+    Raises:
+        InputError: a file is missing or not readable.
+    """
+    folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
+    files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return Checkpoint(
+        path=path,
+        name=name,
+        files={file: path / file for file in files},
+        parts={n: Part(n, path / n, _json(path / n / "config.json"), {}) for n in folders},
+        tokenizers={
+            n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
+        },
+        scheduler=_json(path / "scheduler" / "scheduler_config.json", default={}),
+        model_index=_json(path / "model_index.json"),
+    )
+
+
 def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))

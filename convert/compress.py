@@ -1,16 +1,14 @@
-"""Compression of weights: which tensors, how, and their values as they are streamed."""
+"""Compression of weights: which tensors, how, and how many bytes that takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import numpy as np
-
-from convert.palette import Histogram, Packer, Palette, fit, pack
-from convert.quantize import Quantized, int4_per_block, int8_per_channel
 from convert.tensors import Tensor
-from convert.values import Bits
 
 # coremltools leaves tensors below this alone, too: the palette would outweigh what it saves.
 SMALLEST = 2048  # elements
@@ -21,136 +19,109 @@ BLOCK = 32  # input channels that share a scale in int4
 
 
 @dataclass(frozen=True)
-class Compression:
-    """What happens to the weights of a component."""
+class Method:
+    """How a tensor's weights are stored.
 
-    bits: Bits
-
-    def method(self, tensor: Tensor) -> str | None:
-        """What of `METHODS` is done to a tensor; None if it stays as it is.
-
-        Weights of convolutions and linear layers are compressed, neither embeddings nor norms and
-        biases: those are small, and every output depends on them.
-        """
-        is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
-        if self.bits not in METHODS or not is_weight or tensor.size < SMALLEST:
-            return None
-        if self.bits == "int4" and tensor.shape[1] % BLOCK:
-            return "int8"  # the first convolution, mostly: it has four input channels
-        return str(self.bits)
-
-    def stored_bytes(self, tensor: Tensor, width: int) -> int:
-        """Bytes of the tensor in a weight file, records and padding included.
-
-        Args:
-            width: bytes of an element that is not compressed.
-        """
-        method = self.method(tensor)
-        if method is None:
-            return _record(tensor.size * width)
-        if method in INTEGERS:
-            bits = INTEGERS[method]
-            scales = tensor.shape[0] * QuantizedTensor(tensor, bits).blocks
-            return _record(tensor.size * bits // 8) + _record(2 * scales)
-        bits = int(method)
-        return _record(-(-tensor.size * bits // 8)) + _record(2 << bits)
-
-
-NONE = Compression(Bits("16"))
-
-
-class PalettizedTensor:
-    """A tensor's look-up table and packed indices, from one palette fitted when it is needed.
-
-    The tensor is read twice, in chunks: for its histogram, and for its indices.
+    Attributes:
+        bits: of `METHODS`.
+        group_size: successive output channels that share a palette; None: the whole tensor.
     """
 
-    def __init__(self, tensor: Tensor, bits: int) -> None:
-        self.tensor, self.bits = tensor, bits
-        self._palette: Palette | None = None
+    bits: str
+    group_size: int | None = None
 
-    @property
-    def lut(self) -> _LUT:
-        return _LUT(self)
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this shape in a weight file, records and padding included."""
+        size = math.prod(shape)
+        if self.bits in INTEGERS:
+            bits = INTEGERS[self.bits]
+            blocks = shape[1] // BLOCK if bits == 4 else 1
+            return _record(size * bits // 8) + _record(2 * shape[0] * blocks)
+        bits = int(self.bits)
+        palettes = 1 if self.group_size is None else shape[0] // self.group_size
+        return _record(-(-size * bits // 8)) + _record(palettes * (2 << bits))
 
-    @property
-    def indices(self) -> _Indices:
-        return _Indices(self)
-
-    def palette(self) -> Palette:
-        """The palette; the same for every call, whatever the order."""
-        if self._palette is None:
-            histogram = Histogram()
-            for chunk in self.tensor.chunks(np.float16):
-                histogram.add(chunk)
-            self._palette = fit(histogram, self.bits)
-        return self._palette
-
-    def forget(self) -> None:
-        """Drop the palette; its tables would add up over a network's tensors."""
-        self._palette = None
+    def __str__(self) -> str:
+        """For people and manifests: `6`, `6 in groups of 16`, `int8`."""
+        groups = "" if self.group_size is None else f" in groups of {self.group_size}"
+        return f"{self.bits}{groups}"
 
 
-@dataclass(frozen=True)
-class _Indices:
-    of: PalettizedTensor
+def is_compressible(tensor: Tensor) -> bool:
+    """Whether a tensor is one of those that compression is for.
 
-    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        palette, packer = self.of.palette(), Packer(self.of.bits)
-        for chunk in self.of.tensor.chunks(np.float16):
-            yield packer.add(palette.indices(chunk))
-        yield packer.finish()
-
-
-@dataclass(frozen=True)
-class _LUT:
-    of: PalettizedTensor
-
-    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield self.of.palette().lut
-        self.of.forget()  # the indices come before the table, in the order of their names
+    Weights of convolutions and linear layers are, neither embeddings nor norms and biases: those
+    are small, and every output depends on them.
+    """
+    is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
+    return is_weight and tensor.size >= SMALLEST
 
 
-class QuantizedTensor:
-    """A tensor's integers and their scales; the tensor is read whole, twice."""
+def choose_method(tensor: Tensor, bits: str, group_size: int | None = None) -> Method | None:
+    """How a tensor is stored where `bits` is asked for; None if it stays as it is.
 
-    def __init__(self, tensor: Tensor, bits: int) -> None:
-        self.tensor, self.bits = tensor, bits
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in an output channel, each with a scale."""
-        return self.tensor.shape[1] // BLOCK if self.bits == 4 else 1
-
-    @property
-    def data(self) -> _Data:
-        return _Data(self)
-
-    @property
-    def scale(self) -> _Scale:
-        return _Scale(self)
-
-    def quantized(self) -> Quantized:
-        """The integers and scales, in the checkpoint's shape."""
-        weight = self.tensor.read(np.float16)
-        return int4_per_block(weight, BLOCK) if self.bits == 4 else int8_per_channel(weight)
+    A tensor with no more than `group_size` output channels is one group, with one palette. One
+    that its palettes would make larger stays as it is.
+    """
+    if bits not in METHODS or not is_compressible(tensor):
+        return None
+    if bits == "int4" and tensor.shape[1] % BLOCK:
+        return Method("int8")  # the first convolution, mostly: it has four input channels
+    if bits in INTEGERS:
+        return Method(bits)
+    is_grouped = group_size is not None and tensor.shape[0] > group_size
+    method = Method(bits, group_size if is_grouped else None)
+    return method if method.stored_bytes(tensor.shape) < plain_bytes(tensor, 2) else None
 
 
 @dataclass(frozen=True)
-class _Data:
-    of: QuantizedTensor
+class Compression:
+    """What happens to the weights of a component: the method of each tensor that is compressed."""
 
-    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        data = self.of.quantized().data
-        yield pack(data, 4) if self.of.bits == 4 else data.reshape(-1)
+    methods: tuple[tuple[str, Method], ...] = ()  # by the tensor's name, in the order of names
+
+    @classmethod
+    def of(cls, methods: Mapping[str, Method | None]) -> Compression:
+        """That of tensors by name, of which None stay as they are."""
+        return cls(tuple(sorted((n, m) for n, m in methods.items() if m is not None)))
+
+    @classmethod
+    def uniform(cls, tensors: Mapping[str, Tensor], bits: str) -> Compression:
+        """The same bits for all that can be compressed."""
+        return cls.of({name: choose_method(tensor, bits) for name, tensor in tensors.items()})
+
+    @cached_property
+    def _by_name(self) -> dict[str, Method]:
+        return dict(self.methods)
+
+    def method(self, name: str) -> Method | None:
+        """What is done to the tensor of a name; None if it stays as it is."""
+        return self._by_name.get(name)
+
+    def stored_bytes(self, tensors: Mapping[str, Tensor], width: int) -> int:
+        """Bytes of tensors in a weight file, records and padding included.
+
+        Args:
+            tensors: by the names that `methods` has.
+            width: bytes of an element that is not compressed.
+        """
+        total = 0
+        for name, tensor in tensors.items():
+            method = self.method(name)
+            total += method.stored_bytes(tensor.shape) if method else plain_bytes(tensor, width)
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """The methods by tensor, for keys and manifests."""
+        return {name: str(method) for name, method in self.methods}
 
 
-@dataclass(frozen=True)
-class _Scale:
-    of: QuantizedTensor
+NONE = Compression()
 
-    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield self.of.quantized().scale.reshape(-1)
+
+def plain_bytes(tensor: Tensor, width: int) -> int:
+    """Bytes of a tensor that is not compressed, at `width` bytes an element."""
+    return _record(tensor.size * width)
 
 
 def _record(size: int) -> int:

@@ -25,8 +25,13 @@ START_SECONDS = 3.5  # to import coremltools
 START_BYTES = 260_000_000
 PARENT_BYTES = 35_000_000  # of the process that only waits for workers
 WEIGHTS_PER_SECOND = 300e6  # read, checked, hashed and written
+# Palettes: a fit takes as long for a large tensor as for a small one, and is quicker for a group.
+FIT_SECONDS = {"8": 0.075, "6": 0.032, "4": 0.016, "3": 0.012, "2": 0.007, "1": 0.006}
+GROUP_SECONDS = {"8": 0.063, "6": 0.015, "4": 0.004, "3": 0.004, "2": 0.003, "1": 0.003}
+PALETTIZED_PER_SECOND = 180e6  # weights that are counted, looked up and packed
+QUANTIZED_PER_SECOND = 75e6  # weights to integers: once for these, once for their scales
 # Below this, worker processes cost more than they save: each imports coremltools.
-WORTH_WORKERS = 20.0  # seconds of building graphs
+WORTH_WORKERS = 20.0  # seconds of building graphs and fitting palettes
 QUERY_CHUNK = 512
 
 
@@ -37,13 +42,15 @@ class Estimate:
     bytes: int  # on disk, hard links counted once
     weight_bytes: int  # of which weights
     graph_seconds: float  # of one process
+    compress_seconds: float  # of one process
+    longest_seconds: float  # of compressing the largest weight file, which one process writes
     memory_bytes: int  # anonymous, of one process at its peak
     parallel: bool  # whether there are several graphs to build at once
 
     @property
     def workers(self) -> int:
         """Processes that help, and that the machine has cores and memory for."""
-        if not self.parallel or self.graph_seconds < WORTH_WORKERS:
+        if not self.parallel or self.graph_seconds + self.compress_seconds < WORTH_WORKERS:
             return 1
         fitting = (available_memory() or 1 << 60) // self.memory_bytes - 1
         return max(1, min(os.cpu_count() or 1, fitting))
@@ -57,7 +64,9 @@ class Estimate:
         if not self.bytes:
             return 0.0
         starts = START_SECONDS * (2 if workers > 1 else 1)
-        return starts + self.weight_bytes / WEIGHTS_PER_SECOND + self.graph_seconds / workers
+        writing = self.weight_bytes / WEIGHTS_PER_SECOND
+        compressing = max(self.longest_seconds, self.compress_seconds / workers)
+        return starts + writing + compressing + self.graph_seconds / workers
 
 
 def estimate(plan: Plan, jobs: Sequence[Job], leaders: Sequence[Job] | None = None) -> Estimate:
@@ -70,10 +79,13 @@ def estimate(plan: Plan, jobs: Sequence[Job], leaders: Sequence[Job] | None = No
     if leaders is None:
         leaders = list({plan.weight_key(job): job for job in jobs}.values())
     weights = sum(map(plan.weight_bytes, leaders))
+    compressing = [compress_seconds(plan, job) for job in leaders]
     return Estimate(
         bytes=weights + sum(ops) * BYTES_PER_OP,
         weight_bytes=weights,
         graph_seconds=sum(ops) * SECONDS_PER_OP,
+        compress_seconds=sum(compressing),
+        longest_seconds=max(compressing, default=0.0),
         memory_bytes=START_BYTES + max(ops, default=0) * BYTES_PER_OP_IN_MEMORY,
         parallel=len(jobs) > 1,
     )
@@ -103,6 +115,21 @@ def available_memory() -> int | None:
     total, available = physical_memory()
     limits = [n for n in (available or total, cgroup_limit()) if n is not None]
     return min(limits, default=None)
+
+
+def compress_seconds(plan: Plan, job: Job) -> float:
+    """How long one process takes to compress the weights of a job, without reading and writing."""
+    tensors = plan.checkpoint.component_tensors(job.component)
+    total = 0.0
+    for name, method in job.compression.methods:
+        shape, size = tensors[name].shape, tensors[name].size
+        if method.bits not in FIT_SECONDS:
+            total += size / QUANTIZED_PER_SECOND
+            continue
+        groups = shape[0] // method.group_size if method.group_size is not None else None
+        fits = FIT_SECONDS[method.bits] if groups is None else groups * GROUP_SECONDS[method.bits]
+        total += fits + size / PALETTIZED_PER_SECOND
+    return total
 
 
 def count_ops(plan: Plan, job: Job) -> int:

@@ -13,6 +13,7 @@ from convert import __version__
 from convert.cache import key_of
 from convert.components import COMPONENTS
 from convert.packages import Context, Package
+from convert.pipeline_config import pipeline_config
 from convert.plan import Job, PlannedArtifact
 from convert.recipe import Recipe
 from convert.values import FORMATS
@@ -69,8 +70,10 @@ def compose(
         "vae_precision": recipe.target.vae_precision,
         "engine": next(iter(planned.jobs.values())).engine,
         "components": components,
+        "compression": {c: _compression(job) for c, job in planned.jobs.items()},
         "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
         "files": dict(sorted(files.items())),
+        "pipeline": pipeline_config(context.checkpoint),
         "source": {
             "name": context.checkpoint.name,
             "repo": context.repo,
@@ -84,6 +87,14 @@ def compose(
         },
     }
     return {**manifest, "fingerprint": key_of(manifest), "verdict": None}
+
+
+def _compression(job: Job) -> dict[str, Any]:
+    """What was done to a component's weights: its bits, and the tensors by method."""
+    tensors: dict[str, list[str]] = {}
+    for name, method in job.compression.methods:
+        tensors.setdefault(str(method), []).append(name)
+    return {"bits": job.bits, "tensors": dict(sorted(tensors.items()))}
 
 
 def is_complete(folder: Path, manifest: Mapping[str, Any]) -> bool:

@@ -12,12 +12,11 @@ import numpy as np
 from convert.cache import Cache, key_of
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.compress import Compression
 from convert.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.models.networks import build_network
 from convert.plan import Job
 from convert.progress import Advance
-from convert.values import FORMATS, Bits
+from convert.values import FORMATS
 from convert.weight_file import layout, write
 
 
@@ -52,7 +51,7 @@ def convert_job(
         attention=job.attention or "original",
         dtype=np.dtype(job.precision),
         target=getattr(ct.target, job.deployment),
-        compression=Compression(Bits(job.bits)),
+        compression=job.compression,
     )
     plan = layout(network.blobs.values())
     description = Description(**about, inputs=component.inputs, outputs=component.outputs)

@@ -77,14 +77,19 @@ def make(context: Context, cache: Cache, job: Job, advance: Advance) -> Package:
 
 def key(context: Context, job: Job) -> str:
     """The name of a job's package in the cache: all that determines its bytes."""
-    settings = {**vars(job), "resolution": str(job.resolution)}
+    settings = {
+        **vars(job),
+        "resolution": str(job.resolution),
+        "compression": job.compression.to_json(),
+    }
     return key_of([settings, describe(context, job), _sources(context, job), code_digest()])
 
 
 def weight_key(context: Context, job: Job) -> str:
     """The name of its weight file: neither resolution nor attention determine a byte of that."""
     # Compressed weights are stored as the target's decoders want them.
-    settings = [job.component, job.bits, job.precision, job.bits != "16" and job.deployment]
+    methods = job.compression.to_json()
+    settings = [job.component, methods, job.precision, bool(methods) and job.deployment]
     return key_of([settings, _sources(context, job), code_digest()])
 
 

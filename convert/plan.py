@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from convert.allocation import Allocation, read_allocation, require_fit
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.compress import METHODS, Compression
+from convert.compress import NONE, Compression
 from convert.errors import InputError, nearest
+from convert.methods import (
+    UNCOMPRESSED,
+    choose_methods,
+    component_bits,
+    require_divisible,
+    require_sense,
+)
+from convert.mixed_bits import budget, options, provisional, require_reachable
 from convert.models.configs import UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
-from convert.values import Bits, DeploymentTarget, Resolution
+from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 
 Engine = Literal["native", "apple"]
 ENGINES: tuple[Engine, ...] = ("native", "apple")
+
+
+WeightKey = tuple[str, str, str, Compression]
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,8 @@ class Job:
     component: str
     resolution: Resolution | None
     attention: str | None
-    bits: str
+    bits: str  # as recipes spell them
+    compression: Compression  # what they mean for each tensor
     precision: Literal["float16", "float32"]
     deployment: DeploymentTarget
     engine: Engine
@@ -51,6 +65,34 @@ class Plan:
     recipe: Recipe
     checkpoint: Checkpoint
     artifacts: tuple[PlannedArtifact, ...]
+    allocations: Mapping[Bits, Allocation] = field(default_factory=dict)  # of mixed bits
+
+    @property
+    def unmeasured(self) -> tuple[Bits, ...]:
+        """Mixed bits without an allocation; their widths are provisional."""
+        wanted = dict.fromkeys(a.artifact.bits for a in self.artifacts)
+        return tuple(b for b in wanted if is_mixed(b) and b not in self.allocations)
+
+    def with_allocations(self, allocations: Mapping[Bits, Allocation]) -> Plan:
+        """The plan with the widths of mixed bits as they were measured."""
+        compressions = _compressions(
+            self.checkpoint,
+            [a.artifact for a in self.artifacts],
+            self.recipe,
+            list(self.artifacts[0].jobs),
+            allocations,
+        )
+        artifacts = tuple(
+            replace(
+                a,
+                jobs={
+                    c: replace(job, compression=compressions[c, a.artifact.bits])
+                    for c, job in a.jobs.items()
+                },
+            )
+            for a in self.artifacts
+        )
+        return replace(self, artifacts=artifacts, allocations=allocations)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -60,18 +102,17 @@ class Plan:
     def weight_bytes(self, job: Job) -> int:
         """Size of the job's weight file, within a few KiB; from headers alone."""
         width = 4 if job.precision == "float32" else 2
-        compression = Compression(Bits(job.bits))
-        tensors = self.checkpoint.component_tensors(job.component).values()
-        return sum(compression.stored_bytes(t, width) for t in tensors)
+        tensors = self.checkpoint.component_tensors(job.component)
+        return job.compression.stored_bytes(tensors, width)
 
-    def weight_files(self) -> dict[tuple[str, str, str], int]:
+    def weight_files(self) -> dict[WeightKey, int]:
         """Bytes by weight file; packages that differ in graph alone share one."""
         return {self.weight_key(job): self.weight_bytes(job) for job in self.jobs}
 
     @staticmethod
-    def weight_key(job: Job) -> tuple[str, str, str]:
-        """What tells weight files apart: component, bits, precision."""
-        return (job.component, job.bits, job.precision)
+    def weight_key(job: Job) -> WeightKey:
+        """What tells weight files apart: component, bits, precision, and each tensor's method."""
+        return (job.component, job.bits, job.precision, job.compression)
 
 
 def make_plan(
@@ -98,23 +139,88 @@ def make_plan(
         raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
     chosen = _components(checkpoint, components)
     _check(checkpoint, artifacts)
+    require_sense(checkpoint, recipe.compress)
+    allocations = _allocations(checkpoint, artifacts, recipe, chosen)
+    compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
     return Plan(
         recipe,
         checkpoint,
         tuple(
-            PlannedArtifact(a, {c: _job(c, a, recipe, engine) for c in chosen}) for a in artifacts
+            PlannedArtifact(a, {c: _job(c, a, recipe, engine, compressions) for c in chosen})
+            for a in artifacts
         ),
+        allocations,
     )
 
 
-def _job(component: str, artifact: Artifact, recipe: Recipe, engine: Engine) -> Job:
+def _allocations(
+    checkpoint: Checkpoint, artifacts: list[Artifact], recipe: Recipe, components: list[str]
+) -> dict[Bits, Allocation]:
+    """The recipe's own allocation, if it names one, which must fit all that is asked for."""
+    file = recipe.compress.allocation
+    mixed = dict.fromkeys(a.bits for a in artifacts if is_mixed(a.bits))
+    if file is None:
+        return {}
+    allocation = read_allocation(Path(file))
+    for bits in mixed:
+        if bits != allocation.bits:
+            raise InputError(
+                f"is for {allocation.bits}; {bits} is asked for",
+                where=file,
+                hint="Leave it away to measure what each tensor needs.",
+            )
+        for component in components:
+            if component_bits(component, bits, recipe.compress) == bits:
+                tensors = checkpoint.component_tensors(component)
+                target = recipe.target.deployment
+                require_fit(allocation, tensors, component, target, where=file)
+    return dict.fromkeys(mixed, allocation)
+
+
+def _compressions(
+    checkpoint: Checkpoint,
+    artifacts: list[Artifact],
+    recipe: Recipe,
+    components: list[str],
+    allocations: Mapping[Bits, Allocation],
+) -> dict[tuple[str, Bits], Compression]:
+    """By component and artifact's bits; each is worked out once, for all that have them."""
+    found: dict[tuple[str, Bits], Compression] = {}
+    for component in components:
+        tensors = checkpoint.component_tensors(component)
+        for bits in dict.fromkeys(artifact.bits for artifact in artifacts):
+            found[component, bits] = NONE
+            if bits != UNCOMPRESSED:
+                own = component_bits(component, bits, recipe.compress)
+                widths = None
+                if is_mixed(own):
+                    sizes = options(tensors, component, recipe.target.deployment, recipe.compress)
+                    require_reachable(sizes, budget(tensors, own), component, own)
+                    widths = provisional(sizes, budget(tensors, own))
+                    if own in allocations:
+                        widths = allocations[own].widths(component)
+                found[component, bits] = choose_methods(
+                    tensors, component, own, recipe.compress, widths
+                )
+                require_divisible(tensors, component, found[component, bits])
+    return found
+
+
+def _job(
+    component: str,
+    artifact: Artifact,
+    recipe: Recipe,
+    engine: Engine,
+    compressions: Mapping[tuple[str, Bits], Compression],
+) -> Job:
     is_text = component.startswith("text_encoder")
     is_vae = component.startswith("vae")
     return Job(
         component=component,
         resolution=None if is_text else artifact.resolution,
         attention=artifact.attention if component == "unet" else None,
-        bits="16" if is_vae else artifact.bits,
+        bits=component_bits(component, artifact.bits, recipe.compress),
+        compression=compressions[component, artifact.bits],
         precision=recipe.target.vae_precision if is_vae else "float16",
         deployment=recipe.target.deployment,
         engine=engine,
@@ -141,9 +247,3 @@ def _check(checkpoint: Checkpoint, artifacts: list[Artifact]) -> None:
     config = VAEConfig.parse(vae.config, vae.path / "config.json")
     for artifact in artifacts:
         config.latent_size((artifact.resolution.height, artifact.resolution.width))
-        if artifact.bits not in ("16", *METHODS):
-            raise InputError(
-                f"bits {artifact.bits} cannot be made by this version",
-                where=artifact.name,
-                hint=f"It makes {', '.join(['16', *METHODS])}.",
-            )

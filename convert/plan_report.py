@@ -32,7 +32,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "packages": [str(job) for job in plan.jobs],
         "weight_files": [
             {"component": c, "bits": b, "precision": p, "bytes": n}
-            for (c, b, p), n in files.items()
+            for (c, b, p, _), n in files.items()
         ],
         "weight_bytes": sum(files.values()),
         "bytes": expected.bytes,

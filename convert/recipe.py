@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,8 +26,8 @@ from pydantic import (
 from convert.errors import InputError, nearest
 from convert.recipe_errors import explain, refusal, written
 from convert.recipe_fields import check_file_name, is_hub_repo
-from convert.recipe_sections import Matrix, Release, Section, Source, Target, Verify
-from convert.values import Attention, Bits, Resolution, targets_for
+from convert.recipe_sections import Compress, Matrix, Release, Section, Source, Target, Verify
+from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
 
 _LARGEST_RECIPE = 1 << 20  # bytes; a checkpoint given by mistake is not read into memory
 
@@ -49,6 +50,7 @@ class Recipe(Section):
     )
     source: Source = Field(description="Where the checkpoint comes from.")
     matrix: Matrix = Field(default=Matrix(), description="The artifacts.")
+    compress: Compress = Field(default=Compress(), description="How weights are compressed.")
     target: Target = Field(default=Target(), description="Where the models run.")
     verify: Verify = Field(default=Verify(), description="The images made to check the artifacts.")
     release: Release = Field(
@@ -78,20 +80,30 @@ class Recipe(Section):
     @field_validator("target")
     @classmethod
     def _holds_the_bits(cls, target: Target, info: ValidationInfo) -> Target:
-        matrix = info.data.get("matrix")
-        for index, bits in enumerate(matrix.bits if matrix else ()):
-            able = targets_for(bits)
+        asked = _asked(info.data.get("matrix"), info.data.get("compress"))
+        for at, what, able in asked:
             if target.deployment not in able:
                 # iOS17 is answered with iOS18, macOS14 with macOS15.
                 system = re.match("[a-zA-Z]+", target.deployment)
                 meant = next(name for name in able if system and name.startswith(system[0]))
                 raise refusal(
-                    f"`{bits}` needs a deployment target of {' or '.join(able[:2])} or newer, not "
+                    f"{what} needs a deployment target of {' or '.join(able[:2])} or newer, not "
                     f"{target.deployment}",
                     f'write deployment = "{meant}" in [target]',
-                    at=f"matrix.bits[{index}]",
+                    at=at,
                 )
         return target
+
+    @field_validator("compress")
+    @classmethod
+    def _compresses_something(cls, compress: Compress, info: ValidationInfo) -> Compress:
+        matrix = info.data.get("matrix")
+        if compress != Compress() and matrix is not None and set(matrix.bits) == {"16"}:
+            raise refusal(
+                "no artifact is compressed: matrix.bits has only 16",
+                'write bits = ["8"] in [matrix], for example, and 16 for what is to stay',
+            )
+        return compress
 
     @field_validator("release")
     @classmethod
@@ -122,6 +134,26 @@ class Recipe(Section):
         values = self.model_dump(mode="json", exclude_none=True)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         self._digest = hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _asked(
+    matrix: Matrix | None, compress: Compress | None
+) -> Iterator[tuple[str, str, tuple[DeploymentTarget, ...]]]:
+    """What the format must hold: the key that asks, what it asks for, the targets that can."""
+    for index, bits in enumerate(matrix.bits if matrix else ()):
+        yield f"matrix.bits[{index}]", f"`{bits}`", targets_for(bits)
+    if compress is None:
+        return
+    grouped = targets_for(Bits("8"), grouped=True)
+    if compress.group_size is not None:
+        yield "compress.group_size", "a palette for each group of channels", grouped
+    for component, bits in compress.components.model_dump(exclude_none=True).items():
+        yield f"compress.components.{component}", f"`{bits}`", targets_for(bits)
+    for index, tensor in enumerate(compress.tensors):
+        at = f"compress.tensors[{index}]"
+        yield f"{at}.bits", f"`{tensor.bits}`", targets_for(tensor.bits)
+        if tensor.group_size is not None:
+            yield f"{at}.group_size", "a palette for each group of channels", grouped
 
 
 def _artifacts(name: str, matrix: Matrix, template: str) -> list[Artifact]:
@@ -189,7 +221,7 @@ def parse_recipe(text: str, *, where: str, folder: Path | None = None) -> Recipe
     Args:
         text: TOML.
         where: what errors call the recipe, such as its file.
-        folder: where relative paths in [source] start; without it they stay as written.
+        folder: where relative paths start; without it they stay as written.
 
     Raises:
         InputError: not TOML (with line and column), or one line for each thing that is wrong.
@@ -206,7 +238,11 @@ def parse_recipe(text: str, *, where: str, folder: Path | None = None) -> Recipe
         listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
         raise InputError("\n  ".join(listed), where=where) from error
     if folder is not None:
-        recipe = recipe.model_copy(update={"source": _at(folder, recipe.source)})
+        found = {"source": _at(folder, recipe.source)}
+        if recipe.compress.allocation is not None:
+            file = _found(folder, recipe.compress.allocation)
+            found["compress"] = recipe.compress.model_copy(update={"allocation": file})
+        recipe = recipe.model_copy(update=found)
     recipe._text = text
     return recipe
 
@@ -216,6 +252,7 @@ def json_schema() -> dict[str, Any]:
     schema = _polished(Recipe.model_json_schema(mode="validation"))
     for section in schema["properties"].values():
         section.pop("default", None)  # the keys have theirs
+    schema["$defs"]["Compress"]["properties"]["components"].pop("default")
     for values in schema["$defs"]["Matrix"]["properties"].values():
         values["uniqueItems"] = True
     source = schema["$defs"]["Source"]
@@ -252,7 +289,7 @@ def _polished(node: Any, *, is_map: bool = False) -> Any:
 
 def _at(folder: Path, source: Source) -> Source:
     def found(path: str) -> str:
-        return str(folder / (Path(path).expanduser() if path.startswith("~/") else path))
+        return _found(folder, path)
 
     vae = source.vae
     # "owner/name" may be a repository or a folder here: what exists here wins.
@@ -269,6 +306,10 @@ def _at(folder: Path, source: Source) -> Source:
             ),
         }
     )
+
+
+def _found(folder: Path, path: str) -> str:
+    return str(folder / (Path(path).expanduser() if path.startswith("~/") else path))
 
 
 def _located(error: Exception, text: str) -> str:

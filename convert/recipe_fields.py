@@ -15,6 +15,7 @@ from pydantic import (
 from convert.errors import InputError
 from convert.recipe_errors import refusal, written, wrong_type
 from convert.values import (
+    GROUP_SIZES,
     MIXED_BITS_PATTERN,
     PLAIN_BITS,
     RESOLUTION_PATTERN,
@@ -46,6 +47,13 @@ def _bits(value: object) -> Bits:
         return parse_bits(value)
     except InputError as error:
         raise refusal(error.problem, error.hint) from error
+
+
+def _one_width(value: object) -> Bits:
+    bits = _bits(value)
+    if bits not in PLAIN_BITS:
+        raise refusal(f"`{bits}` is an average; one width is needed here")
+    return bits
 
 
 def _as_tuple(value: object) -> tuple[Any, ...]:
@@ -115,3 +123,5 @@ BitsText = Annotated[
         {"anyOf": [{"enum": list(PLAIN_BITS)}, {"type": "string", "pattern": MIXED_BITS_PATTERN}]}
     ),
 ]
+WidthText = Annotated[Bits, PlainValidator(_one_width), WithJsonSchema({"enum": list(PLAIN_BITS)})]
+GroupSize = Annotated[int, Field(ge=GROUP_SIZES[0], le=GROUP_SIZES[1])]

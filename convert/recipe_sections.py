@@ -9,18 +9,22 @@ from convert.recipe_errors import refusal, written
 from convert.recipe_fields import (
     BitsText,
     EachOnce,
+    GroupSize,
     HubRepo,
     Link,
     ManyOf,
     ManyOrNone,
     ResolutionText,
     Text,
+    WidthText,
 )
 from convert.values import (
+    COMPONENT_LEVELS,
     Attention,
     Bits,
     Compressible,
     DeploymentTarget,
+    Level,
     Resolution,
     Scheduler,
     VaePrecision,
@@ -116,6 +120,69 @@ class Matrix(Section):
     )
 
 
+class ComponentBits(Section):
+    """The bits of single components, in every artifact that is compressed."""
+
+    text_encoder: WidthText | None = Field(
+        default=None, description="Of the first text encoder.", examples=["8"]
+    )
+    text_encoder_2: WidthText | None = Field(
+        default=None, description="Of the second text encoder.", examples=["8"]
+    )
+    unet: WidthText | None = Field(default=None, description="Of the UNet.", examples=["6"])
+    vae_decoder: WidthText | None = Field(
+        default=None, description="Of the VAE's decoder; 16 unless asked for.", examples=["8"]
+    )
+    vae_encoder: WidthText | None = Field(
+        default=None, description="Of the VAE's encoder; 16 unless asked for.", examples=["8"]
+    )
+
+
+class TensorBits(Section):
+    """The bits of single tensors, in every artifact that is compressed."""
+
+    component: Compressible = Field(
+        default="unet", description="The component they belong to.", examples=["unet"]
+    )
+    name: Text = Field(
+        description="A tensor's name, or a glob for several.", examples=["down_blocks.0.*"]
+    )
+    bits: WidthText = Field(description="Their bits per weight.", examples=["16"])
+    group_size: GroupSize | None = Field(
+        default=None,
+        description="Output channels that share a palette, instead of the recipe's.",
+        examples=[32],
+    )
+
+
+class Compress(Section):
+    """How weights are compressed where the matrix asks for less than 16 bits."""
+
+    group_size: GroupSize | None = Field(
+        default=None,
+        description="Output channels that share a palette, for macOS15 and iOS18 or newer; one "
+        "palette for a whole tensor without it.",
+        examples=[16],
+    )
+    components: ComponentBits = Field(
+        default=ComponentBits(),
+        description="Bits of single components instead of the matrix's.",
+        examples=[{"text_encoder": "8"}],
+    )
+    tensors: ManyOrNone[TensorBits] = Field(
+        default=(),
+        description="Bits of single tensors instead of their component's; of several that name "
+        "a tensor the last counts.",
+        examples=[[{"component": "unet", "name": "conv_out.weight", "bits": "16"}]],
+    )
+    allocation: Text | None = Field(
+        default=None,
+        description="The widths of mixed-N.N, as an earlier run left them in allocation.json; "
+        "measured anew without it. A relative path starts at the recipe's folder.",
+        examples=["allocation.json"],
+    )
+
+
 class Target(Section):
     """Where the models run."""
 
@@ -160,6 +227,12 @@ class Verify(Section):
     scheduler: Scheduler = Field(
         default="euler", description="The scheduler that makes them.", examples=["euler_a"]
     )
+    levels: EachOnce[Level] = Field(
+        default=COMPONENT_LEVELS,
+        description="What is checked. Generation and sanity make every prompt's image with the "
+        "reference and with each artifact, as text-to-image and as image-to-image.",
+        examples=[["structure", "conversion", "compression", "generation", "sanity"]],
+    )
     gates: ManyOrNone[CompressionGate] = Field(
         default=(),
         description="What compression must leave; without a gate its figures are recorded only.",
@@ -167,8 +240,31 @@ class Verify(Section):
     )
 
 
+class TagTable(Section):
+    """A table of the model's special tags, for its card."""
+
+    title: Text = Field(description="What the tags are about.", examples=["Quality"])
+    columns: ManyOf[Text] = Field(
+        description="The heads of the columns.", examples=[["Tag", "Score"]]
+    )
+    rows: ManyOf[ManyOf[str]] = Field(
+        description="The rows, with a cell for each column.",
+        examples=[[["masterpiece", "> 95%"], ["best quality", "> 85% & ≤ 95%"]]],
+    )
+
+    @model_validator(mode="after")
+    def _has_full_rows(self) -> Self:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise refusal(
+                    f"has {len(row)} cells; there are {len(self.columns)} columns",
+                    at=f".rows[{index}]",
+                )
+        return self
+
+
 class Release(Section):
-    """How the artifacts are named and published."""
+    """How the artifacts are named and published, and what their card advises."""
 
     repo: HubRepo | None = Field(
         default=None,
@@ -201,6 +297,38 @@ class Release(Section):
         description="The Hub repository of the model that was converted, where it is not the "
         "source's.",
         examples=["cagliostrolab/animagine-xl-3.1"],
+    )
+    title: Text | None = Field(
+        default=None,
+        description="The model's name as its makers write it; the recipe's name by default.",
+        examples=["Animagine XL 3.1"],
+    )
+    quality_tags: Text | None = Field(
+        default=None,
+        description="Tags that prompts should start with.",
+        examples=["masterpiece, best quality"],
+    )
+    prompt_template: Text | None = Field(
+        default=None,
+        description="The order in which prompts name things.",
+        examples=["1girl/1boy, character name, from what series, everything else"],
+    )
+    negative_prompt: Text | None = Field(
+        default=None,
+        description="The negative prompt to recommend; that of [verify] by default.",
+        examples=["lowres, bad anatomy"],
+    )
+    advice: ManyOrNone[Text] = Field(
+        default=(),
+        description="Further advice, a sentence each.",
+        examples=[["A guidance scale of 5 to 7 works best."]],
+    )
+    tag_tables: ManyOrNone[TagTable] = Field(
+        default=(),
+        description="Tables of the tags that the model was trained on.",
+        examples=[
+            [{"title": "Rating", "columns": ["Tag", "Meaning"], "rows": [["safe", "General"]]}]
+        ],
     )
 
     @field_validator("template")

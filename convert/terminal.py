@@ -97,15 +97,20 @@ def _bar(name: str, total: int | None, unit: str) -> Iterator[Advance]:
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{unit}, {task.speed:.2g}/s" if task.speed else unit)
 
     measure = (
-        (DownloadColumn(), TransferSpeedColumn())
-        if unit == "B"
-        else (MofNCompleteColumn(), TextColumn(unit))
+        (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), Rate())
     )
     columns = (TextColumn("{task.description}"), BarColumn(), *measure, TimeRemainingColumn())
     with Progress(*columns, console=_console(sys.stderr), transient=True) as progress:

@@ -30,6 +30,12 @@ Scheduler = Literal[
 ]
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 
+# What is verified; verify/checks.py says what each level means.
+Level = Literal["structure", "conversion", "compression", "generation", "sanity"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+# Without whole runs, which take the reference and the artifact dozens of steps for every picture.
+COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
+
 VaePrecision = Literal["float32", "float16"]
 
 DeploymentTarget = Literal["macOS14", "iOS17", "macOS15", "iOS18", "macOS26", "iOS26"]
@@ -65,8 +71,13 @@ MIXED_BITS_PATTERN = r"^mixed-(([1-9]|1[0-5])\.[0-9]|16\.0)$"
 # 3-bit palettes and 4-bit integers came with `ios18.constexpr_*`; coremltools, `iOS18.compression`.
 _FIRST_FORMAT = {"3": _CORE_ML_8, "int4": _CORE_ML_8}
 
-# The VAE stays at 16 bits: it is small, and its error is seen in every pixel.
-Compressible = Literal["text_encoder", "text_encoder_2", "unet"]
+# Successive output channels that share a palette; coremltools' `iOS18.constexpr_lut_to_dense`.
+GROUP_SIZES = (4, 64)  # smallest, largest
+_GROUPS_FORMAT = _CORE_ML_8
+
+# What compression is for. The VAE is small, and its error is seen in every pixel: it stays at 16
+# bits unless a recipe asks for less.
+Compressible = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"]
 
 RESOLUTION_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 # The VAE's downsampling; what the UNet needs on top is the converter's to check.
@@ -138,9 +149,19 @@ def parse_bits(text: str) -> Bits:
     )
 
 
-def targets_for(bits: Bits) -> tuple[DeploymentTarget, ...]:
-    """The deployment targets whose format can hold weights of this bit width, oldest first."""
-    first = _FIRST_FORMAT.get(bits, _CORE_ML_7).specification_version
+def is_mixed(bits: Bits) -> bool:
+    """Whether the bits are an average over tensors of several widths."""
+    return bits.startswith("mixed-")
+
+
+def targets_for(bits: Bits, *, grouped: bool = False) -> tuple[DeploymentTarget, ...]:
+    """The deployment targets whose format can hold weights of this bit width, oldest first.
+
+    Args:
+        grouped: with a palette for each group of output channels.
+    """
+    formats = (_FIRST_FORMAT.get(bits, _CORE_ML_7), _GROUPS_FORMAT if grouped else _CORE_ML_7)
+    first = max(f.specification_version for f in formats)
     return tuple(t for t in DEPLOYMENT_TARGETS if FORMATS[t].specification_version >= first)
 
 

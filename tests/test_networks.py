@@ -28,10 +28,10 @@ BELOW_FP16 = 4.0  # dB that we may lose against PyTorch float16, which rounds at
 
 
 def assert_close(package: Path, component: str, cases: tuple[Case, ...]) -> None:
-    runtime = TorchRuntime()
+    model = TorchRuntime().load(package)
     found = {}
     for case in cases:
-        outputs = runtime.run(package, case.inputs)
+        outputs = model(case.inputs)
         assert outputs.keys() == case.outputs.keys()
         for name, reference in case.outputs.items():
             for half in range(len(reference)):

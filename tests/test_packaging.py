@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import tomllib
 from pathlib import Path
 
@@ -21,7 +20,14 @@ def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
 
 def test_every_data_file_is_installed() -> None:
     for package in SETTINGS["packages"]:
+        folder = ROOT / Path(*package.split("."))
         patterns = SETTINGS["package-data"].get(package, [])
-        for file in (ROOT / Path(*package.split("."))).iterdir():
-            if file.is_file() and file.suffix not in (".py", ".pyc"):
-                assert any(fnmatch.fnmatch(file.name, p) for p in patterns), file
+        installed = {file for pattern in patterns for file in folder.glob(pattern)}
+        inner = {ROOT / Path(*p.split(".")) for p in SETTINGS["packages"]} - {folder}
+        for file in folder.rglob("*"):
+            if (
+                file.is_file()
+                and file.suffix not in (".py", ".pyc")
+                and not inner & {*file.parents}
+            ):
+                assert file in installed, file

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convert.errors import InputError
 from verify.checks import Results
+from verify.gates import Gate, Judgement, judge, parse_gates
 from verify.metrics import compare
-from verify.policy import load_policy
+from verify.policy import Policy, load_policy
+from verify.report import json_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,3 +64,105 @@ def test_a_policy_is_read_strictly(text: str, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(text)
     with pytest.raises(InputError):
         load_policy(tmp_path / "policy.toml")
+
+
+GENERATION = """schema = 1
+version = "test"
+
+[[gate]]
+level = "generation"
+components = ["pipeline"]
+outputs = ["latents"]
+bits = ["16"]
+metric = "cosine"
+at_least = 0.99
+why = "a test"
+
+[[gate]]
+level = "generation"
+components = ["pipeline"]
+outputs = ["image"]
+metric = "ssim"
+at_least = 0.9
+why = "a test"
+"""
+
+
+@pytest.fixture
+def generation(tmp_path: Path) -> Policy:
+    (tmp_path / "policy.toml").write_text(GENERATION)
+    return load_policy(tmp_path / "policy.toml")
+
+
+def test_a_gate_is_on_the_outputs_it_names(generation: Policy) -> None:
+    metrics = {"finite": True, "cosine": 0.98, "ssim": 0.95}
+    latents = generation.judge("generation", "pipeline", metrics, output="latents", bits="16")
+    image = generation.judge("generation", "pipeline", metrics, output="image", bits="16")
+    assert (latents.gate, latents.verdict) == ("cosine >= 0.99", "fail")
+    assert (image.gate, image.verdict) == ("ssim >= 0.9", "pass")
+
+
+def test_a_gate_for_other_bits_leaves_finite_and_nothing_more(generation: Policy) -> None:
+    def judge(finite: bool, bits: str | None) -> Judgement:
+        metrics = {"finite": finite, "cosine": 0.5}
+        return generation.judge("generation", "pipeline", metrics, output="latents", bits=bits)
+
+    assert judge(True, "6") == Judgement("finite", "pass", "")
+    assert judge(False, "6").verdict == "fail"
+    assert judge(True, None).verdict == "indeterminate"
+
+
+@pytest.mark.parametrize("metrics", [{"ssim": None}, {}])
+def test_what_nobody_measured_is_indeterminate(metrics: dict[str, Any], generation: Policy) -> None:
+    judged = generation.judge("generation", "pipeline", {"finite": True, **metrics}, output="image")
+    assert (judged.verdict, judged.message) == (
+        "indeterminate",
+        "ssim was not measured, ssim >= 0.9 is asked",
+    )
+    spoilt = {"finite": False, "problem": "nan at [0]"}
+    judged = generation.judge("generation", "pipeline", spoilt, output="image")
+    assert (judged.verdict, judged.message) == ("fail", "nan at [0]")
+
+
+def test_numbers_of_a_report_are_judged_like_those_just_measured(good: Results) -> None:
+    document = json.loads(json_text(good))
+    for check, saved in zip(good.checks, document["checks"], strict=True):
+        if check.level == "conversion" and check.metrics:
+            judged = load_policy().judge("conversion", check.component, saved["metrics"])
+            assert (judged.gate, judged.verdict) == (check.gate, check.verdict)
+
+
+@pytest.mark.parametrize("value", [None, "inf", "-inf"])
+def test_json_says_nan_and_infinity(value: str | None) -> None:
+    metrics = {"finite": True, "cosine": value}
+    asked = Gate("conversion", ("unet",), "cosine", True, 0.9, "a test")
+    assert judge([asked], metrics).verdict == ("pass" if value == "inf" else "fail")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('metric = "ssim"', 'metric = "psnr"'),
+        ('outputs = ["image"]\n', ""),
+        ('bits = ["16"]', 'bits = ["17"]'),
+        ('bits = ["16"]', "bits = []"),
+        ('["pipeline"]', '["unet"]'),
+        ('metric = "cosine"', 'metric = "fp16_error_ratio"'),
+    ],
+)
+def test_a_gate_that_cannot_apply_is_refused(change: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(GENERATION.replace(*change))
+    with pytest.raises(InputError):
+        load_policy(tmp_path / "policy.toml")
+
+
+def test_the_text_of_a_gate_gives_the_gate_again() -> None:
+    for gate in load_policy().gates:
+        (again,) = parse_gates(str(gate), gate.level, "unet") or ()
+        assert (again.metric, again.at_least, again.value) == (
+            gate.metric,
+            gate.at_least,
+            gate.value,
+        )
+    assert parse_gates("finite", "compression", "unet") == ()
+    assert parse_gates("fits the reference", "conversion", "unet") is None

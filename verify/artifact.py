@@ -31,6 +31,7 @@ class Artifact:
     claims: Mapping[str, str] = field(default_factory=dict)  # by `CLAIMS`
     components: Mapping[str, str] = field(default_factory=dict)  # and their files
     files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
+    pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.pipeline_config`
     problems: tuple[str, ...] = ()  # with the manifest
 
     @property
@@ -82,7 +83,7 @@ def open_artifact(
     values, problems = _manifest(path / MANIFEST)
     claims = _claims(values, problems) if values else {}
     tables: dict[str, dict[str, Any]] = {}
-    for key in ("components", "files") if values else ():
+    for key in ("components", "files", "pipeline") if values else ():
         tables[key] = values[key] if isinstance(values.get(key), dict) else {}
         if not tables[key]:
             problems.append(f"`{key}` is no object, or empty")

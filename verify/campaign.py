@@ -12,11 +12,13 @@ from convert import manifest as manifests
 from convert.cache import Cache
 from convert.interrupts import deferred_interrupt
 from convert.plan import Plan
+from convert.recipe_sections import Verify
 from convert.run import Result
 from convert.values import Resolution
 from verify.checks import Verdict, versions, worst
+from verify.pictures import image_paths
 from verify.policy import load_policy
-from verify.report import SCHEMA, to_json
+from verify.report import SCHEMA
 from verify.summary import lowest_snr, summary_markdown, summary_table
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
@@ -70,7 +72,7 @@ def verify_all(
     """Verify the artifacts and write `out/reports`; a report that is still true is kept.
 
     Artifacts of one resolution are checked against one recording of the reference, made with the
-    recipe's first prompt.
+    recipe's first prompt, and against the same whole runs of the reference, of all its prompts.
 
     Raises:
         CannotExecute: a package that cannot be read or run.
@@ -81,12 +83,15 @@ def verify_all(
         doubtful = []
         for artifact in artifacts:
             name = artifact.manifest["artifact"]
-            document = _still_true(out / "reports" / f"{name}.json", artifact)
+            file = out / "reports" / f"{name}.json"
+            document = _still_true(file, artifact, plan.recipe.verify)
             reports[name] = document or {}
             if document is None:
                 doubtful.append(artifact)
-        for artifact, document in _verified(doubtful, plan, say):
+        for artifact, document, images in _verified(doubtful, plan, say):
             name = artifact.manifest["artifact"]
+            for path, image in images.items():
+                cache.write_bytes(out / "reports" / path, image)
             cache.write_text(out / "reports" / f"{name}.json", _text(document))
             reports[name] = document
         for artifact in artifacts:
@@ -97,18 +102,36 @@ def verify_all(
         outcome = Outcome(tuple(reports.values()))
         cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
         cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
+        _write_pages(cache, out / "reports", outcome.reports)
     return outcome
+
+
+def _write_pages(cache: Cache, folder: Path, reports: Sequence[dict[str, Any]]) -> None:
+    """An HTML page for each report, and one that links to them."""
+    from verify.html_report import html, index_html, read_images
+
+    images: dict[str, bytes] = {}
+    for report in reports:
+        found = read_images(report, folder)
+        page = html(report, found, index="index.html")
+        cache.write_text(folder / f"{report['artifact']}.html", page)
+        images.update(found)
+    cache.write_text(folder / "index.html", index_html(reports, images))
 
 
 def _verified(
     artifacts: Sequence[Result], plan: Plan, say: Callable[[str], None]
-) -> Iterator[tuple[Result, dict[str, Any]]]:
-    """Each artifact with its report, those of one resolution together."""
+) -> Iterator[tuple[Result, dict[str, Any], dict[str, bytes]]]:
+    """Each artifact with its report and that one's images, those of one resolution together."""
     if not artifacts:
         return
     with deferred_interrupt():  # torch is only imported where there is something to verify
+        from verify import report
+        from verify.checks import PICTURE_LEVELS
         from verify.recording import record
         from verify.run import verify
+        from verify.sampling import kinds_of, settings_for, trace_all
+    asked = plan.recipe.verify
     by_resolution: dict[str, list[Result]] = {}
     for artifact in artifacts:
         by_resolution.setdefault(artifact.manifest["resolution"], []).append(artifact)
@@ -119,25 +142,40 @@ def _verified(
             components,
             resolution=Resolution.parse(resolution),
             fp16=[c for c in components if _precision(group[0], c) == "float16"],
-            prompt=plan.recipe.verify.prompts[0],
-            negative_prompt=plan.recipe.verify.negative_prompt,
-            guidance=plan.recipe.verify.guidance,
+            prompt=asked.prompts[0],
+            negative_prompt=asked.negative_prompt,
+            guidance=asked.guidance,
             progress=_prefixed(say, f"{resolution}: "),
         )
+        traces = ()
+        if set(PICTURE_LEVELS) & set(asked.levels):
+            traces = trace_all(
+                plan.checkpoint,
+                settings_for(asked, kinds_of(components)),
+                Resolution.parse(resolution),
+                progress=_prefixed(say, f"{resolution}: "),
+            )
         for artifact in group:
             results = verify(
                 artifact.path,
                 plan.checkpoint,
                 components=components,
+                levels=asked.levels,
                 recording=recording,
+                traces=traces,
                 minimum={
                     gate.component: gate.min_snr_db
-                    for gate in plan.recipe.verify.gates
+                    for gate in asked.gates
                     if gate.bits == artifact.manifest["bits"]
                 },
                 progress=_prefixed(say, f"{artifact.path.name}: "),
             )
-            yield artifact, {**to_json(results), "fingerprint": artifact.manifest["fingerprint"]}
+            document = report.to_json(results)
+            marks = {
+                "fingerprint": artifact.manifest["fingerprint"],
+                "asked": json.loads(asked.model_dump_json()),
+            }
+            yield artifact, {**document, **marks}, report.pictures(results)
 
 
 def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
@@ -149,14 +187,16 @@ def _precision(artifact: Result, component: str) -> str:
     return str(artifact.manifest["vae_precision"]) if is_vae else "float16"
 
 
-def _still_true(file: Path, artifact: Result) -> dict[str, Any] | None:
-    """The report, if it is of these very files, this policy and these versions."""
+def _still_true(file: Path, artifact: Result, asked: Verify) -> dict[str, Any] | None:
+    """The report, if it is of these files, this policy, these versions and the same [verify]."""
     try:
         document = json.loads(file.read_text("utf-8"))
         same = (
             document["fingerprint"] == artifact.manifest["fingerprint"]
             and document["policy"] == load_policy().version
             and document["versions"] == versions()
+            and document["asked"] == json.loads(asked.model_dump_json())
+            and all((file.parent / image).is_file() for image in image_paths(document))
         )
         return dict(document) if same else None
     except (OSError, ValueError, KeyError, TypeError):

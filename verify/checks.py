@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from convert.errors import CannotExecute
-from convert.values import Resolution
+from convert.values import Level, Resolution
+from verify.image_metrics import ImageMetrics
 from verify.metrics import Metrics
 
-Level = Literal["structure", "conversion", "compression"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+if TYPE_CHECKING:
+    from verify.generation import Generation
+
+PICTURE_LEVELS: tuple[Level, ...] = ("generation", "sanity")
 Verdict = Literal["pass", "fail", "indeterminate"]
 
 
@@ -20,7 +23,7 @@ class Check:
     """One thing that was looked at."""
 
     level: Level
-    component: str  # of COMPONENTS, or "artifact"
+    component: str  # of COMPONENTS, "artifact" or "pipeline"
     case: str  # what of it, or which run: "inputs", "t=999 cond"
     gate: str  # what is asked, in words or as `snr_db >= 35`
     verdict: Verdict
@@ -28,6 +31,7 @@ class Check:
     metrics: Metrics | None = None
     fp16: Metrics | None = None  # of PyTorch float16 on the same inputs: the noise floor
     fp16_error_ratio: float | None = None  # our error over the noise floor
+    likeness: ImageMetrics | None = None  # of pictures
     message: str = ""  # what was found; never empty unless the verdict is pass
 
     @property
@@ -62,6 +66,8 @@ class Results:
     policy: str  # version of the policy
     checks: tuple[Check, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
+    generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity
 
     def __post_init__(self) -> None:
         if not self.checks:
@@ -82,8 +88,7 @@ class Results:
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
-        code = {"pass": 0, "fail": 1, "indeterminate": 3}[self.verdict]
-        return 1 if strict and code == 3 else code
+        return exit_code(self.verdict, strict=strict)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -92,6 +97,12 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     if "fail" in found:
         return "fail"
     return "pass" if found == {"pass"} else "indeterminate"
+
+
+def exit_code(verdict: Verdict, *, strict: bool = False) -> int:
+    """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
+    code = {"pass": 0, "fail": 1, "indeterminate": 3}[verdict]
+    return 1 if strict and code == 3 else code
 
 
 def versions() -> dict[str, str]:

@@ -1,26 +1,14 @@
-"""The commands that check things: run (which also converts), verify, inspect, doctor."""
+"""The commands that check things: verify, inspect, doctor."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from convert.commands import (
-    Jobs,
-    Json,
-    Only,
-    Quiet,
-    SourceOption,
-    fetch,
-    make,
-    open_snapshot,
-    read_recipe,
-    results_shown,
-    show_plan,
-    wanted_source,
-)
+from convert.commands import Json, Quiet, fetch, open_snapshot, read_recipe
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
@@ -30,119 +18,168 @@ Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for command in (run, verify, inspect, doctor):
+    for command in (verify, inspect, doctor):
         app.command()(command)
-
-
-def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
-    only: Only = None,
-    source: SourceOption = None,
-    jobs: Jobs = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    strict: Strict = False,
-) -> int:
-    """Do everything a recipe asks for: download, convert, verify; cached and resumable.
-
-    Example: sdxl-coreml run toy --source toy --out out
-    """
-    from convert.plan import make_plan
-    from convert.plan_report import plan_document
-
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    parsed = read_recipe(recipe)
-    if dry_run:
-        show_plan(parsed, source, terminal, only=only)
-        return 0
-    snapshot = fetch(wanted_source(parsed, source), terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
-    made = make(plan, snapshot, out, terminal, jobs)
-    with deferred_interrupt():
-        from verify.campaign import verify_all
-    with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, progress=say)
-    terminal.result(
-        {**plan_document(plan), **results_shown(made)[0], **outcome.document}, outcome.table()
-    )
-    return outcome.exit_code(strict=strict)
 
 
 def verify(
     path: Annotated[
         Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
     ],
-    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    source: Annotated[
+        str | None, typer.Option("--source", help="The checkpoint it was made from.")
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
     level: Annotated[
-        list[str] | None, typer.Option(help="structure, conversion or compression; all.")
+        list[str] | None,
+        typer.Option(
+            help="structure, conversion and compression by default; generation and sanity make "
+            "whole pictures with the reference and the artifact, which takes long at full size."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
+    timesteps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--timestep",
+            min=0,
+            max=999,
+            help="Compare the UNet at this one; may repeat. Six by default: 999 alone is a short "
+            "check of a full-size model.",
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Compare at 256x256, with the packages' own weights in graphs made for that size: "
+            "minutes for a full-size model.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that anyone can read.")
+    ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds; the built-in ones by default.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also compare with these results.")
+    ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
 ) -> int:
     """Check an artifact, or one package, against the checkpoint in PyTorch.
 
+    With --golden the recorded reference is replayed, pictures included, and --source may be left
+    out.
+
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.download import parse_source
+    from convert.recipe_sections import Verify
+    from convert.values import LEVELS
 
     with deferred_interrupt():
-        from verify import report
-        from verify.checks import LEVELS
+        from rich.console import Group
+
+        from verify import diff_report, html_report, report
+        from verify import golden as bundles
+        from verify.baseline import read_baseline
+        from verify.diff import diff as compare
+        from verify.pipeline import SUFFIXES
         from verify.policy import load_policy
+        from verify.probe import PROBE
         from verify.run import verify as check
 
     to_stdout = json_file == Path("-")
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    asked = read_recipe(recipe).verify if recipe else Verify()
+    if source is None and golden is None:
+        raise InputError(
+            "nothing to compare with",
+            hint="Give the checkpoint it was made from with --source, or a recording of it with "
+            "--golden.",
+        )
+    recorded = bundles.read_golden(golden) if golden else None
+    levels = level or asked.levels
+    if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
+        levels = LEVELS
+    checkpoint = None
+    if source is not None:
+        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with terminal.working("Verifying") as say:
         results = check(
             path,
             checkpoint,
             runtime=runtime,
             device=device,
-            levels=level or LEVELS,
+            golden=recorded,
+            levels=levels,
             policy=load_policy(policy) if policy else None,
             components=component,
+            asked=asked,
+            timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
+            probe=PROBE if probe else None,
             progress=say,
         )
-    for file, text in (
-        (None if to_stdout else json_file, report.json_text),
-        (junit, report.junit),
-        (markdown, report.markdown),
-    ):
-        if file is not None:
-            write_report(file, text(results))
-    terminal.result(report.to_json(results), report.table(results))
-    return results.exit_code(strict=strict)
+    document, summary = report.to_json(results), report.markdown(results)
+    shown = report.table(results)
+    code = results.exit_code(strict=strict)
+    if baseline is not None:
+        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+        document["diff"] = found.to_json()
+        summary += "\n" + diff_report.markdown(found)
+        shown = Group(shown, diff_report.table(found))
+        code = code if found else 1
+    images = report.pictures(results)
+    if json_file and not to_stdout:
+        write_report(json_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        for name, image in images.items():
+            write_report(json_file.parent / name, image)
+    if junit:
+        write_report(junit, report.junit(results))
+    if markdown:
+        write_report(markdown, summary)
+    if html:
+        write_report(html, html_report.html(document, images, command=_command_line()))
+    terminal.result(document, shown)
+    return code
 
 
-def write_report(file: Path, text: str) -> None:
+def _command_line() -> str:
+    """This command as it was typed."""
+    import shlex
+    import sys
+
+    return shlex.join(["sdxl-coreml", *sys.argv[1:]])
+
+
+def write_report(file: Path, text: str | bytes) -> None:
     """Write a report where the user wants it; raises InputError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=file) from None
 
@@ -151,6 +188,9 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
     ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
@@ -159,7 +199,7 @@ def inspect(
     """
     from verify.inspect import inspect as look
 
-    found = look(path)
+    found = look(path, by_layer=layers)
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
 
 

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint import Checkpoint
-from convert.palette import Histogram, fit
+from convert.palette import Histogram, fit, fit_groups
 from verify.checks import Check, failed, passed
+from verify.gates import Gate
 from verify.metrics import Metrics, compare
 from verify.mil import Constant, Op, Program
 from verify.mil.evaluator import Evaluator
+from verify.policy import Policy
 from verify.recording import Case, Progress
 from verify.reference import Reference
 
@@ -36,7 +38,15 @@ class Decoded:
     """A weight that the package stores compressed."""
 
     value: Tensor  # float32, in the package's shape
-    palette_bits: int | None  # of a palette for the whole tensor
+    palettes: Palettes | None
+
+
+@dataclass(frozen=True)
+class Palettes:
+    """The palettes of a weight: one for the whole tensor, or one for each group of channels."""
+
+    bits: int
+    groups: int  # of successive output channels
 
 
 def compressed_weights(
@@ -53,11 +63,11 @@ def compressed_weights(
         name = named.get(output) or named.get(ADDED.sub("", output))
         if name is None:
             continue  # a constant of the program itself, such as the mask: part of the conversion
-        found[name] = Decoded(evaluator.constant(output).float(), _palette_bits(op))
+        found[name] = Decoded(evaluator.constant(output).float(), _palettes(op))
     return found
 
 
-def _palette_bits(op: Op) -> int | None:
+def _palettes(op: Op) -> Palettes | None:
     if op.type != "constexpr_lut_to_dense":
         return None
     lut = op.attributes.get("lut") or op.inputs["lut"][0]  # iOS 16, iOS 18
@@ -65,8 +75,10 @@ def _palette_bits(op: Op) -> int | None:
         return None
     shape = lut.type.shape
     entries = shape[0] if len(shape) == 1 else shape[-2]
-    # Several tables, or tables of vectors, are not one palette for the whole tensor.
-    return int(math.log2(entries)) if math.prod(shape) == entries else None
+    groups = 1 if len(shape) == 1 else shape[0]
+    # Groups along another axis, and tables of vectors, are not judged.
+    is_known = math.prod(shape) == groups * entries
+    return Palettes(int(math.log2(entries)), groups) if is_known else None
 
 
 def decoded_cases(
@@ -103,6 +115,8 @@ def check_compression(
     original: tuple[Case, ...],
     decoded: tuple[Case, ...],
     minimum: float | None,
+    policy: Policy,
+    bits: str | None,
 ) -> Iterator[Check]:
     """Judge what compression did to the weights and to the outputs.
 
@@ -112,16 +126,18 @@ def check_compression(
         decoded: the same of `decoded_cases`.
         minimum: SNR in dB that every output must reach; there is no universal one, so without it
             the figures are recorded and only what is not finite fails.
+        policy: whose gates on outputs, if it has any at this level, hold beside it.
+        bits: of the weights, for gates that name theirs.
     """
-    yield from _check_weights(checkpoint, component, weights)
+    yield from _check_weights(checkpoint, component, weights, policy)
     for case, other in zip(original, decoded, strict=True):
         for output, reference in case.outputs.items():
             metrics = compare(reference, other.outputs[output])
-            yield _judge(component, case.name, output, metrics, minimum)
+            yield _judge(component, case.name, output, metrics, policy, minimum, bits)
 
 
 def _check_weights(
-    checkpoint: Checkpoint, component: str, weights: Mapping[str, Decoded]
+    checkpoint: Checkpoint, component: str, weights: Mapping[str, Decoded], policy: Policy
 ) -> Iterator[Check]:
     """The worst weight, and whether every palette is as good as its width allows."""
     tensors = checkpoint.component_tensors(component)
@@ -134,17 +150,19 @@ def _check_weights(
         rank = metrics.snr_db if metrics.finite else -math.inf
         if worst is None or rank < worst[0]:
             worst = rank, name, metrics
-        if decoded.palette_bits is not None:
-            histogram = Histogram()
-            histogram.add(stored)
-            best = fit(histogram, decoded.palette_bits).error(histogram)
-            error = float(((value.double() - torch.from_numpy(stored).double()) ** 2).sum())
-            if not error <= PALETTE_SLACK * best:
-                poor.append(f"{name}: squared error {error:.4g}, the best palette's is {best:.4g}")
+        if decoded.palettes is not None:
+            best = _best_errors(stored, decoded.palettes)
+            errors = _squared_errors(value.numpy(), stored, decoded.palettes.groups)
+            for group in np.flatnonzero(~(errors <= PALETTE_SLACK * best)):
+                which = f", group {group}" if decoded.palettes.groups > 1 else ""
+                poor.append(
+                    f"{name}{which}: squared error {errors[group]:.4g}, "
+                    f"the best palette's is {best[group]:.4g}"
+                )
     if worst is not None:
         _, name, metrics = worst
-        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, None)
-    if any(decoded.palette_bits is not None for decoded in weights.values()):
+        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, policy)
+    if any(decoded.palettes is not None for decoded in weights.values()):
         gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
         case = "palettes"
         if poor:
@@ -154,14 +172,39 @@ def _check_weights(
             yield passed("compression", component, case, gate)
 
 
+def _best_errors(weight: np.ndarray, palettes: Palettes) -> np.ndarray:
+    """The squared errors [groups] of the best palettes for a float16 weight."""
+    if palettes.groups == 1:
+        histogram = Histogram()
+        histogram.add(weight)
+        return np.array([fit(histogram, palettes.bits).error(histogram)])
+    best = fit_groups(weight, palettes.bits, len(weight) // palettes.groups)
+    rows = best.indices.reshape(palettes.groups, -1)
+    decoded = np.take_along_axis(best.lut, rows.astype(np.int64), axis=1)
+    return _squared_errors(decoded, weight, palettes.groups)
+
+
+def _squared_errors(decoded: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
+    """Squared errors [groups], of as many runs of output channels."""
+    difference = decoded.reshape(groups, -1).astype(np.float64)
+    difference -= weight.reshape(groups, -1)
+    return np.einsum("gn,gn->g", difference, difference)
+
+
 def _judge(
-    component: str, case: str, output: str, metrics: Metrics, minimum: float | None
+    component: str,
+    case: str,
+    output: str,
+    metrics: Metrics,
+    policy: Policy,
+    minimum: float | None = None,
+    bits: str | None = None,
 ) -> Check:
-    gate = "finite" if minimum is None else f"snr_db >= {minimum:g}"
-    check = passed("compression", component, case, gate)
-    if not metrics.finite:
-        check = failed("compression", component, case, gate, metrics.problem or "not finite")
-    elif minimum is not None and metrics.snr_db < minimum:
-        text = f"snr_db is {metrics.snr_db:.4g}, {gate} is asked"
-        check = failed("compression", component, case, gate, text)
-    return replace(check, output=output, metrics=metrics)
+    recipe = []
+    if minimum is not None:
+        recipe = [Gate("compression", (component,), "snr_db", True, minimum, "the recipe's")]
+    judged = policy.judge(
+        "compression", component, metrics, output=output, bits=bits, recipe=recipe
+    )
+    check = Check("compression", component, case, judged.gate, judged.verdict)
+    return replace(check, output=output, metrics=metrics, message=judged.message)

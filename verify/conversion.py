@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from convert.errors import CannotExecute
 from verify.checks import Check, failed
+from verify.interface import with_aliases
 from verify.metrics import Metrics, compare
 from verify.mil import Program
 from verify.policy import Policy
@@ -40,18 +42,27 @@ def check_conversion(
     """
     if not cases:
         raise CannotExecute(f"no recorded case of {component}", where=program.path)
+    cases = tuple(_in_its_names(program, component, case) for case in cases)
     problem = _misfit(program, cases[0])
     if problem:
         yield failed("conversion", component, "interface", "fits the reference", problem)
         return
     floors = _floors(component, cases)
+    model = runtime.load(Path(program.path))
     for case in cases:
         if progress:
             progress(f"{runtime.name} {component}, {case.name}")
-        outputs = runtime.run(Path(program.path), case.inputs)
+        outputs = model(case.inputs)
         if not outputs:
             raise CannotExecute("it gave no output at all", where=program.path)
         yield from _compare(component, case, outputs, floors, policy)
+
+
+def _in_its_names(program: Program, component: str, case: Case) -> Case:
+    """A case by the names that the program has; what it gives twice is compared twice."""
+    inputs, outputs = with_aliases(program, component, case.inputs, case.outputs)
+    _, fp16 = with_aliases(program, component, case.inputs, case.fp16)
+    return replace(case, inputs=inputs, outputs=outputs, fp16=fp16)
 
 
 def _misfit(program: Program, case: Case) -> str:
@@ -92,7 +103,7 @@ def _compare(
             metrics = compare(reference[part], output[part])
             fp16 = floors.get((case.name + suffix, name))
             ratio = _error_ratio(metrics, fp16, name, floors)
-            judged = policy.judge("conversion", component, metrics, ratio)
+            judged = policy.judge("conversion", component, metrics, ratio, output=name)
             yield Check(
                 level="conversion",
                 component=component,

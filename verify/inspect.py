@@ -21,6 +21,7 @@ from verify.inspect_graph import (
     infer_attention,
     infer_component,
 )
+from verify.inspect_layers import Layer, layers
 
 if TYPE_CHECKING:
     from verify.mil.program import Feature
@@ -55,6 +56,7 @@ class Model:
     short_description: str
     user_defined: dict[str, str]
     files: dict[str, FileFact]  # by path in the package
+    layers: list[Layer] | None = None  # of its weights, where they were asked for
 
     @property
     def bytes(self) -> int:
@@ -62,8 +64,16 @@ class Model:
 
     def to_json(self) -> dict[str, Any]:
         size = self.image_size
+        facts = asdict(self)
+        if self.layers is None:
+            del facts["layers"]
+        else:
+            facts["layers"] = [
+                {**asdict(layer), "bits_per_weight": round(layer.bits_per_weight, 3)}
+                for layer in self.layers
+            ]
         return {
-            **asdict(self),
+            **facts,
             "image_size": f"{size[0]}x{size[1]}" if size else None,
             "bytes": self.bytes,
             "weights": {
@@ -98,8 +108,11 @@ class Inspection:
         return lines(self, width)
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
     """The facts of a `.mlpackage` or `.mlmodelc`, or of every one of an artifact folder.
+
+    Args:
+        by_layer: with every weight: how it is stored, and in how many bits.
 
     Raises:
         InputError: nothing there, no packages in the folder, a manifest that is not JSON.
@@ -110,7 +123,7 @@ def inspect(path: Path) -> Inspection:
         raise InputError("no such package or folder", where=path)
     # Only a folder that is not itself a model can hold some; the rest is for load_program to name.
     if not path.is_dir() or path.suffix in (".mlpackage", ".mlmodelc"):
-        return Inspection(path, [inspect_package(path)], None)
+        return Inspection(path, [inspect_package(path, by_layer=by_layer)], None)
     packages = sorted([*path.glob("*.mlpackage"), *path.glob("*.mlmodelc")])
     if not packages:
         inner = sorted({p.parent.name for p in path.glob("*/*.mlpackage")})
@@ -124,10 +137,11 @@ def inspect(path: Path) -> Inspection:
         )
     order = [spec.file for spec in COMPONENTS.values()]
     packages.sort(key=lambda p: order.index(p.stem) if p.stem in order else len(order))
-    return Inspection(path, [inspect_package(p) for p in packages], _manifest(path))
+    models = [inspect_package(p, by_layer=by_layer) for p in packages]
+    return Inspection(path, models, _manifest(path))
 
 
-def inspect_package(path: Path) -> Model:
+def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
     """The facts of one package. Raises as `inspect` does."""
     from verify.mil.program import histogram, load_program
 
@@ -158,6 +172,7 @@ def inspect_package(path: Path) -> Model:
         short_description=program.short_description,
         user_defined=dict(sorted(program.user_defined.items())),
         files={str(f.relative_to(root)): FileFact(f.stat().st_size, digest_file(f)) for f in files},
+        layers=layers(program) if by_layer else None,
     )
 
 

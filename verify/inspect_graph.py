@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.components import COMPONENTS
+from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
 
 if TYPE_CHECKING:
     from verify.mil.program import Constant, Op, Program
@@ -40,8 +40,7 @@ def infer_component(program: Program) -> str | None:
 
     The text encoders share theirs: text_encoder_2 is the one that projects its pooled output.
     """
-    names = {f.name for f in program.inputs}, {f.name for f in program.outputs}
-    found = [c for c, s in COMPONENTS.items() if (set(s.inputs), set(s.outputs)) == names]
+    found = [c for c in COMPONENTS if _has_names_of(program, c)]
     if len(found) < 2:
         return found[0] if found else None
     producers = _producers(program)
@@ -50,6 +49,16 @@ def infer_component(program: Program) -> str | None:
         op = producers.get(_argument(op, "x"))
     projected = op is not None and op.type in ("linear", "matmul")
     return "text_encoder_2" if projected else "text_encoder"
+
+
+def _has_names_of(program: Program, component: str) -> bool:
+    """Whether these are the component's names, or those that it has in a bundle."""
+    usual = {alias: name for name, alias in INPUT_ALIASES.get(component, {}).items()}
+    inputs = {usual.get(f.name, f.name) for f in program.inputs}
+    again = set(OUTPUT_ALIASES.get(component, {}).values())
+    outputs = {f.name for f in program.outputs} - again
+    spec = COMPONENTS[component]
+    return (inputs, outputs) == (set(spec.inputs), set(spec.outputs))
 
 
 def infer_attention(program: Program) -> str:
@@ -125,7 +134,8 @@ def _value(op: Op, param: str, constants: dict[str, Constant]) -> Any:
 def image_size(program: Program, component: str | None) -> tuple[int, int] | None:
     """(width, height) in pixels of the images a component works on; None if it has none."""
     features = {f.name: f for f in [*program.inputs, *program.outputs]}
-    names = {"unet": "sample", "vae_decoder": "image", "vae_encoder": "x"}
+    first = program.inputs[0].name if program.inputs else ""
+    names = {"unet": "sample", "vae_decoder": "image", "vae_encoder": first}
     feature = features.get(names.get(component or "", ""))
     if feature is None or len(feature.shape) < 2:
         return None
@@ -159,10 +169,10 @@ def count_weights(program: Program) -> Weights:
         if at is not None and name not in inner:
             counted[frozenset([at])] = constant.type.dtype, math.prod(constant.type.shape)
     for op in decoders:
-        places = [place(constant) for constant in _parts(op, constants).values()]
+        places = [place(constant) for constant in decoder_parts(op, constants).values()]
         at_all = frozenset(p for p in places if p is not None) or frozenset([(op.name, -1)])
         if not inner.intersection(name for name, _ in op.outputs):
-            counted[at_all] = _format(op, constants), math.prod(op.outputs[0][1].shape)
+            counted[at_all] = stored_format(op, constants), math.prod(op.outputs[0][1].shape)
     formats: Counter[str] = Counter()
     for kind, count in counted.values():
         formats[kind] += count
@@ -170,7 +180,7 @@ def count_weights(program: Program) -> Weights:
     return Weights(sum(formats.values()), size, dict(formats.most_common()))
 
 
-def _parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
+def decoder_parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
     """What a decoder decodes from: iOS16 keeps it in attributes, iOS18 in inputs."""
     found = dict(op.attributes)
     for param, values in op.inputs.items():
@@ -181,15 +191,16 @@ def _parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:
     return found
 
 
-def _format(op: Op, constants: dict[str, Constant]) -> str:
+def stored_format(op: Op, constants: dict[str, Constant]) -> str:
     """How a decoder's weights are stored: `6-bit palette`, `int8 linear`, or the op's name."""
-    parts = _parts(op, constants)
+    parts = decoder_parts(op, constants)
     kind = op.type.removeprefix("constexpr_")
     if kind == "lut_to_dense" and "lut" in parts:
         shape = parts["lut"].type.shape
         # iOS16 [2^bits]; iOS18 [groups…, 2^bits, vector]
         entries = shape[0] if len(shape) == 1 else shape[-2]
-        return f"{int(entries).bit_length() - 1}-bit palette"
+        is_grouped = len(shape) > 1 and math.prod(shape[:-2]) > 1
+        return f"{int(entries).bit_length() - 1}-bit palette{'s' * is_grouped}"
     data = parts.get("quantized_data") or parts.get("data")
     if kind in ("affine_dequantize", "blockwise_shift_scale") and data is not None:
         return f"{data.type.dtype} linear"

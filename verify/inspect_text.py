@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert import units
+from verify.inspect_layers import layer_table
 
 if TYPE_CHECKING:
     from verify.inspect import Inspection, Model
@@ -67,6 +68,8 @@ def _model(model: Model, width: int) -> list[str]:
         for index, row in enumerate(rows):
             text = row.replace("\u00a0", " ")
             out.append(f"  {label if index == 0 else '':<{LABEL - 2}}{text}")
+    if model.layers is not None:
+        out += ["", *(f"  {row}" for row in layer_table(model.layers))]
     return out
 
 

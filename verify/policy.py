@@ -7,83 +7,114 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.components import COMPONENTS
 from convert.errors import InputError, nearest
-from verify.checks import Verdict
+from convert.values import parse_bits
+from verify.gates import (
+    HIGHER_IS_BETTER,
+    IMAGE_METRICS,
+    LEVELS,
+    METRICS,
+    RATIO,
+    TENSOR_METRICS,
+    Gate,
+    Judgement,
+    judge,
+)
 from verify.metrics import Metrics
 
 BUILT_IN = Path(__file__).with_name("policy.toml")
-METRICS = ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs", "fp16_error_ratio")
-LEVELS = ("conversion",)
+UNKNOWN_BITS = "a gate is for weights of certain bits, and the bits of these are not known"
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One threshold on one measure."""
+class Tolerance:
+    """How much worse than its baseline a measure may be at some levels.
 
-    level: str
-    components: tuple[str, ...]
+    `limit` is a difference where more is better, and a factor where it is an error. Outputs whose
+    SNR is at least `up_to_snr_db` in both are as good as each other.
+    """
+
+    levels: tuple[str, ...]
     metric: str
-    at_least: bool  # or else at most
-    value: float
+    limit: float
     why: str
+    up_to_snr_db: float = math.inf
 
-    def __str__(self) -> str:
-        return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:g}"
+    def worse(self, old: float, new: float) -> bool:
+        """Whether `new` is worse than `old` by more than is tolerated."""
+        if self.metric in HIGHER_IS_BETTER:
+            return not new >= old - self.limit
+        return not new <= old * self.limit
 
-    def holds(self, value: float) -> bool:
-        """Whether a value passes; NaN never does."""
-        return value >= self.value if self.at_least else value <= self.value
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a policy makes of one comparison."""
-
-    gate: str
-    verdict: Verdict
-    message: str
+    def better(self, old: float, new: float) -> bool:
+        """Whether `new` is as much better."""
+        return self.worse(new, old)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A versioned set of gates."""
+    """A versioned set of gates, and what `diff` tolerates."""
 
     version: str
     gates: tuple[Gate, ...]
+    tolerances: tuple[Tolerance, ...] = ()
+
+    @property
+    def levels(self) -> set[str]:
+        """The levels that the policy has gates for."""
+        return {gate.level for gate in self.gates}
 
     def judge(
-        self, level: str, component: str, metrics: Metrics, fp16_error_ratio: float | None = None
+        self,
+        level: str,
+        component: str,
+        metrics: Metrics | Mapping[str, Any],
+        fp16_error_ratio: float | None = None,
+        *,
+        output: str | None = None,
+        bits: str | None = None,
+        recipe: Sequence[Gate] = (),
     ) -> Judgement:
         """Judge one output of a component.
 
         Args:
+            metrics: as measured, or a mapping as a report's JSON has it. A gate on a measure that
+                is not there makes the verdict indeterminate, never pass.
             fp16_error_ratio: our NRMSE over PyTorch float16's on the same inputs; without it the
                 gates on it do not apply and are not named.
+            output: its name, for gates that name theirs.
+            bits: of the artifact's weights, for gates that name theirs. A gate for other bits does
+                not apply; what is then left without a threshold must be finite.
+            recipe: gates beside the policy's. At level compression there need not be any at all,
+                because no universal threshold exists.
 
         Raises:
-            InputError: the policy has no gate that applies.
+            InputError: the policy has no gate for it.
         """
-        gates = [g for g in self.gates if g.level == level and component in g.components]
-        if fp16_error_ratio is None:
-            gates = [g for g in gates if g.metric != "fp16_error_ratio"]
-        if not gates:
-            raise InputError(f"the policy has no gate for {component} at level {level}")
-        text = " and ".join(map(str, gates))
-        if not metrics.finite:
-            return Judgement(text, "fail", metrics.problem or "not finite")
-        broken = []
-        for gate in gates:
-            value = fp16_error_ratio
-            if value is None or gate.metric != "fp16_error_ratio":
-                value = float(getattr(metrics, gate.metric))
-            if not gate.holds(value):
-                broken.append(f"{gate.metric} is {value:.4g}, {gate} is asked")
-        return Judgement(text, "fail" if broken else "pass", "; ".join(broken))
+        values = _values(metrics, fp16_error_ratio)
+        gates = [*recipe, *(g for g in self.gates if g.judges(level, component, output))]
+        if RATIO in values and values[RATIO] is None:
+            gates = [g for g in gates if g.metric != RATIO]
+        if not gates and level != "compression":
+            what = f"{output} of {component}" if output else component
+            raise InputError(f"the policy has no gate for {what} at level {level}")
+        problem = UNKNOWN_BITS if bits is None and any(g.bits for g in gates) else ""
+        return judge([g for g in gates if not g.bits or bits in g.bits], values, problem)
+
+
+def _values(metrics: Metrics | Mapping[str, Any], ratio: float | None) -> Mapping[str, Any]:
+    if isinstance(metrics, Mapping):
+        return metrics if ratio is None else {**metrics, RATIO: ratio}
+    names = (*TENSOR_METRICS, "finite", "problem")
+    return {**{name: getattr(metrics, name) for name in names}, RATIO: ratio}
+
+
+# ---- the file ----
 
 
 def load_policy(path: Path | None = None) -> Policy:
@@ -99,37 +130,107 @@ def load_policy(path: Path | None = None) -> Policy:
         raise InputError(f"cannot be read: {error.strerror}", where=path) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"not readable as TOML: {error}", where=path) from None
-    _known(values, ("schema", "version", "gate"), path)
+    _known(values, ("schema", "version", "gate", "tolerance"), path)
     if values.get("schema") != 1:
         raise InputError(f"`schema` is {values.get('schema')!r}; this tool reads 1", where=path)
-    version, gates = values.get("version"), values.get("gate")
+    version, gates, tolerances = (values.get(key) for key in ("version", "gate", "tolerance"))
     if not isinstance(version, str) or not version:
         raise InputError("`version` must be a text", where=path)
     if not isinstance(gates, list) or not gates:
         raise InputError("there is no [[gate]]", where=path)
-    return Policy(version, tuple(_gate(g, f"{path}: gate {n}") for n, g in enumerate(gates, 1)))
+    if not isinstance(tolerances, list | None):
+        raise InputError("`tolerance` must be written [[tolerance]]", where=path)
+    return Policy(
+        version,
+        tuple(_gate(g, f"{path}: gate {n}") for n, g in enumerate(gates, 1)),
+        tuple(_tolerance(t, f"{path}: tolerance {n}") for n, t in enumerate(tolerances or (), 1)),
+    )
 
 
 def _gate(values: Any, where: str) -> Gate:
-    if not isinstance(values, dict):
-        raise InputError(f"is {values!r}, not a table", where=where)
-    _known(values, ("level", "components", "metric", "at_least", "at_most", "why"), where)
-    level = _one_of(values.get("level"), LEVELS, "level", where)
+    keys = ("level", "components", "outputs", "bits", "metric", "at_least", "at_most", "why")
+    _table(values, keys, where)
+    level = _one_of(values.get("level"), tuple(LEVELS), "level", where)
+    metric = _metric(values, (level,), where)
+    outputs = _names(values, "outputs", None, where) if "outputs" in values else ()
+    if metric in IMAGE_METRICS and outputs != ("image",):
+        raise InputError(f'`{metric}` is of images: it needs `outputs = ["image"]`', where=where)
+    bits = _names(values, "bits", None, where) if "bits" in values else ()
+    if bits and level == "conversion":
+        raise InputError("compression is not charged to conversion: no `bits` here", where=where)
+    for name in bits:
+        try:
+            parse_bits(name)
+        except InputError as error:
+            raise InputError(f"`bits`: {error.problem}", where=where) from None
+    bound = _bound(values, ("at_least", "at_most"), where)
+    return Gate(
+        level,
+        _names(values, "components", LEVELS[level], where),
+        metric,
+        bound == "at_least",
+        _finite(values, bound, where),
+        _why(values, where),
+        outputs,
+        bits,
+    )
+
+
+def _tolerance(values: Any, where: str) -> Tolerance:
+    _table(values, ("levels", "metric", "max_drop", "max_factor", "up_to_snr_db", "why"), where)
+    levels = _names(values, "levels", tuple(LEVELS), where)
+    metric = _metric(values, levels, where)
+    bound = _bound(values, ("max_drop", "max_factor"), where)
+    wanted, least = ("max_drop", 0.0) if metric in HIGHER_IS_BETTER else ("max_factor", 1.0)
+    limit = _finite(values, bound, where)
+    if bound != wanted or limit < least:
+        raise InputError(f"`{metric}` needs `{wanted}`, at least {least:g}", where=where)
+    up_to = _finite(values, "up_to_snr_db", where) if "up_to_snr_db" in values else math.inf
+    return Tolerance(levels, metric, limit, _why(values, where), up_to)
+
+
+def _metric(values: dict[str, Any], levels: tuple[str, ...], where: str) -> str:
     metric = _one_of(values.get("metric"), METRICS, "metric", where)
-    components = values.get("components")
-    if not isinstance(components, list) or not components:
-        raise InputError("`components` must be a list of names", where=where)
-    names = tuple(_one_of(c, tuple(COMPONENTS), "components", where) for c in components)
-    bounds = [key for key in ("at_least", "at_most") if key in values]
-    if len(bounds) != 1:
-        raise InputError("needs exactly one of `at_least` and `at_most`", where=where)
-    value = values[bounds[0]]
+    only = {RATIO: "conversion", **dict.fromkeys(IMAGE_METRICS, "generation")}.get(metric)
+    if only and levels != (only,):
+        raise InputError(f"`{metric}` is measured at level {only} only", where=where)
+    return metric
+
+
+def _bound(values: dict[str, Any], keys: tuple[str, str], where: str) -> str:
+    found = [key for key in keys if key in values]
+    if len(found) != 1:
+        raise InputError(f"needs exactly one of `{keys[0]}` and `{keys[1]}`", where=where)
+    return found[0]
+
+
+def _finite(values: dict[str, Any], key: str, where: str) -> float:
+    value = values[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"`{bounds[0]}` is {value!r}, not a finite number", where=where)
+        raise InputError(f"`{key}` is {value!r}, not a finite number", where=where)
+    return float(value)
+
+
+def _why(values: dict[str, Any], where: str) -> str:
     why = values.get("why")
     if not isinstance(why, str) or not why.strip():
         raise InputError("`why` must say where the number comes from", where=where)
-    return Gate(level, names, metric, bounds[0] == "at_least", float(value), why.strip())
+    return why.strip()
+
+
+def _names(
+    values: dict[str, Any], key: str, known: tuple[str, ...] | None, where: str
+) -> tuple[str, ...]:
+    names = values.get(key)
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise InputError(f"`{key}` must be a list of names", where=where)
+    return tuple(n if known is None else _one_of(n, known, key, where) for n in names)
+
+
+def _table(values: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"is {values!r}, not a table", where=where)
+    _known(values, keys, where)
 
 
 def _known(values: dict[str, Any], keys: tuple[str, ...], where: object) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from verify.checks import Check, Results, Verdict, worst
+from verify.image_metrics import PSNR
 from verify.metrics import SNR, json_number
+from verify.pictures import file_name, generation_json, png
 
 SCHEMA = 1
 MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "indeterminate": "?"}
@@ -30,12 +32,31 @@ def to_json(results: Results) -> dict[str, Any]:
         "artifact": results.artifact,
         "source": results.source,
         "resolution": None if results.resolution is None else str(results.resolution),
+        "bits": results.bits,
         "runtime": results.runtime,
         "scope": results.scope,
         "policy": results.policy,
         "versions": dict(sorted(results.versions.items())),
         "checks": [_check(check) for check in results.checks],
+        **_generations(results),
     }
+
+
+def pictures(results: Results) -> dict[str, bytes]:
+    """The PNG files that the JSON report names, by their path beside it."""
+    images = [
+        image
+        for made in results.generations
+        for image in (made.reference, made.candidate, made.start)
+        if image is not None
+    ]
+    return {file_name(image): png(image) for image in images}
+
+
+def _generations(results: Results) -> dict[str, Any]:
+    if not results.generations:
+        return {}
+    return {"generations": [generation_json(made) for made in results.generations]}
 
 
 def json_text(results: Results) -> str:
@@ -52,6 +73,8 @@ def _check(check: Check) -> dict[str, Any]:
         metrics["fp16_nrmse"] = None if fp16 is None else json_number(fp16.nrmse)
         ratio = check.fp16_error_ratio
         metrics["fp16_error_ratio"] = None if ratio is None else json_number(ratio)
+        if check.likeness is not None:
+            metrics |= check.likeness.to_json()
     return {
         "level": check.level,
         "component": check.component,
@@ -97,6 +120,10 @@ def _measured(checks: list[Check]) -> str:
     text = f"SNR ≥ {decibels(_snr(lowest))} ({lowest.case}, {lowest.output})"
     if lowest.fp16 is not None:
         text += f"; PyTorch fp16 {decibels(lowest.fp16.snr_db)}"
+    if likest := [c.likeness for c in compared if c.likeness is not None]:
+        text += f"; PSNR ≥ {decibels(min(found.psnr_db for found in likest))}"
+        ssim = [found.ssim for found in likest if found.ssim is not None]
+        text += f", SSIM ≥ {min(ssim):.4f}" if len(ssim) == len(likest) else ", SSIM not measured"
     return text
 
 
@@ -120,8 +147,9 @@ def headline(results: Results) -> str:
 
 def footnotes(results: Results) -> tuple[str, str]:
     """What the numbers mean, and what they do not prove."""
+    measures = f"{SNR}, {PSNR}" if results.generations else SNR
     return (
-        f"{SNR}, against PyTorch float32 on recorded inputs; policy {results.policy}.",
+        f"{measures}, against PyTorch float32 on recorded inputs; policy {results.policy}.",
         f"Scope: {results.scope}.",
     )
 
@@ -176,7 +204,8 @@ def junit(results: Results) -> str:
     root = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(root, "testsuite", {"name": results.artifact, **counts})
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (("runtime", results.runtime), ("scope", results.scope), ("snr", SNR)):
+    facts = {"runtime": results.runtime, "scope": results.scope, "snr": SNR}
+    for name, value in (facts | ({"psnr": PSNR} if results.generations else {})).items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
     for (level, component, case), checks in cases.items():
         element = ElementTree.SubElement(

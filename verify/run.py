@@ -1,22 +1,36 @@
-"""Verify an artifact: structure, then conversion, component by component."""
+"""Verify an artifact: structure, then each component by itself, then whole runs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
-from convert.values import Resolution
+from convert.pipeline_config import pipeline_config
+from convert.recipe_sections import Verify
+from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
+from verify import probe as probes
 from verify.artifact import Artifact, open_artifact
-from verify.checks import LEVELS, Check, Level, Results, failed, versions
+from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
-from verify.interface import infer_resolution, precision
+from verify.generation import COMPONENT, Candidate, Generation, check_pictures
+from verify.golden import Golden, require_same_checkpoint, source_files
+from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
+from verify.pipeline import network
 from verify.policy import Policy, load_policy
-from verify.recording import Progress, Recording, record
+from verify.probe import probe_programs
+from verify.recording import Case, Progress, Recording, record
 from verify.runtimes import Runtime, choose
+from verify.sampling import Trace, kinds_of, settings_for, trace_all
+from verify.schedule import TIMESTEPS
 from verify.structure import check_artifact, check_package
 
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
@@ -24,28 +38,42 @@ SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no 
 
 def verify(
     path: Path,
-    source: Checkpoint,
+    source: Checkpoint | None = None,
     *,
+    golden: Golden | None = None,
     runtime: str | Runtime = "auto",
     device: str = "cpu",
-    levels: Collection[str] = LEVELS,
+    levels: Collection[str] = COMPONENT_LEVELS,
     policy: Policy | None = None,
     components: Collection[str] | None = None,
     recording: Recording | None = None,
+    traces: Sequence[Trace] | None = None,
+    asked: Verify | None = None,
     minimum: Mapping[str, float] | None = None,
+    timesteps: Sequence[int] | None = None,
+    probe: Resolution | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Check an artifact folder, or one package or compiled model, against its checkpoint.
 
     Args:
+        source: the checkpoint; may be None where there is a golden bundle.
+        golden: what the reference did, recorded before, in place of running it. Without `source`,
+            what compression did to single weights cannot be told, and is said to be indeterminate.
         runtime: auto, coreml or torch, or one that is already there.
         device: where PyTorch computes: cpu, cuda or mps.
-        levels: of `LEVELS`; each needs the checkpoint, only `conversion` needs its weights.
+        levels: of `LEVELS`. Those of whole runs, `generation` and `sanity`, take the reference and
+            the artifact through every step of every picture, so they are not among the default.
         policy: the built-in one if None.
         components: those that must be there and are checked; all that the checkpoint has if None.
         recording: of the checkpoint at the artifact's resolution, made before; artifacts that
             differ in attention or bits can share one. Made here if None.
+        traces: whole runs of the reference at that resolution; the same holds for them.
+        asked: the recipe's [verify], from which traces are made; its defaults if None.
         minimum: SNR in dB, by component, that compression must leave in the outputs.
+        timesteps: at which the UNet is compared; those of `verify.schedule` if None.
+        probe: compare at this size instead of the packages' own, with their own weights; see
+            `verify.probe`. Structure is that of the packages as they are.
         progress: is told in a few words what is being done.
 
     Raises:
@@ -55,9 +83,21 @@ def verify(
     wanted = tuple(_level(level) for level in levels)
     policy = policy or load_policy()
     runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
+    if golden is not None:
+        made_from = source_files(Path(path))
+        if made_from:
+            require_same_checkpoint(golden, made_from, "the artifact's")
+        if source is not None:
+            digests = {name: digest_file(file) for name, file in source.files.items()}
+            require_same_checkpoint(golden, digests, source.name)
+        source = source or golden.checkpoint
+        recording, traces = golden.recording, golden.traces
+    if source is None:
+        raise InputError("neither a checkpoint nor a golden bundle to compare with", where=path)
     artifact = open_artifact(Path(path), source, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
     resolution = _resolution(artifact, programs, source)
+    bits = artifact.claims.get("bits") or _bits(programs)
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
@@ -67,26 +107,73 @@ def verify(
             checks += check_package(
                 program, component, source, resolution=resolution, claims=artifact.claims
             )
-    if {"conversion", "compression"} & set(wanted) and programs:
-        size = resolution or SMALLEST
-        if recording is None:
-            half = [name for name, program in programs.items() if precision(program) == "fp16"]
-            recording = record(
-                source, programs, resolution=size, fp16=half, device=device, progress=progress
-            )
-        _require(recording, programs, resolution)
-        checks += _compare(
-            programs,
-            source,
-            recording,
-            runner,
-            policy,
-            wanted,
-            minimum or {},
-            checks,
-            device,
-            progress,
+    if probe is not None and (set(PICTURE_LEVELS) & set(wanted) or golden is not None):
+        raise InputError(
+            "a probe compares components; it makes no pictures and needs no golden bundle",
+            hint="Leave out --probe, or --golden and the levels generation and sanity.",
         )
+    if {"conversion", "compression"} & set(wanted) and programs:
+        with ExitStack() as stack:
+            compared, size = programs, resolution
+            if probe is not None:
+                folder = stack.enter_context(_folder_beside(Path(path)))
+                compared, size = probe_programs(programs, source, Path(folder), size=probe), probe
+            if recording is None:
+                recording = record(
+                    source,
+                    compared,
+                    resolution=size or SMALLEST,
+                    fp16=[n for n, program in compared.items() if precision(program) == "fp16"],
+                    timesteps=timesteps or (TIMESTEPS if probe is None else probes.TIMESTEPS),
+                    device=device,
+                    progress=progress,
+                )
+            _require(recording, compared, size)
+            checks += _compare(
+                compared,
+                source,
+                recording,
+                runner,
+                policy,
+                wanted,
+                minimum or {},
+                bits,
+                checks,
+                device,
+                progress,
+            )
+    generations: tuple[Generation, ...] = ()
+    if set(PICTURE_LEVELS) & set(wanted):
+        if not artifact.is_folder:
+            raise InputError(
+                "one package makes no pictures",
+                where=path,
+                hint="Give the artifact's folder, or leave out --level generation and sanity.",
+            )
+        if traces is None:
+            kinds = kinds_of(artifact.packages)
+            size = resolution or SMALLEST
+            traces = trace_all(
+                source,
+                settings_for(asked or Verify(), kinds),
+                size,
+                device=device,
+                progress=progress,
+            )
+        if resolution is not None and any(t.resolution != resolution for t in traces):
+            raise InputError(
+                f"the pictures were recorded for {traces[0].resolution}, the artifact {resolution}"
+            )
+        found, generations = _pictures(
+            artifact, source, traces, runner, policy, wanted, bits, checks, progress
+        )
+        checks += found
+    scope = runner.scope
+    if probe is not None:
+        scope += "; compared were " + probes.SCOPE.format(probe)
+    if golden is not None:
+        told = ", ".join(f"{name} {golden.versions.get(name)}" for name in ("torch", "diffusers"))
+        scope += f"; the reference is a recording, made with {told}"
     if "structure" not in wanted:
         for component in artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
@@ -94,11 +181,13 @@ def verify(
         artifact=artifact.name,
         source=source.name,
         runtime=runner.name,
-        scope=runner.scope,
+        scope=scope,
         resolution=resolution,
         policy=policy.version,
         checks=tuple(checks),
         versions=versions(),
+        bits=bits,
+        generations=generations,
     )
 
 
@@ -110,6 +199,7 @@ def _compare(
     policy: Policy,
     levels: Collection[Level],
     minimum: Mapping[str, float],
+    bits: str | None,
     structure: list[Check],
     device: str,
     progress: Progress | None,
@@ -119,7 +209,22 @@ def _compare(
     checks: list[Check] = []
     for component, program in programs.items():
         cases = recording.cases[component]
+        if precision(program) != "fp16":  # a golden bundle has it for all components
+            cases = tuple(replace(case, fp16={}) for case in cases)
         try:
+            if is_compressed(program) and not source.part(component).tensors:
+                checks += _compressed_by_recording(
+                    program,
+                    source,
+                    component,
+                    cases,
+                    runner,
+                    levels,
+                    minimum.get(component),
+                    policy,
+                    bits,
+                )
+                continue
             weights = compressed_weights(program, source, component)
             if weights:
                 original, cases = (
@@ -130,7 +235,14 @@ def _compare(
                 )
                 if "compression" in levels:
                     checks += check_compression(
-                        source, component, weights, original, cases, minimum.get(component)
+                        source,
+                        component,
+                        weights,
+                        original,
+                        cases,
+                        minimum.get(component),
+                        policy,
+                        bits,
                     )
             if "conversion" in levels:
                 checks += check_conversion(
@@ -141,9 +253,66 @@ def _compare(
                 raise
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
-        finally:
-            runner.close()
     return checks
+
+
+def _folder_beside(path: Path) -> TemporaryDirectory[str]:
+    """A temporary folder on the disk of `path`, where that can be written, for hard links."""
+    parent = path.resolve().parent
+    return TemporaryDirectory(prefix=".probe-", dir=parent if os.access(parent, os.W_OK) else None)
+
+
+def _compressed_by_recording(
+    program: Program,
+    source: Checkpoint,
+    component: str,
+    cases: tuple[Case, ...],
+    runtime: Runtime,
+    levels: Collection[Level],
+    minimum: float | None,
+    policy: Policy,
+    bits: str | None,
+) -> Iterator[Check]:
+    """A compressed component where the checkpoint's weights are absent: its outputs alone."""
+    if "conversion" in levels:
+        text = "its weights are compressed, and what they do in PyTorch needs the checkpoint"
+        gate = "like its own decoded weights in PyTorch"
+        yield Check("conversion", component, "run", gate, "indeterminate", message=text)
+    if "compression" in levels:
+        model = network(runtime.load(Path(program.path)))
+        ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
+        yield from check_compression(source, component, {}, cases, ran, minimum, policy, bits)
+
+
+def _pictures(
+    artifact: Artifact,
+    source: Checkpoint,
+    traces: Sequence[Trace],
+    runtime: Runtime,
+    policy: Policy,
+    levels: Collection[Level],
+    bits: str | None,
+    earlier: list[Check],
+    progress: Progress | None,
+) -> tuple[list[Check], tuple[Generation, ...]]:
+    """Levels `generation` and `sanity`, with the settings that the artifact itself claims."""
+    asked = [level for level in PICTURE_LEVELS if level in levels]
+    missing = ", ".join(artifact.missing)
+    if missing:
+        return [failed(asked[0], COMPONENT, "run", "runs", f"{missing} missing")], ()
+    config = artifact.pipeline or pipeline_config(source)
+    tokenizers = {name: artifact.path for name in config["pad_tokens"]}
+    try:
+        networks = {n: network(runtime.load(file)) for n, file in artifact.packages.items()}
+        candidate = Candidate(networks, config, tokenizers)
+        return check_pictures(
+            candidate, traces, policy, levels, bits, name=runtime.name, progress=progress
+        )
+    except (CannotExecute, InputError) as error:
+        if not any(check.verdict == "fail" for check in earlier):
+            raise
+        # What is wrong has been said already, where it can be told.
+        return [failed(asked[0], COMPONENT, "run", "runs", error.problem)], ()
 
 
 def _require(
@@ -179,3 +348,8 @@ def _resolution(
         return Resolution.parse(artifact.claims["resolution"])
     found = (infer_resolution(program, name, source) for name, program in programs.items())
     return next((resolution for resolution in found if resolution is not None), None)
+
+
+def _bits(programs: Mapping[str, Program]) -> str | None:
+    """The bits of packages that no manifest describes; compressed ones do not say theirs."""
+    return None if any(map(is_compressed, programs.values())) else "16"

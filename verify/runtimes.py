@@ -16,28 +16,36 @@ RuntimeName = Literal["auto", "coreml", "torch"]
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
 
-class Runtime(Protocol):
-    """Runs packages; the last one stays loaded until another one is asked for."""
+class Model(Protocol):
+    """A package that is loaded; it is freed when nobody refers to it any more."""
 
-    name: str
-    scope: str  # what a check with this runtime proves and does not
-
-    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """The package's outputs as float32 arrays by name.
 
         Raises:
             InputError: the inputs do not fit the package.
-            CannotExecute: the package cannot be read or run.
+            CannotExecute: the package cannot be run.
         """
         ...
 
-    def close(self) -> None:
-        """Free the package that is loaded."""
+
+class Runtime(Protocol):
+    """Loads packages, as many at once as are asked for."""
+
+    name: str
+    scope: str  # what a check with this runtime proves and does not
+
+    def load(self, package: Path) -> Model:
+        """The package, ready to run.
+
+        Raises:
+            CannotExecute: the package cannot be read.
+        """
         ...
 
 
 class TorchRuntime:
-    """The MIL program run op by op with PyTorch.
+    """The MIL program run op by op with PyTorch; weights stay in their mapped files.
 
     Args:
         device: cpu, cuda or mps.
@@ -56,19 +64,17 @@ class TorchRuntime:
         require_device(device)
         self.device = device
         self.mode = mode
-        self._loaded: tuple[Path, Any] | None = None
 
-    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def load(self, package: Path) -> Model:
         from verify.mil.evaluator import Evaluator
 
-        if self._loaded is None or self._loaded[0] != package:
-            self.close()
-            self._loaded = (package, Evaluator(package, mode=self.mode, device=self.device))
-        outputs = self._loaded[1].run(inputs)
-        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+        evaluator = Evaluator(package, mode=self.mode, device=self.device)
 
-    def close(self) -> None:
-        self._loaded = None
+        def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+            outputs = evaluator.run(inputs)
+            return {name: value.float().cpu().numpy() for name, value in outputs.items()}
+
+        return run
 
 
 class CoreMLRuntime:
@@ -100,29 +106,27 @@ class CoreMLRuntime:
             f"checks what Core ML computes on this Mac with compute units {compute_units}; "
             "other devices and systems may differ"
         )
-        self._loaded: tuple[Path, Any] | None = None
 
-    def run(self, package: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def load(self, package: Path) -> Model:
         import coremltools as ct
 
-        if self._loaded is None or self._loaded[0] != package:
-            self.close()
-            units = getattr(ct.ComputeUnit, self.compute_units.upper())
-            try:
-                compiled = package.suffix == ".mlmodelc"
-                load = ct.models.CompiledMLModel if compiled else ct.models.MLModel
-                self._loaded = (package, load(str(package), compute_units=units))
-            except Exception as error:  # whatever the framework says
-                raise CannotExecute(f"Core ML cannot load it: {error}", where=package) from error
-        arrays = {name: value.float().cpu().numpy() for name, value in inputs.items()}
+        units = getattr(ct.ComputeUnit, self.compute_units.upper())
+        compiled = package.suffix == ".mlmodelc"
+        load: Any = ct.models.CompiledMLModel if compiled else ct.models.MLModel
         try:
-            outputs = self._loaded[1].predict(arrays)
-        except Exception as error:
-            raise CannotExecute(f"Core ML cannot run it: {error}", where=package) from error
-        return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+            model = load(str(package), compute_units=units)
+        except Exception as error:  # whatever the framework says
+            raise CannotExecute(f"Core ML cannot load it: {error}", where=package) from error
 
-    def close(self) -> None:
-        self._loaded = None
+        def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+            arrays = {name: value.float().cpu().numpy() for name, value in inputs.items()}
+            try:
+                outputs = model.predict(arrays)
+            except Exception as error:
+                raise CannotExecute(f"Core ML cannot run it: {error}", where=package) from error
+            return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+
+        return run
 
 
 def can_predict() -> bool:

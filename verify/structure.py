@@ -12,6 +12,7 @@ from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
+from convert.pipeline_config import pipeline_config
 from convert.values import FORMATS, Format, Resolution
 from verify.artifact import Artifact
 from verify.checks import Check, failed, passed
@@ -22,6 +23,7 @@ from verify.interface import (
     has_long_attention,
     infer_resolution,
     precision,
+    with_aliases,
 )
 from verify.mil import Feature, Program, TensorType
 
@@ -42,6 +44,9 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
     yield _verdict("artifact", "components", "as the manifest lists them", problem)
     yield _verdict("artifact", "files", "as the manifest has them", _files(artifact))
     yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
+    if artifact.pipeline:
+        problem = _pipeline(artifact, source)
+        yield _verdict("artifact", "pipeline", "the checkpoint's settings", problem)
 
 
 def _files(artifact: Artifact) -> str:
@@ -58,6 +63,21 @@ def _files(artifact: Artifact) -> str:
         if digest_file(path) != facts.get("sha256"):
             return f"{name} has another SHA-256 than the manifest says"
     return ""
+
+
+def _pipeline(artifact: Artifact, source: Checkpoint) -> str:
+    """The settings for pipelines that differ from the checkpoint's, or nothing."""
+    wanted = json.loads(json.dumps(pipeline_config(source)))
+    wrong = []
+    for part, values in wanted.items():
+        found = artifact.pipeline.get(part)
+        found = found if isinstance(found, dict) else {}
+        wrong += [
+            f"{part}.{key} is {found.get(key)!r}, the checkpoint's {value!r}"
+            for key, value in values.items()
+            if found.get(key) != value
+        ]
+    return "; ".join(wrong)
 
 
 def _tokenizer(folder: Path, source: Checkpoint) -> str:
@@ -96,7 +116,9 @@ def check_package(
     claims = claims or {}
     # In a folder, another package's resolution or the manifest's may be the one that is asked.
     resolution = resolution or infer_resolution(program, component, source)
-    inputs, outputs = expected_shapes(source, component, resolution)
+    inputs, outputs = with_aliases(
+        program, component, *expected_shapes(source, component, resolution)
+    )
     float_type = "fp32" if claims.get("vae_precision", "float32") == "float32" else "fp16"
     dtype = {"unet": "fp16", "text_encoder": "fp32", "text_encoder_2": "fp32"}.get(component)
     if dtype is None:

@@ -16,7 +16,8 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import INTEGERS, NONE, Compression, PalettizedTensor, QuantizedTensor
+from convert.compress import INTEGERS, NONE, Compression, Method
+from convert.compressed_tensors import GroupedTensor, PalettizedTensor, QuantizedTensor
 from convert.errors import InputError
 from convert.tensors import Tensor
 from convert.weight_file import DTYPE_CODES, Blob, Value
@@ -97,27 +98,32 @@ class Graph:
         name = self.name(key.replace(".", "_"))
         if tensor.size < FILE_THRESHOLD:
             return mb.const(val=tensor.read(self.dtype).reshape(shape), name=name)
-        method = self.compression.method(tensor)
-        if method in INTEGERS:
-            return self._quantized(name, tensor, shape, INTEGERS[method])
-        if method is not None:
-            return self._palettized(name, tensor, shape, int(method))
-        return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
+        method = self.compression.method(key)
+        if method is None:
+            return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
+        if method.bits in INTEGERS:
+            return self._quantized(name, tensor, shape, INTEGERS[method.bits])
+        return self._palettized(name, tensor, shape, method)
 
-    def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
-        """A weight as a look-up table and packed indices."""
-        source = PalettizedTensor(tensor, bits)
-        byte, half, entries = np.dtype(np.uint8), np.dtype(np.float16), 1 << bits
+    def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], method: Method) -> Var:
+        """A weight as look-up tables, one for all or one for each group, and packed indices."""
+        bits = int(method.bits)
+        source: PalettizedTensor | GroupedTensor = PalettizedTensor(tensor, bits)
+        if method.group_size is not None:
+            assert self.is_ios18, "iOS16's op has one table"
+            source = GroupedTensor(tensor, bits, method.group_size)
+        byte, entries = np.dtype(np.uint8), 1 << bits
         if self.is_ios18:
             packed = None if bits == 8 else bits
-            ones = (1,) * len(shape)
+            ones = (1,) * (len(shape) - 1)
+            tables = (source.groups, *ones, entries, 1)
             indices = Blob(f"{name}_indices", byte, shape, source.indices, tensor.name, packed)
-            lut = Blob(f"{name}_lut", half, (*ones, entries, 1), source.lut, tensor.name)
+            lut = Blob(f"{name}_lut", self.dtype, tables, source.lut, tensor.name)
             return mb.constexpr_lut_to_dense(
                 indices=self._blob(indices), lut=self._blob(lut), name=name
             )
         size = (-(-tensor.size * bits // 8),)
-        lut = Blob(f"{name}_lut", half, (entries,), source.lut, tensor.name)
+        lut = Blob(f"{name}_lut", self.dtype, (entries,), source.lut, tensor.name)
         return mb.constexpr_lut_to_dense(
             indices=self._blob(Blob(f"{name}_indices", byte, size, source.indices, tensor.name)),
             lut=self._blob(lut),
@@ -128,16 +134,16 @@ class Graph:
     def _quantized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
         """A weight as integers with a scale for each output channel, or for each block of it."""
         source = QuantizedTensor(tensor, bits)
-        byte, half, channels = np.dtype(np.int8), np.dtype(np.float16), shape[0]
+        byte, channels = np.dtype(np.int8), shape[0]
         packed = 4 if bits == 4 else None
         data = Blob(f"{name}_data", byte, shape, source.data, tensor.name, packed)
         if self.is_ios18:
             blocks = (channels, source.blocks, *(1,) * (len(shape) - 2))
-            scale = Blob(f"{name}_scale", half, blocks, source.scale, tensor.name)
+            scale = Blob(f"{name}_scale", self.dtype, blocks, source.scale, tensor.name)
             return mb.constexpr_blockwise_shift_scale(
                 data=self._blob(data), scale=self._blob(scale), name=name
             )
-        scale = Blob(f"{name}_scale", half, (channels,), source.scale, tensor.name)
+        scale = Blob(f"{name}_scale", self.dtype, (channels,), source.scale, tensor.name)
         return mb.constexpr_affine_dequantize(
             quantized_data=self._blob(data),
             scale=self._blob(scale),

@@ -1,0 +1,172 @@
+"""Compressed tensors as they are streamed: look-up tables and indices, integers and scales.
+
+Each is a pair of sources for the weight file (`convert.weight_file.Source`), whose values are made
+when they are asked for: one tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.compress import BLOCK
+from convert.palette import Histogram, Packer, Palette, fit, fit_groups, pack
+from convert.quantize import Quantized, int4_per_block, int8_per_channel
+from convert.tensors import Tensor
+
+PIECE = 2 << 20  # indices that are packed at once
+
+
+class PalettizedTensor:
+    """A tensor's look-up table and packed indices, from one palette fitted when it is needed.
+
+    The tensor is read twice, in chunks: for its histogram, and for its indices.
+    """
+
+    def __init__(self, tensor: Tensor, bits: int) -> None:
+        self.tensor, self.bits = tensor, bits
+        self._palette: Palette | None = None
+
+    @property
+    def lut(self) -> _LUT:
+        return _LUT(self)
+
+    @property
+    def indices(self) -> _Indices:
+        return _Indices(self)
+
+    @property
+    def groups(self) -> int:
+        """How many palettes there are."""
+        return 1
+
+    def palette(self) -> Palette:
+        """The palette; the same for every call, whatever the order."""
+        if self._palette is None:
+            histogram = Histogram()
+            for chunk in self.tensor.chunks(np.float16):
+                histogram.add(chunk)
+            self._palette = fit(histogram, self.bits)
+        return self._palette
+
+    def forget(self) -> None:
+        """Drop the palette; its tables would add up over a network's tensors."""
+        self._palette = None
+
+
+@dataclass(frozen=True)
+class _Indices:
+    of: PalettizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        palette, packer = self.of.palette(), Packer(self.of.bits)
+        for chunk in self.of.tensor.chunks(np.float16):
+            yield packer.add(palette.indices(chunk))
+        yield packer.finish()
+
+
+@dataclass(frozen=True)
+class _LUT:
+    of: PalettizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield self.of.palette().lut.astype(dtype, copy=False)
+        self.of.forget()  # the indices come before the table, in the order of their names
+
+
+class GroupedTensor:
+    """The same with a palette for every `group_size` output channels; the tensor is read whole."""
+
+    def __init__(self, tensor: Tensor, bits: int, group_size: int) -> None:
+        self.tensor, self.bits, self.group_size = tensor, bits, group_size
+        self._lut: np.ndarray | None = None
+
+    @property
+    def lut(self) -> _GroupedLUT:
+        return _GroupedLUT(self)
+
+    @property
+    def indices(self) -> _GroupedIndices:
+        return _GroupedIndices(self)
+
+    @property
+    def groups(self) -> int:
+        """How many palettes there are."""
+        return self.tensor.shape[0] // self.group_size
+
+    def fit(self) -> np.ndarray:
+        """The indices, uint8 in the tensor's shape; the tables are kept for `take_lut`."""
+        palettes = fit_groups(self.tensor.read(np.float16), self.bits, self.group_size)
+        self._lut = palettes.lut
+        return palettes.indices
+
+    def take_lut(self) -> np.ndarray:
+        """The tables, float16 [groups, 2^bits]; they are not kept any longer."""
+        if self._lut is None:
+            self.fit()
+        lut, self._lut = self._lut, None
+        assert lut is not None
+        return lut
+
+
+@dataclass(frozen=True)
+class _GroupedIndices:
+    of: GroupedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        indices, packer = self.of.fit().reshape(-1), Packer(self.of.bits)
+        for start in range(0, len(indices), PIECE):
+            yield packer.add(indices[start : start + PIECE])
+        yield packer.finish()
+
+
+@dataclass(frozen=True)
+class _GroupedLUT:
+    of: GroupedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield self.of.take_lut().reshape(-1).astype(dtype, copy=False)
+
+
+class QuantizedTensor:
+    """A tensor's integers and their scales; the tensor is read whole, twice."""
+
+    def __init__(self, tensor: Tensor, bits: int) -> None:
+        self.tensor, self.bits = tensor, bits
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in an output channel, each with a scale."""
+        return self.tensor.shape[1] // BLOCK if self.bits == 4 else 1
+
+    @property
+    def data(self) -> _Data:
+        return _Data(self)
+
+    @property
+    def scale(self) -> _Scale:
+        return _Scale(self)
+
+    def quantized(self) -> Quantized:
+        """The integers and scales, in the checkpoint's shape."""
+        weight = self.tensor.read(np.float16)
+        return int4_per_block(weight, BLOCK) if self.bits == 4 else int8_per_channel(weight)
+
+
+@dataclass(frozen=True)
+class _Data:
+    of: QuantizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        data = self.of.quantized().data
+        yield pack(data, 4) if self.of.bits == 4 else data.reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    of: QuantizedTensor
+
+    def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        yield self.of.quantized().scale.reshape(-1).astype(dtype, copy=False)

@@ -1,0 +1,72 @@
+"""What diffusers' SDXL pipelines ask of a checkpoint beside its networks, as plain JSON.
+
+It travels in an artifact's manifest, so that pictures can be made without the checkpoint. The keys
+are those that `StableDiffusionXLPipeline` and `StableDiffusionXLImg2ImgPipeline` read (diffusers).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from convert.checkpoint import Checkpoint
+from convert.tokenizer import END
+
+CONFIGS: dict[str, tuple[str, ...]] = {
+    "unet": (
+        "in_channels",
+        "sample_size",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "time_cond_proj_dim",
+    ),
+    "vae": (
+        "block_out_channels",
+        "latent_channels",
+        "scaling_factor",
+        "latents_mean",
+        "latents_std",
+        "force_upcast",
+    ),
+    "text_encoder_2": ("projection_dim",),
+}
+# diffusers' and transformers' own defaults, for configs that leave them out.
+DEFAULTS = {
+    "in_channels": 4,
+    "sample_size": None,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+    "force_upcast": True,
+    "projection_dim": 512,
+}
+PAD = {"tokenizer": END, "tokenizer_2": "!"}
+INDEX = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": False}
+
+
+def pipeline_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configs of UNet, VAE and text encoder 2, the scheduler's, and the padding tokens."""
+    found: dict[str, Any] = {
+        part: {key: checkpoint.parts[part].config.get(key, DEFAULTS.get(key)) for key in keys}
+        for part, keys in CONFIGS.items()
+    }
+    found["scheduler"] = dict(sorted(checkpoint.scheduler.items()))
+    found["pipeline"] = {
+        key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()
+    }
+    found["pad_tokens"] = {name: _pad_token(checkpoint, name) for name in checkpoint.tokenizers}
+    return found
+
+
+def _pad_token(checkpoint: Checkpoint, tokenizer: str) -> str:
+    """The token that fills a prompt up to 77; text encoder 2 of SDXL has one of its own."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            values = json.loads((checkpoint.path / tokenizer / file).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        token = values.get("pad_token") if isinstance(values, Mapping) else None
+        token = token.get("content") if isinstance(token, Mapping) else token
+        if isinstance(token, str):
+            return token
+    return PAD[tokenizer]

@@ -1,0 +1,125 @@
+"""Artifact folder → bundle: the flat folder that apps load.
+
+    <artifact>/
+        TextEncoder.mlmodelc  TextEncoder2.mlmodelc  Unet.mlmodelc
+        VAEDecoder.mlmodelc  VAEEncoder.mlmodelc
+        vocab.json  merges.txt   the checkpoint's own tokenizer; merges.txt ends in a newline
+        manifest.json            where it came from, what verification found (release.manifest)
+
+Weights are hard links to the artifact's; nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert import manifest as artifact_manifests
+from convert.cache import digest_file
+from convert.components import COMPONENTS
+from convert.errors import InputError
+from release.aliases import aliased
+from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
+
+TOKENIZER = ("vocab.json", "merges.txt")
+
+
+class Digests:
+    """SHA-256 of files; one that many artifacts share by hard link is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def of(self, path: Path) -> str:
+        """The digest of a file, read only where none of its links has been."""
+        stat = path.stat()
+        # The time tells a file from a later one that was given the same inode.
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if identity not in self._known:
+            self._known[identity] = digest_file(path)
+        return self._known[identity]
+
+
+def open_artifact(path: Path) -> dict[str, Any]:
+    """The manifest of a finished artifact folder.
+
+    Raises:
+        InputError: not an artifact of ours, or files of it are missing.
+    """
+    manifest = artifact_manifests.read(path)
+    if manifest is None or not all(
+        name.endswith(".mlpackage") for name in manifest["components"].values()
+    ):
+        raise InputError(
+            "is no artifact folder: there is no manifest.json of ours with packages",
+            where=path,
+            hint="`sdxl-coreml convert` or `run` make artifacts.",
+        )
+    if not artifact_manifests.is_complete(path, manifest):
+        raise InputError(
+            "is not complete: a file of its manifest is missing or has another size",
+            where=path,
+            hint="Run the command that made it again.",
+        )
+    return manifest
+
+
+def find_report(artifact: Path) -> dict[str, Any] | None:
+    """The artifact's verification in `reports/` beside it, as `run` leaves it, or None.
+
+    A report of other bytes than the artifact's counts as none.
+    """
+    manifest = open_artifact(artifact)
+    file = artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
+    return read_report(file, manifest)
+
+
+def make_bundle(
+    artifact: Path,
+    folder: Path,
+    *,
+    report: Mapping[str, Any] | None = None,
+    digests: Digests | None = None,
+) -> dict[str, Any]:
+    """Fill an empty folder with the bundle of an artifact; returns its manifest.
+
+    Args:
+        report: the artifact's verification, as `verify.report.to_json` has it.
+        digests: those known already; they grow.
+
+    Raises:
+        InputError: no artifact, or a file that is not as its manifest has it.
+    """
+    from release.mlmodelc import compile_package
+
+    manifest = open_artifact(artifact)
+    digests = Digests() if digests is None else digests
+    _require_unchanged(artifact, manifest, digests)
+    components = {}
+    work = folder / ".packages"
+    for component, name in manifest["components"].items():
+        package = aliased(artifact / name, component, work / component)
+        compiled = compile_package(package, folder)
+        components[component] = compiled.name
+        assert compiled.name == f"{COMPONENTS[component].file}.mlmodelc"
+    shutil.rmtree(work, ignore_errors=True)
+    for name in TOKENIZER:
+        content = (artifact / name).read_text("utf-8")
+        if name == "merges.txt" and not content.endswith("\n"):
+            content += "\n"  # Apple's tokenizer drops a last line that does not end
+        (folder / name).write_text(content, "utf-8")
+    bundle = bundle_manifest(manifest, components, file_facts(folder, digests.of), report)
+    (folder / FILE).write_text(text(bundle), "utf-8")
+    return bundle
+
+
+def _require_unchanged(artifact: Path, manifest: Mapping[str, Any], digests: Digests) -> None:
+    for name, facts in manifest["files"].items():
+        if digests.of(artifact / name) != facts["sha256"]:
+            raise InputError(
+                "has changed since it was made: its SHA-256 is not the manifest's",
+                where=artifact / name,
+                hint="Remove the artifact's folder and run the command that made it again.",
+            )

@@ -1,0 +1,282 @@
+"""The model card: README.md of a release, from its manifest, recipe, reports and source card.
+
+Whatever the card says of a file was measured or read from that file's own manifest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.recipe import Recipe, parse_recipe
+from convert.units import size
+from release.card_facts import facts
+from release.licenses import front_matter
+from release.markdown import block, bullets, code, escape, image, link, table
+from release.source_card import MARK, SourceCard
+
+TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
+TOOL = "sdxl-coreml"
+SCHEDULERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "pndm": "PNDM",
+    "unipc": "UniPC",
+}
+UNITS = {"original": "CPU & GPU"}
+SPLIT_UNITS = "CPU & Neural Engine, or CPU & GPU"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image made with one of the files while it was verified."""
+
+    file: str  # relative to the card
+    artifact: str
+    generation: Mapping[str, Any]  # as reports have it
+
+
+def compose(
+    manifest: Mapping[str, Any],
+    *,
+    source: SourceCard | None = None,
+    samples: Sequence[Sample] = (),
+) -> str:
+    """The card of a release, front matter included.
+
+    Args:
+        manifest: the release's, each archive with its bundle's manifest.
+        source: the source model's card; None if there is none.
+    """
+    recipe = parse_recipe(manifest["recipe"]["text"], where="the release's recipe")
+    title = recipe.release.title or recipe.name
+    base = recipe.release.base_model or manifest["source"]["repo"]
+    sections = [
+        f"# {escape(title)} for Core ML",
+        _opening(title, base, manifest),
+        "## Files",
+        *_files(manifest),
+        "## Before you download",
+        bullets(facts(manifest, recipe)),
+        *_samples(samples),
+        "## Recommended settings",
+        *_settings(recipe, manifest),
+        "## How it was made",
+        *_making(manifest),
+    ]
+    if source is not None:
+        sections += _copied(source, base)
+    return _front(recipe, manifest, base, source) + "\n\n".join(sections) + "\n"
+
+
+def _front(
+    recipe: Recipe, manifest: Mapping[str, Any], base: str | None, source: SourceCard | None
+) -> str:
+    """The YAML at the top, written by huggingface_hub."""
+    from huggingface_hub import ModelCardData
+
+    release, given = recipe.release, source.data if source else {}
+    license = release.license or given.get("license")
+    own = release.license is not None
+    language = list(release.language or ()) or given.get("language")
+    is_quantized = any(a["manifest"]["bits"] != "16" for a in manifest["archives"])
+    data = ModelCardData(
+        language=language,
+        base_model=base,
+        pipeline_tag="text-to-image",
+        tags=TAGS,
+        **front_matter(
+            license,
+            release.license_name if own else given.get("license_name"),
+            release.license_link if own else given.get("license_link"),
+        ),
+        **({"base_model_relation": "quantized"} if base and is_quantized else {}),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _opening(title: str, base: str | None, manifest: Mapping[str, Any]) -> str:
+    origin = link(title, f"https://huggingface.co/{base}") if base else escape(title)
+    unverified = [a["archive"] for a in manifest["archives"] if a["manifest"]["verdict"] != "pass"]
+    text = (
+        f"{origin}, converted to "
+        f"{link('Core ML', 'https://developer.apple.com/documentation/coreml')} for Macs and "
+        "iPhones with Apple silicon. Load it with "
+        f"{link('Mochi Diffusion', 'https://github.com/MochiDiffusion/MochiDiffusion')}, "
+        f"{link('Guernika', 'https://github.com/GuernikaCore/GuernikaKit')} or Apple's "
+        f"{link('Swift package', 'https://github.com/apple/ml-stable-diffusion')}."
+    )
+    if unverified:
+        names = ", ".join(code(name) for name in unverified)
+        text += f"\n\n**Not verified**: {names}. Nobody has checked that they work."
+    return text
+
+
+def _files(manifest: Mapping[str, Any]) -> list[str]:
+    """The table of the files, and what its columns mean."""
+    rows = []
+    archives = manifest["archives"]
+    compressed = any(_snr(a, "compression") for a in archives)
+    for archive in archives:
+        own = archive["manifest"]
+        parts = [link(f["name"], f["name"]) for f in archive["files"]]
+        cells = [
+            "<br>".join(parts),
+            code(own["attention"], in_table=True),
+            own["resolution"].replace("x", " × "),
+            escape(own["bits"]),
+            f"{own['bits_per_weight']['unet']:.2f}" if "unet" in own["bits_per_weight"] else "–",
+            size(archive["size"]),
+            UNITS.get(own["attention"], SPLIT_UNITS),
+            own["minimum_system"],
+            _snr(archive, "conversion") or "not verified",
+        ]
+        rows.append([*cells, _snr(archive, "compression") or "–"] if compressed else cells)
+    heads = [
+        "File", "Variant", "Width × height", "Bits", "UNet, bits per weight", "Size",
+        "Compute units", "From", "Conversion, SNR",
+    ]  # fmt: skip
+    notes = [
+        "Conversion: the lowest signal-to-noise ratio of any model's output against PyTorch in "
+        "float32 with the same weights, 10·log10(Σref² / Σ(ref − out)²). 35 dB is asked of the "
+        "UNet, 40 dB of the text encoders and the VAE."
+    ]
+    if compressed:
+        heads.append("Compression, SNR")
+        notes.append("Compression: the same against the checkpoint's uncompressed weights.")
+    notes.append("`sha256sum --check SHA256SUMS` checks what you have downloaded.")
+    joined = [a for a in archives if len(a["files"]) > 1]
+    if joined:
+        name = joined[0]["archive"]
+        notes.append(
+            "Archives that come in parts are joined before they are unpacked: "
+            f"{code(f'cat {name}.* > {name}')}."
+        )
+    return [table(heads, rows, "lllrrrllr" + "r" * compressed), bullets(notes)]
+
+
+def _snr(archive: Mapping[str, Any], level: str) -> str:
+    """The lowest SNR of a level, for people; empty where none was measured."""
+    found = (archive["manifest"].get("verification") or {}).get("lowest_snr_db", {}).get(level, {})
+    values = [float(v) for v in found.values() if v is not None]
+    return f"{min(values):.1f} dB" if values else ""
+
+
+def _samples(samples: Sequence[Sample]) -> list[str]:
+    """The images of the verification, each with what made it."""
+    if not samples:
+        return []
+    parts = ["## Samples", "Made with these files while they were verified."]
+    for sample in samples:
+        made = sample.generation
+        scheduler = SCHEDULERS.get(str(made["scheduler"]), str(made["scheduler"]))
+        line = (
+            f"{code(sample.artifact)}, {made['kind']}, {escape(scheduler)}, {made['steps']} steps, "
+            f"guidance {made['guidance']:g}"
+        )
+        if made.get("psnr_db") is not None:
+            line += f"; PSNR {float(made['psnr_db']):.1f} dB against PyTorch's image"
+        parts += [image(str(made["prompt"])[:80], sample.file), line + ":", block(made["prompt"])]
+    return parts
+
+
+def _settings(recipe: Recipe, manifest: Mapping[str, Any]) -> list[str]:
+    """Scheduler, steps and guidance, prompts, tags and sizes; from the recipe."""
+    verify, release = recipe.verify, recipe.release
+    rows = [
+        ["Scheduler", escape(SCHEDULERS[verify.scheduler])],
+        ["Steps", str(verify.steps)],
+        ["Guidance scale (CFG)", f"{verify.guidance:g}"],
+    ]
+    parts = [table(["Setting", "Value"], rows)]
+    negative = release.negative_prompt or verify.negative_prompt
+    for text, value in (
+        ("Write prompts in this order:", release.prompt_template),
+        ("Start prompts with:", release.quality_tags),
+        ("Negative prompt:", negative),
+    ):
+        if value:
+            parts += [text, block(value)]
+    if release.advice:
+        parts.append(bullets([escape(text) for text in release.advice]))
+    sizes = dict.fromkeys(a["manifest"]["resolution"] for a in manifest["archives"])
+    parts += ["### Sizes", _sizes(list(sizes))]
+    for tags in release.tag_tables:
+        cells = [
+            [code(row[0], in_table=True), *(escape(cell) for cell in row[1:])] for row in tags.rows
+        ]
+        parts += [
+            f"### Tags: {escape(tags.title)}",
+            table([escape(head) for head in tags.columns], cells),
+        ]
+    return parts
+
+
+def _sizes(found: Sequence[str]) -> str:
+    """The sizes that there are files for, and their shape."""
+    rows = []
+    for text in found:
+        width, height = (int(side) for side in text.split("x"))
+        divisor = math.gcd(width, height)
+        kind = "square" if width == height else "landscape" if width > height else "portrait"
+        ratio = f"{width // divisor}:{height // divisor}"
+        rows.append([f"{width} × {height}", ratio, kind])
+    return table(["Width × height", "Aspect ratio", ""], rows)
+
+
+def _making(manifest: Mapping[str, Any]) -> list[str]:
+    """How to repeat it: source, recipe, versions, deviations, verification."""
+    source, versions = manifest["source"], manifest["versions"]
+    first = manifest["archives"][0]["manifest"]
+    where = f"{source['repo']} at commit {source['commit']}" if source["repo"] else source["name"]
+    parts = [
+        f"Converted with {TOOL} {escape(versions[TOOL])} from {code(where)}: the networks are "
+        "written directly as ML Programs around the checkpoint's own weights. The same recipe "
+        "gives the same files:",
+        block(f"{TOOL} run recipe.toml --out out", "sh"),
+        "<details><summary>recipe.toml</summary>",
+        block(manifest["recipe"]["text"], "toml"),
+        "</details>",
+        "Versions: " + ", ".join(f"{escape(n)} {escape(v)}" for n, v in versions.items()) + ".",
+    ]
+    checked = first.get("verification")
+    if checked:
+        parts.append(
+            f"Verified op by op ({escape(checked['runtime'])}, policy {escape(checked['policy'])}):"
+            f" {escape(checked['scope'])}. Each archive's `manifest.json` has the figures, the "
+            "SHA-256 of the checkpoint's files and its own, and the bits per weight of each model."
+        )
+    parts.append("Where the graphs differ from those of Apple's converter, and why:")
+    parts.append(bullets([f"{escape(d['what'])} {escape(d['why'])}" for d in first["deviations"]]))
+    return parts
+
+
+def _copied(source: SourceCard, base: str | None) -> list[str]:
+    where = link(base, f"https://huggingface.co/{base}") if base else "the source model"
+    return [
+        "---",
+        f"*The rest of this card was copied from {where}. It describes the original model, not "
+        "this conversion.*",
+        MARK,
+        source.text,
+    ]
+
+
+def write_card(folder: Path, text: str) -> Path:
+    """Write README.md into a release folder, in one piece."""
+    new, path = folder / ".README.md.new", folder / "README.md"
+    new.write_text(text, "utf-8")
+    new.replace(path)
+    return path

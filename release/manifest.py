@@ -1,0 +1,185 @@
+"""The provenance of what is released: in every archive, and once for the release as a whole.
+
+A bundle's manifest is the artifact's (see `convert.manifest`), so `verify` and `lint` can start
+from it, with the compiled models' files in place of the packages', the deviations from Apple's
+graphs and what the verification found."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from convert.cache import digest_file
+from convert.deviations import DEVIATIONS
+from convert.errors import InputError
+from convert.manifest import FILE, SCHEMA, read, text
+from verify.summary import lowest_snr
+
+__all__ = ["FILE", "SCHEMA", "bundle_manifest", "file_facts", "read", "release_manifest", "text"]
+
+SHARED = ("source", "recipe", "versions")  # the same for all archives of a release
+
+# The oldest system that reads each Core ML specification version.
+# Source: availability in the metadata.json that coremlcompiler writes.
+SYSTEMS = {8: "macOS 14, iOS 17", 9: "macOS 15, iOS 18", 10: "macOS 26, iOS 26"}
+
+
+def read_report(file: Path, artifact: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The verification report of this very artifact, or None: none there, or one of other bytes."""
+    try:
+        report = json.loads(file.read_text("utf-8"))
+        same = report["fingerprint"] == artifact["fingerprint"]
+        return dict(report) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def bundle_manifest(
+    artifact: Mapping[str, Any],
+    components: Mapping[str, str],
+    files: Mapping[str, Mapping[str, Any]],
+    report: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The manifest of a bundle.
+
+    Args:
+        artifact: the manifest of the artifact that was compiled.
+        components: component → compiled model.
+        files: size and sha256 of the bundle's files, but for this one.
+        report: its verification, in the form of `verify.report.to_json`; None if it has none.
+    """
+    return {
+        **artifact,
+        "kind": "bundle",
+        "components": dict(components),
+        "files": dict(sorted(files.items())),
+        "minimum_system": SYSTEMS[artifact["specification_version"]],
+        "deviations": [asdict(d) for d in deviations(components)],
+        "verdict": report["verdict"] if report else None,
+        "verification": verification(report) if report else None,
+        "packages": {
+            name: facts for name, facts in artifact["files"].items() if ".mlpackage/" in name
+        },
+    }
+
+
+def deviations(components: Iterable[str]) -> list[Any]:
+    """Where the graphs of these components differ from Apple's."""
+    names = tuple(components)
+    return [
+        d
+        for d in DEVIATIONS
+        if d.component == "all" or any(n.startswith(d.component) for n in names)
+    ]
+
+
+def verification(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verification found, in a few figures: the lowest SNR of each component, the images."""
+    checks = report["checks"]
+    compared = [c for c in checks if c["metrics"] and c["metrics"].get("snr_db") is not None]
+    lowest: dict[str, dict[str, Any]] = {}
+    for check in compared:
+        level = lowest.setdefault(check["level"], {})
+        here = level.get(check["component"])
+        value = check["metrics"]["snr_db"]
+        if here is None or float(value) < float(here):
+            level[check["component"]] = value
+    return {
+        "verdict": report["verdict"],
+        "policy": report["policy"],
+        "runtime": report["runtime"],
+        "scope": report["scope"],
+        "versions": report.get("versions", {}),
+        "checks": {
+            level: {
+                v: sum(c["level"] == level and c["verdict"] == v for c in checks)
+                for v in ("pass", "fail", "indeterminate")
+            }
+            for level in dict.fromkeys(c["level"] for c in checks)
+        },
+        "lowest_snr_db": {
+            level: {component: _rounded(value) for component, value in by_component.items()}
+            for level, by_component in lowest.items()
+        },
+        "conversion_snr_db": _rounded(lowest_snr(dict(report))),
+        "images": [
+            {"case": g["case"], **{k: _rounded(g.get(k)) for k in ("psnr_db", "ssim")}}
+            for g in report.get("generations") or []
+        ],
+    }
+
+
+def release_manifest(
+    archives: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The manifest of a release: its archives, and once what their manifests share.
+
+    Args:
+        archives: with their bundles' manifests.
+        known: those to list, which may be more while a release is being made; `archives` if None.
+
+    Raises:
+        InputError: the archives are of several checkpoints, recipes or versions.
+    """
+    shared: dict[str, Any] = {}
+    for key in SHARED:
+        values = {json.dumps(a["manifest"][key], sort_keys=True) for a in archives}
+        if len(values) != 1:
+            names = ", ".join(a["manifest"]["artifact"] for a in archives[:3])
+            raise InputError(
+                f"the artifacts differ in their {key}: {names}, …",
+                hint="A release is made from the artifacts of one run; run the recipe again.",
+            )
+        shared[key] = json.loads(values.pop())
+    listed = []
+    for archive in archives if known is None else known:
+        own = {k: v for k, v in archive["manifest"].items() if k not in SHARED}
+        listed.append({**archive, "manifest": own})
+    return {
+        "schema": SCHEMA,
+        "kind": "release",
+        "name": shared["recipe"]["name"],
+        **shared,
+        "archives": listed,
+    }
+
+
+def file_facts(
+    folder: Path, digest: Callable[[Path], str] = digest_file
+) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder`, by path in it."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def sha256_sums(files: Mapping[str, str]) -> str:
+    """`SHA256SUMS` as `sha256sum --check` reads it: digest, two spaces, path."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+
+
+def parse_sums(content: str) -> dict[str, str]:
+    """The digests of a `SHA256SUMS`, by path; lines of another form are an InputError."""
+    found = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name:
+            raise InputError(f"line {number} is not a digest and a file", where="SHA256SUMS")
+        found[name.removeprefix("*")] = digest
+    return found
+
+
+def _rounded(value: float | str | None) -> float | str | None:
+    """Figures as people read them; "inf" is a string, because JSON has no token for it.
+
+    The last digits depend on the machine's processor, and archives should not.
+    """
+    if value is None or not math.isfinite(float(value)):
+        return None if value is None else str(value)
+    return round(float(value), 2)

@@ -1,0 +1,93 @@
+"""A bundle to look at: a folder, or what is inside a ZIP archive, without unpacking it."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+PIECE = 4 << 20
+
+
+class Tree(Protocol):
+    """Files by path; paths are relative and separated by `/`."""
+
+    name: str
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Size of each file in bytes, by path."""
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """The content of a file, piece by piece. Raises OSError if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class FolderTree:
+    """A folder on the disk."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        return {
+            path.relative_to(self.root).as_posix(): path.stat().st_size
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        with (self.root / path).open("rb") as stream:
+            while piece := stream.read(PIECE):
+                yield piece
+
+
+@dataclass(frozen=True)
+class ZipTree:
+    """The files below one folder of an archive."""
+
+    archive: zipfile.ZipFile
+    prefix: str  # the folder with its slash, or "" for the archive's top
+
+    @property
+    def name(self) -> str:
+        return self.prefix.rstrip("/")
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        return {
+            info.filename.removeprefix(self.prefix): info.file_size
+            for info in self.archive.infolist()
+            if info.filename.startswith(self.prefix) and not info.is_dir()
+        }
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        try:
+            with self.archive.open(self.prefix + path) as stream:
+                while piece := stream.read(PIECE):
+                    yield piece
+        except KeyError:
+            raise FileNotFoundError(path) from None
+        except zipfile.BadZipFile as error:  # a checksum that does not fit
+            raise OSError(str(error)) from None
+
+
+def read(tree: Tree, path: str) -> bytes:
+    """All of a small file."""
+    return b"".join(tree.pieces(path))
+
+
+def digest(tree: Tree, path: str) -> str:
+    """SHA-256 (hex) of a file."""
+    found = hashlib.sha256()
+    for piece in tree.pieces(path):
+        found.update(piece)
+    return found.hexdigest()

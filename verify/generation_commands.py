@@ -1,0 +1,239 @@
+"""The commands that make pictures: generate, and record, which keeps the reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from convert.commands import Json, Quiet
+from convert.errors import InputError
+from convert.interrupts import deferred_interrupt
+from convert.terminal import Terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Runtime = Annotated[
+    str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
+]
+Device = Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(help="euler, euler_a, dpmpp_2m_karras, …; the checkpoint's own by default."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    for command in (generate, record):
+        app.command()(command)
+
+
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="The picture's file.")],
+    negative: Annotated[str, typer.Option(help="What it should not show.")] = "",
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 30,
+    guidance: Annotated[
+        float, typer.Option(min=0, max=100, help="Classifier-free guidance; 1 or less is none.")
+    ] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    scheduler: SchedulerOption = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Begin with this image: image-to-image.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="How much of the image is made anew.")
+    ] = 0.6,
+    runtime: Runtime = "auto",
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a picture with an artifact's own models: text-to-image, or image-to-image.
+
+    Example: sdxl-coreml generate out/toy_original_16-bit_128x128 "a red circle" --out circle.png
+    """
+    if out.suffix.lower() != ".png":
+        raise InputError(f"`{out}` is no .png file", hint="Pictures are written as PNG.")
+    with deferred_interrupt():
+        from verify.noise import Noise
+        from verify.pipeline import load_pipeline
+        from verify.sampling import Settings, evaluations, sample
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    pipeline = load_pipeline(
+        artifact,
+        runtime=runtime,
+        device=device,
+        image_to_image=image is not None,
+        scheduler=scheduler,
+    )
+    size = pipeline.unet.resolution
+    for text in (prompt, negative):
+        _warn_if_long(text, pipeline, terminal)
+    start = None if image is None else _start(image, pipeline, terminal)
+    settings = Settings(
+        kind="text-to-image" if image is None else "image-to-image",
+        prompt=prompt,
+        negative_prompt=negative,
+        scheduler=scheduler,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        strength=None if image is None else strength,
+    )
+    with terminal.stage("Denoising", evaluations(pipeline, settings), "steps") as advance:
+        made = sample(pipeline, settings, size, Noise(seed), start, lambda step: advance(1))
+    facts = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "scheduler": scheduler or type(pipeline.scheduler).__name__,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "strength": settings.strength,
+        "resolution": str(size),
+        "artifact": artifact.resolve().name,
+    }
+    _write(made.image, out, facts)
+    terminal.result({"schema": 1, "path": str(out), **facts}, str(out))
+
+
+def record(
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    resolution: Annotated[str, typer.Option(metavar="WxH", help="Image size in pixels.")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle: a new folder.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Take prompts, scheduler and steps from its [verify].")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Instead of the recipe's.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the PyTorch reference once, and keep all that `verify --golden` needs to replay it.
+
+    The pictures take the reference through every step of every prompt, as text-to-image and as
+    image-to-image: minutes for one at full size on a CPU's cores times the steps.
+
+    Example: sdxl-coreml record toy --resolution 128x128 --out golden
+    """
+    from convert.commands import fetch, open_snapshot, read_recipe
+    from convert.download import parse_source
+    from convert.recipe_sections import Verify
+    from convert.values import Resolution
+
+    size = Resolution.parse(resolution)
+    asked = read_recipe(recipe).verify if recipe else Verify()
+    given = {
+        "prompts": tuple(prompt) if prompt else None,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": scheduler,
+    }
+    asked = asked.model_copy(update={k: v for k, v in given.items() if v is not None})
+    with deferred_interrupt():
+        from verify import golden
+        from verify.recording import record as record_components
+        from verify.sampling import kinds_of, settings_for, trace_all
+        from verify.schedulers import require_scheduler
+    require_scheduler(asked.scheduler)
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    snapshot = fetch(parse_source(source, revision), terminal)
+    checkpoint = open_snapshot(snapshot)
+    with terminal.working("Recording") as say:
+        recording = record_components(
+            checkpoint,
+            checkpoint.components,
+            resolution=size,
+            fp16=checkpoint.components,
+            prompt=asked.prompts[0],
+            negative_prompt=asked.negative_prompt,
+            guidance=asked.guidance,
+            device=device,
+            progress=say,
+        )
+        wanted = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
+        traces = trace_all(checkpoint, wanted, size, device=device, progress=say)
+        digests = {file.name: file.sha256 for file in snapshot.files if file.sha256}
+        golden.write_golden(out, checkpoint, recording, traces, digests=digests, progress=say)
+    cases = {name: len(found) for name, found in recording.cases.items()}
+    pictures = [trace.settings.case for trace in traces]
+    terminal.result(
+        {"schema": 1, "path": str(out), "cases": cases, "pictures": pictures},
+        f"{out}: {sum(cases.values())} cases of {len(cases)} components, {len(pictures)} pictures",
+    )
+
+
+def _start(file: Path, pipeline: Any, terminal: Terminal) -> np.ndarray:
+    """The image to begin with, uint8 [H, W, 3] in the size that the models are made for."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    size = pipeline.unet.resolution
+    try:
+        image = Image.open(file).convert("RGB")
+    except FileNotFoundError:
+        raise InputError("no such image", where=file) from None
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"not readable as an image: {error}", where=file) from None
+    if image.size != (size.width, size.height):
+        terminal.say(f"{file}: {image.width}x{image.height} scaled and cropped to {size}")
+        resize = pipeline.image_processor.resize
+        image = resize(image, size.height, size.width, resize_mode="crop")
+    return np.asarray(image, np.uint8)
+
+
+def _warn_if_long(text: str, pipeline: Any, terminal: Terminal) -> None:
+    """Say how much of a prompt the text encoders do not see."""
+    from convert.components import MAX_TOKENS
+
+    count = len(pipeline.tokenizer_2(text)["input_ids"])
+    if count > MAX_TOKENS:
+        terminal.say(
+            f"the prompt has {count - 2} tokens; the last {count - MAX_TOKENS} are left out: "
+            f"`{text[:40]}…`"
+        )
+
+
+def _write(image: np.ndarray, out: Path, facts: dict[str, Any]) -> None:
+    """Write the PNG; its `parameters` are in the form that image-generation apps read."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from verify.sampling import to_uint8
+
+    settings = {
+        "Steps": facts["steps"],
+        "Sampler": facts["scheduler"],
+        "CFG scale": facts["guidance"],
+        "Seed": facts["seed"],
+        "Size": facts["resolution"],
+        "Model": facts["artifact"],
+        "Denoising strength": facts["strength"],
+    }
+    lines = [facts["prompt"]]
+    if facts["negative_prompt"]:
+        lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    lines.append(
+        ", ".join(f"{key}: {value}" for key, value in settings.items() if value is not None)
+    )
+    info = PngInfo()
+    info.add_itxt("parameters", "\n".join(lines))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(to_uint8(image)).save(out, "PNG", pnginfo=info)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=out) from None

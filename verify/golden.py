@@ -1,0 +1,311 @@
+"""Golden bundles: everything that a verification needs of the reference, as tensors on disk.
+
+```
+GOLDEN/manifest.json            what was recorded, from which checkpoint, with which versions
+GOLDEN/components.safetensors   teacher-forced cases: component/case/inputs|outputs|fp16/name
+GOLDEN/pictures.safetensors     whole runs: number/noise|latents|start|image|component/…
+GOLDEN/checkpoint/              the checkpoint's configs and tokenizers, without its weights
+```
+
+A replay needs neither the checkpoint's weights nor PyTorch's networks. Seeds do not carry over
+between runtimes, so tensors are kept, not seeds. The manifest has every file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convert import manifest as manifests
+from convert.cache import digest_file
+from convert.checkpoint import Checkpoint, open_without_weights
+from convert.errors import InputError
+from convert.values import Resolution
+from verify.checks import versions
+from verify.recording import Case, Progress, Recording
+from verify.sampling import Call, Picture, Settings, Trace
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+COMPONENTS_FILE = "components.safetensors"
+PICTURES_FILE = "pictures.safetensors"
+CHECKPOINT = "checkpoint"
+KINDS = ("inputs", "outputs", "fp16")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A bundle that has been read, and whose files are as its manifest says."""
+
+    path: Path
+    checkpoint: Checkpoint  # without weights
+    digests: Mapping[str, str]  # SHA-256 of the checkpoint's files, weights included
+    recording: Recording
+    traces: tuple[Trace, ...]
+    versions: Mapping[str, str]  # of what recorded it
+
+
+def write_golden(
+    path: Path,
+    checkpoint: Checkpoint,
+    recording: Recording,
+    traces: Sequence[Trace],
+    *,
+    digests: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a bundle; it appears complete or not at all.
+
+    Args:
+        path: must not exist, or be empty.
+        digests: SHA-256 of the checkpoint's files, as far as they are known.
+
+    Raises:
+        InputError: `path` holds something, or cannot be written.
+    """
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise InputError("exists and is not empty", where=path, hint="Name a new folder.")
+    say = progress or (lambda text: None)
+    known = dict(digests or {})
+    for name, file in checkpoint.files.items():
+        if name not in known:
+            say(f"hashing {name}")
+            known[name] = digest_file(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            bundle = Path(folder) / "golden"
+            _fill(bundle, checkpoint, recording, traces, known)
+            if path.exists():
+                path.rmdir()
+            bundle.rename(path)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=path) from None
+
+
+def _fill(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    recording: Recording,
+    traces: Sequence[Trace],
+    digests: Mapping[str, str],
+) -> None:
+    for name, file in checkpoint.files.items():
+        if ("/" in name and file.suffix in (".json", ".txt")) or name == "model_index.json":
+            target = bundle / CHECKPOINT / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    _save(bundle / COMPONENTS_FILE, recording.tensors())
+    _save(bundle / PICTURES_FILE, _trace_tensors(traces))
+    files = sorted(file for file in bundle.rglob("*") if file.is_file())
+    manifest = {
+        "schema": SCHEMA,
+        "kind": "golden",
+        "resolution": str(recording.resolution),
+        "checkpoint": {"name": checkpoint.name, "files": dict(sorted(digests.items()))},
+        "cases": {name: [c.name for c in cases] for name, cases in recording.cases.items()},
+        "pictures": [
+            {
+                **asdict(trace.settings),
+                "timesteps": trace.picture.timesteps,
+                "sigmas": trace.picture.sigmas,
+            }
+            for trace in traces
+        ],
+        "versions": versions(),
+        "files": {
+            str(file.relative_to(bundle)): {
+                "size": file.stat().st_size,
+                "sha256": digest_file(file),
+            }
+            for file in files
+        },
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    (bundle / MANIFEST).write_text(text + "\n", "utf-8")
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a bundle, and check that it is whole.
+
+    Raises:
+        InputError: not a bundle, of another schema, or a file is missing or has been changed.
+    """
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        hint = "`sdxl-coreml record` writes a bundle."
+        raise InputError(f"no golden bundle: {error.strerror}", where=file, hint=hint) from None
+    except ValueError as error:
+        raise InputError(f"not readable as JSON: {error}", where=file) from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != "golden":
+        raise InputError("is not the manifest of a golden bundle", where=file)
+    if manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema")
+        raise InputError(f"`schema` is {found!r}, this tool reads {SCHEMA}", where=file)
+    try:
+        _require_files(path, manifest["files"])
+        checkpoint = open_without_weights(path / CHECKPOINT, manifest["checkpoint"]["name"])
+        resolution = Resolution.parse(manifest["resolution"])
+        cases = _cases(manifest["cases"], _load(path / COMPONENTS_FILE))
+        traces = _traces(manifest["pictures"], resolution, _load(path / PICTURES_FILE))
+        return Golden(
+            path=path,
+            checkpoint=checkpoint,
+            digests=manifest["checkpoint"]["files"],
+            recording=Recording(resolution, cases),
+            traces=traces,
+            versions=manifest["versions"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"the manifest does not fit the bundle: {error}"
+        raise InputError(problem, where=file, hint="Record it again.") from None
+
+
+def require_same_checkpoint(golden: Golden, files: Mapping[str, str], what: str) -> None:
+    """Raise InputError if a file of the recorded checkpoint has another SHA-256 in `files`."""
+    shared = golden.digests.keys() & files.keys()
+    different = sorted(name for name in shared if golden.digests[name] != files[name])
+    if different or not any(name.endswith(".safetensors") for name in shared):
+        found = f"{different[0]} differs" if different else "they share no weight file"
+        raise InputError(
+            f"was recorded from another checkpoint than {what}: {found}",
+            where=golden.path,
+            hint="Record a bundle from the checkpoint that the artifact was made from.",
+        )
+
+
+def source_files(artifact: Path) -> dict[str, str] | None:
+    """What an artifact's manifest says of its checkpoint's files; None without a manifest."""
+    manifest = manifests.read(artifact) if artifact.is_dir() else None
+    files = ((manifest or {}).get("source") or {}).get("files")
+    return dict(files) if files else None
+
+
+def _require_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, facts in files.items():
+        file = path / name
+        if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
+            raise InputError("missing", where=file, hint="Copy the whole bundle again.")
+        if file.stat().st_size != facts["size"] or digest_file(file) != facts["sha256"]:
+            raise InputError(
+                "has another SHA-256 than the bundle's manifest says",
+                where=file,
+                hint="It was damaged or changed: copy the bundle again, or record a new one.",
+            )
+
+
+# ---- tensors ----
+
+
+def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
+    file.chmod(0o644)  # the library makes it readable for its owner alone
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot be read: {error}", where=file) from None
+
+
+def _cases(
+    names: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[Case, ...]]:
+    found: dict[tuple[str, str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        component, case, kind, name = key.split("/")
+        found.setdefault((component, case, kind), {})[name] = tensor
+    return {
+        component: tuple(
+            Case(case, *(found.get((component, case, kind), {}) for kind in KINDS))
+            for case in cases
+        )
+        for component, cases in names.items()
+    }
+
+
+def _trace_tensors(traces: Sequence[Trace]) -> dict[str, Tensor]:
+    """All tensors of the traces; an input that is that of the call before is not repeated."""
+    found = {}
+    for number, trace in enumerate(traces):
+        found |= {f"{number}/noise/{i}": t for i, t in enumerate(trace.noise)}
+        found |= {f"{number}/latents/{i}": t for i, t in enumerate(trace.picture.latents)}
+        found[f"{number}/image"] = torch.from_numpy(trace.picture.image)
+        if trace.start is not None:
+            found[f"{number}/start"] = torch.from_numpy(trace.start)
+        for component, calls in trace.calls.items():
+            before: Mapping[str, Tensor] = {}
+            for index, call in enumerate(calls):
+                where = f"{number}/{component}/{index}"
+                for name, tensor in call.inputs.items():
+                    if before.get(name) is not tensor:
+                        found[f"{where}/inputs/{name}"] = tensor
+                found |= {f"{where}/outputs/{name}": t for name, t in call.outputs.items()}
+                before = call.inputs
+    return found
+
+
+def _traces(
+    pictures: Sequence[Mapping[str, Any]], resolution: Resolution, tensors: Mapping[str, Tensor]
+) -> tuple[Trace, ...]:
+    traces = []
+    for number, picture in enumerate(pictures):
+        own = {
+            key.partition("/")[2]: tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"{number}/")
+        }
+        asked = {k: v for k, v in picture.items() if k not in ("timesteps", "sigmas")}
+        start = own.get("start")
+        traces.append(
+            Trace(
+                settings=Settings(**asked),
+                resolution=resolution,
+                noise=_listed(own, "noise"),
+                picture=Picture(
+                    latents=_listed(own, "latents"),
+                    image=np.asarray(own["image"].numpy()),
+                    timesteps=tuple(picture["timesteps"]),
+                    sigmas=tuple(picture["sigmas"]),
+                ),
+                calls=_calls(own),
+                start=None if start is None else np.asarray(start.numpy()),
+            )
+        )
+    return tuple(traces)
+
+
+def _listed(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
+    count = sum(key.startswith(f"{kind}/") for key in tensors)
+    return tuple(tensors[f"{kind}/{index}"] for index in range(count))
+
+
+def _calls(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Call, ...]]:
+    parts: dict[str, dict[int, dict[str, dict[str, Tensor]]]] = {}
+    for key, tensor in tensors.items():
+        if key.count("/") == 3:
+            component, index, kind, name = key.split("/")
+            call = parts.setdefault(component, {}).setdefault(int(index), {})
+            call.setdefault(kind, {})[name] = tensor
+    calls: dict[str, tuple[Call, ...]] = {}
+    for component, found in parts.items():
+        made: list[Call] = []
+        for index in sorted(found):
+            before = made[-1].inputs if made else {}
+            made.append(Call({**before, **found[index].get("inputs", {})}, found[index]["outputs"]))
+        calls[component] = tuple(made)
+    return calls

@@ -1,0 +1,238 @@
+"""Results as a page that anyone can read: one file, everything in it, nothing fetched.
+
+The report's JSON is the source; `verify/templates` holds the page. A Content-Security-Policy that
+allows only images inside the page and its own style and script, known by their digests, keeps the
+browser from loading anything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from convert.components import COMPONENTS
+from convert.errors import InputError
+from verify import html_curves as curves
+from verify import html_view as view
+from verify import html_words as words
+from verify.checks import worst
+from verify.html_chart import swatch
+from verify.report import MARKS, SCHEMA
+from verify.summary import SHORT
+
+TEMPLATES = Path(__file__).with_name("templates")
+THUMBNAIL = 192  # pixels of the longer side, twice what is shown
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+Images = Mapping[str, bytes]
+
+
+def html(
+    document: Mapping[str, Any],
+    images: Images,
+    *,
+    command: str | None = None,
+    index: str | None = None,
+) -> str:
+    """The report of one artifact as an HTML page.
+
+    Args:
+        document: the report's JSON, see `verify.report.to_json`.
+        images: PNG files by the paths that the document has; the page says which are missing.
+        command: the command line that repeats the verification; made from the document if None.
+        index: a relative link to the page of all artifacts.
+
+    Raises:
+        InputError: the document is of another schema, or an image is not a PNG.
+    """
+    _require_schema(document)
+    checks, runtime = document["checks"], document["runtime"]
+    levels, rows = view.matrix(checks)
+    return _render(
+        "report.html",
+        report=document,
+        index=index,
+        sentence=words.sentence(document["verdict"], checks),
+        runtime=words.RUNTIMES.get(runtime, runtime),
+        tiles=view.tiles(document),
+        failures=view.failures(checks, document["artifact"], document["source"]),
+        runs=[_run(g, checks, images) for g in view.failed_first(document)],
+        step_chart=curves.step_chart(checks),
+        levels=levels,
+        rows=rows,
+        measurements=view.measurements(checks),
+        worst_ops=document.get("worst_ops", {}),
+        verified=words.verified(checks),
+        not_verified=words.not_verified(
+            set(levels), view.components(checks), runtime, document["resolution"]
+        ),
+        command=command or view.command(document),
+    )
+
+
+def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
+    """The page of a run: a row for each artifact, which links to `<artifact>.html`.
+
+    Args:
+        documents: the reports' JSON.
+        images: PNG files by the paths that the documents have; an artifact's first picture becomes
+            its thumbnail.
+
+    Raises:
+        InputError: a document is of another schema, or an image is not a PNG.
+    """
+    rows = []
+    for document in documents:
+        _require_schema(document)
+        generations = document.get("generations", [])
+        shown = [
+            g["images"]["candidate"] for g in generations if g["images"]["candidate"] in images
+        ]
+        bad = [c for c in document["checks"] if c["verdict"] != "pass"]
+        psnr = [float(g["psnr_db"]) for g in generations if g["psnr_db"] is not None]
+        rows.append(
+            {
+                "report": document,
+                "link": quote(f"{document['artifact']}.html"),
+                "thumbnail": _thumbnail(images[shown[0]]) if shown else None,
+                "cells": view.index_cells(document),
+                "psnr": view.show(min(psnr, default=None)),
+                "passed": len(document["checks"]) - len(bad),
+                "problems": bad[:3],
+                "more": len(bad[3:]),
+            }
+        )
+    return _render(
+        "index.html",
+        verdict=worst(document["verdict"] for document in documents),
+        rows=rows,
+        passed=sum(document["verdict"] == "pass" for document in documents),
+        components=[(SHORT[c], words.NAMES[c]) for c in COMPONENTS],
+        pictures=any(row["thumbnail"] for row in rows),
+        scopes=list(dict.fromkeys(document["scope"] for document in documents)),
+    )
+
+
+def read_images(document: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
+    """The images that a report in this folder names, as far as they are there."""
+    names = [n for g in document.get("generations", []) for n in g["images"].values() if n]
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def _run(
+    generation: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], images: Images
+) -> dict[str, Any]:
+    """One generation with its pictures in the page, its chart and its verdict."""
+    of = [
+        c
+        for c in checks
+        if c["level"] in ("generation", "sanity") and c["case"] == generation["case"]
+    ]
+    unet = [c for c in checks if c["level"] == "conversion" and c["component"] == "unet"]
+    pictures = {
+        name: _picture(images[path]) if path in images else None
+        for name, path in generation["images"].items()
+    }
+    return {
+        **generation,
+        "verdict": worst(c["verdict"] for c in of) if of else None,
+        "pictures": pictures,
+        "has_start": generation["images"].get("start") is not None,
+        "chart": curves.generation_chart(generation, curves.snr_gate(unet)),
+    }
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+    """A PNG as an address that holds it, and its size in pixels."""
+    if not png.startswith(_PNG):
+        raise InputError("an image of the report is not a PNG")
+    return {
+        "address": _address("image/png", png),
+        "width": int.from_bytes(png[16:20]),
+        "height": int.from_bytes(png[20:24]),
+    }
+
+
+def _thumbnail(png: bytes) -> dict[str, Any]:
+    """A small JPEG of a PNG, in the form of `_picture`."""
+    from PIL import Image
+
+    _picture(png)
+    with Image.open(io.BytesIO(png)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    address = _address("image/jpeg", file.getvalue())
+    return {"address": address, "width": small.width, "height": small.height}
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _require_schema(document: Mapping[str, Any]) -> None:
+    if document.get("schema") != SCHEMA:
+        raise InputError(
+            f"the report has schema {document.get('schema')!r}; this tool reads {SCHEMA}"
+        )
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    """The templates; everything that a report says is escaped, undefined names are errors."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    environment.globals.update(
+        style=Markup(style),
+        script=Markup(script),
+        policy="; ".join(
+            (
+                "default-src 'none'",
+                "img-src data:",
+                f"style-src '{_digest(style)}'",
+                f"script-src '{_digest(script)}'",
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
+        marks=MARKS,
+        verdicts=words.VERDICTS,
+        definitions=words.DEFINITIONS,
+        swatch=lambda number: Markup(swatch(number)),
+    )
+    environment.filters.update(
+        show=view.show,
+        decibels=view.decibels,
+        cosine=view.cosine,
+        size=words.size,
+        gate=words.gate_words,
+        component=words.component_name,
+        svg=Markup,
+    )
+    return environment
+
+
+def _digest(text: str) -> str:
+    """A text's SHA-256 as a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

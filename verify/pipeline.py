@@ -1,0 +1,353 @@
+"""diffusers' own SDXL pipelines around an artifact: its Core ML models stand in for the networks.
+
+Schedulers, guidance, prompt and image handling are diffusers'. Text encoders, UNet and VAE are thin
+adapters that turn what the pipelines pass into a model's inputs and back. The same adapters carry
+PyTorch's networks when a reference is made, so only what computes differs between the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert.components import BATCH, COMPONENTS, MAX_TOKENS
+from convert.errors import InputError
+from convert.pipeline_config import CONFIGS
+from convert.values import Resolution
+from verify.mil import load_program
+from verify.reference import quiet
+from verify.runtimes import Model, Runtime, choose
+from verify.schedulers import make_scheduler
+
+MANIFEST = "manifest.json"
+SUFFIXES = (".mlpackage", ".mlmodelc")
+
+# A component with its Core ML interface: named inputs → named outputs, float32 on the CPU.
+Network = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def load_pipeline(
+    artifact: Path,
+    *,
+    runtime: str | Runtime = "auto",
+    device: str = "cpu",
+    image_to_image: bool = False,
+    scheduler: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """diffusers' StableDiffusionXLPipeline (or …Img2ImgPipeline) with an artifact's models.
+
+    Pictures have the one size that the artifact is made for: pass `height` and `width` where that
+    is no square. Every call of a model has batch 1 (UNet: 2), so larger batches are cut up.
+
+    Args:
+        artifact: folder of `.mlpackage` or `.mlmodelc` models with `vocab.json`, `merges.txt` and
+            `manifest.json`.
+        runtime: auto, coreml, torch, or one that is already there.
+        device: where PyTorch computes: cpu, cuda or mps.
+        scheduler: of `convert.values.SCHEDULERS`; the checkpoint's own if None.
+        config: of `convert.pipeline_config`, where there is no manifest that holds it.
+
+    Raises:
+        InputError: a file is missing, or the checkpoint cannot do what is asked.
+        CannotExecute: a model cannot be read.
+    """
+    artifact = Path(artifact)
+    found = packages(artifact)
+    config = config or artifact_config(artifact)
+    needed = ["text_encoder_2", "unet", "vae_decoder"]
+    needed += ["text_encoder"] if "tokenizer" in config["pad_tokens"] else []
+    needed += ["vae_encoder"] if image_to_image else []
+    for name in needed:
+        if name not in found:
+            why = ", which image-to-image begins with" if name == "vae_encoder" else ""
+            raise InputError(
+                f"has no {COMPONENTS[name].file}{why}",
+                where=artifact,
+                hint="Convert all components: leave out --component.",
+            )
+    runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
+    networks = {name: network(runner.load(found[name])) for name in needed}
+    return build_pipeline(
+        networks,
+        config,
+        {name: artifact for name in config["pad_tokens"]},
+        scheduler=scheduler,
+        image_to_image=image_to_image,
+        resolution=resolution_of(found["unet"], config),
+    )
+
+
+def packages(artifact: Path) -> dict[str, Path]:
+    """The models of an artifact folder, by component; raises InputError if it is none."""
+    if not artifact.is_dir():
+        raise InputError("no such artifact folder", where=artifact)
+    found = {}
+    for name, component in COMPONENTS.items():
+        for file in (artifact / f"{component.file}{suffix}" for suffix in SUFFIXES):
+            if file.exists():
+                found.setdefault(name, file)
+    if not found:
+        raise InputError(
+            "is not an artifact folder",
+            where=artifact,
+            hint="One holds Unet.mlpackage and its companions; `sdxl-coreml convert` makes it.",
+        )
+    return found
+
+
+def artifact_config(artifact: Path) -> Mapping[str, Any]:
+    """What the manifest says for pipelines; raises InputError if it says nothing."""
+    file = artifact / MANIFEST
+    try:
+        found = json.loads(file.read_text("utf-8"))["pipeline"]
+        if {*CONFIGS, "scheduler", "pipeline", "pad_tokens"} <= found.keys():
+            return dict(found)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=file) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(
+        "does not hold what diffusers' pipelines need, under `pipeline`",
+        where=file,
+        hint="Convert again with this version: the packages are kept, the manifest is new.",
+    )
+
+
+def resolution_of(unet: Path, config: Mapping[str, Any]) -> Resolution:
+    """The image size that a UNet's package is made for."""
+    shape = next(f.shape for f in load_program(unet).inputs if f.name == "sample")
+    factor = vae_factor(config)
+    return Resolution(shape[3] * factor, shape[2] * factor)
+
+
+def vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent, along each side."""
+    return int(2 ** (len(config["vae"]["block_out_channels"]) - 1))
+
+
+def require_size(resolution: Resolution | None, width: int, height: int) -> None:
+    """Raise InputError unless the models are made for this size."""
+    if resolution is not None and (resolution.width, resolution.height) != (width, height):
+        raise InputError(
+            f"a picture of {width}x{height} is asked for; the models are made for {resolution}",
+            hint=f"Pass width={resolution.width}, height={resolution.height}, or an image of that "
+            "size; or convert for another size.",
+        )
+
+
+def network(model: Model) -> Network:
+    """A loaded package that takes and gives tensors."""
+    return lambda inputs: {k: torch.from_numpy(v) for k, v in model(inputs).items()}
+
+
+def build_pipeline(
+    networks: Mapping[str, Network],
+    config: Mapping[str, Any],
+    tokenizers: Mapping[str, Path],
+    *,
+    scheduler: str | None = None,
+    image_to_image: bool = False,
+    resolution: Resolution | None = None,
+) -> Any:
+    """diffusers' pipeline around networks that have the Core ML interfaces.
+
+    Args:
+        networks: by component.
+        config: of `convert.pipeline_config`.
+        tokenizers: folders with vocab.json and merges.txt, by `tokenizer` and `tokenizer_2`.
+        resolution: the only one that the networks take; any if None.
+
+    Raises:
+        InputError: the checkpoint is one that the pipeline cannot run.
+    """
+    with quiet():  # the import warns of image processors that are not used here
+        from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+    latent_channels = config["vae"]["latent_channels"]
+    if config["unet"]["in_channels"] != latent_channels:
+        raise InputError(
+            f"a UNet of {config['unet']['in_channels']} input channels, as inpainting has, takes "
+            "more than latents; text-to-image and image-to-image cannot run it"
+        )
+    refiner = "text_encoder" not in networks
+    if refiner and not image_to_image:
+        raise InputError(
+            "a refiner, without text encoder 1, only refines images",
+            hint="Give it an image: image-to-image.",
+        )
+    kind = StableDiffusionXLImg2ImgPipeline if image_to_image else StableDiffusionXLPipeline
+    options = dict(config["pipeline"])
+    if not image_to_image:
+        options.pop("requires_aesthetics_score", None)
+    pads = config["pad_tokens"]
+    with quiet():
+        pipeline = kind(
+            vae=VAE(networks, config["vae"], resolution),
+            text_encoder=None if refiner else TextEncoder(networks["text_encoder"], False, {}),
+            text_encoder_2=TextEncoder(networks["text_encoder_2"], True, config["text_encoder_2"]),
+            tokenizer=None if refiner else tokenizer(tokenizers["tokenizer"], pads["tokenizer"]),
+            tokenizer_2=tokenizer(tokenizers["tokenizer_2"], pads["tokenizer_2"]),
+            unet=UNet(networks["unet"], config["unet"], resolution, vae_factor(config)),
+            scheduler=make_scheduler(scheduler, config["scheduler"]),
+            add_watermarker=False,
+            **options,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tokenizer(folder: Path, pad_token: str) -> Any:
+    """transformers' CLIPTokenizer from a folder's vocab.json and merges.txt."""
+    from transformers import CLIPTokenizer
+
+    with quiet():
+        try:
+            return CLIPTokenizer.from_pretrained(
+                folder, pad_token=pad_token, model_max_length=MAX_TOKENS, local_files_only=True
+            )
+        except Exception as error:  # the library raises whatever its Rust half does
+            raise InputError(f"transformers cannot read it: {error}", where=folder) from error
+
+
+# ---- the adapters ----
+
+
+class Adapter(torch.nn.Module):
+    """What diffusers' pipelines ask of a network beside calling it."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from diffusers.configuration_utils import FrozenDict
+
+        super().__init__()
+        self.config = FrozenDict(config)
+
+
+class TextEncoder(Adapter):
+    """A text encoder: token ids [N, 77] → what the pipelines read of transformers' output."""
+
+    def __init__(self, run: Network, projected: bool, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.run, self.projected = run, projected
+
+    def forward(self, input_ids: Tensor, output_hidden_states: bool = True) -> TextOutput:
+        rows = [self.run({"input_ids": row[None].float()}) for row in input_ids]  # each [1, 77]
+        hidden = torch.cat([row["hidden_embeds"] for row in rows])  # [N, 77, C]
+        pooled = torch.cat([row["pooled_outputs"] for row in rows])  # [N, P]
+        return TextOutput(pooled if self.projected else hidden, HiddenStates(hidden))
+
+
+class TextOutput(tuple[Any, ...]):
+    """transformers' output as the pipelines index it: [0] is the projection, or a hidden state."""
+
+    hidden_states: HiddenStates
+
+    def __new__(cls, first: Tensor, hidden_states: HiddenStates) -> TextOutput:
+        output = super().__new__(cls, (first,))
+        output.hidden_states = hidden_states
+        return output
+
+
+class HiddenStates:
+    """The hidden states of a Core ML text encoder, which gives only the last but one."""
+
+    def __init__(self, penultimate: Tensor) -> None:
+        self.penultimate = penultimate
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index != -2:
+            raise InputError(
+                f"hidden state {index} was asked for; the Core ML text encoders give -2",
+                hint="Leave out clip_skip: it is fixed when a model is converted.",
+            )
+        return self.penultimate
+
+
+class UNet(Adapter):
+    """The UNet, whose batch is 2: larger ones are cut up, a batch of 1 is fed twice."""
+
+    def __init__(
+        self,
+        run: Network,
+        config: Mapping[str, Any],
+        resolution: Resolution | None,
+        pixels_per_latent: int,
+    ) -> None:
+        # What diffusers makes when no size is given; it knows squares only.
+        square = resolution is not None and resolution.width == resolution.height
+        size = resolution.width // pixels_per_latent if resolution and square else None
+        super().__init__({**config, "sample_size": size or config["sample_size"]})
+        self.run, self.resolution = run, resolution
+        self.pixels_per_latent = pixels_per_latent
+        features = config["projection_class_embeddings_input_dim"]
+        # diffusers compares the number of time ids with the layer that takes them.
+        self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=features))
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor],
+        timestep_cond: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        return_dict: bool = False,
+    ) -> tuple[Tensor]:
+        if timestep_cond is not None or cross_attention_kwargs:
+            raise InputError("the Core ML UNet takes neither timestep_cond nor attention kwargs")
+        factor = self.pixels_per_latent
+        require_size(self.resolution, sample.shape[-1] * factor, sample.shape[-2] * factor)
+        inputs = {
+            "sample": sample,
+            "timestep": timestep.float().reshape(-1).expand(len(sample)),
+            "encoder_hidden_states": encoder_hidden_states.transpose(1, 2)[:, :, None],
+            "time_ids": added_cond_kwargs["time_ids"],
+            "text_embeds": added_cond_kwargs["text_embeds"],
+        }  # [N, 4, h, w], [N], [N, C, 1, 77], [N, 6], [N, P]
+        noise_pred = torch.empty_like(sample)
+        for rows in pairs(len(sample)):
+            found = self.run({name: value[rows] for name, value in inputs.items()})["noise_pred"]
+            noise_pred[rows] = found
+        return (noise_pred,)
+
+
+def pairs(count: int) -> Iterator[list[int]]:
+    """Which rows of a batch are computed together: [unconditional, conditional] of one picture."""
+    half = count // BATCH
+    yield from ([row, row + half] for row in range(half))
+    if count % BATCH:
+        yield [count - 1] * BATCH
+
+
+class VAE(Adapter):
+    """The VAE's two halves, picture by picture."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        config: Mapping[str, Any],
+        resolution: Resolution | None,
+    ) -> None:
+        super().__init__(config)
+        self.networks, self.resolution = dict(networks), resolution
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        images = [self.networks["vae_decoder"]({"z": row[None]})["image"] for row in latents]
+        return (torch.cat(images),)
+
+    def encode(self, images: Tensor) -> Any:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        require_size(self.resolution, images.shape[-1], images.shape[-2])
+        rows = [self.networks["vae_encoder"]({"x": row[None]})["latent"] for row in images]
+        # mean ‖ log-variance, which diffusers clamps and samples
+        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(torch.cat(rows)))
