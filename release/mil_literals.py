@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from convert.errors import CannotExecute
 
 # How `TensorValue.bytes` holds each type that it is used for (coremltools `MIL.proto`).
-PACKED = {
+PACKED: dict[str, np.dtype] = {
     "fp16": np.dtype("<f2"),
     "int8": np.dtype("i1"),
     "int16": np.dtype("<i2"),
@@ -34,7 +33,6 @@ PACKED = {
 BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
 
-@cache
 def hex_float(value: float) -> str:
     """A float as C99 hexadecimal: `0x1.8p-3`, `-0x0p+0`, `inf`, `nan`."""
     if not math.isfinite(value):
@@ -62,7 +60,7 @@ def literals(tensor: Any, dtype: str, count: int) -> list[str]:
         CannotExecute: another number of values, or a type that is not known.
     """
     kind = tensor.WhichOneof("value")
-    values = getattr(tensor, kind).values if kind else ()
+    values: Any = getattr(tensor, kind).values if kind else ()
     if kind == "bytes":
         values = _unpack(values, dtype, count)
     if len(values) != count:
@@ -102,12 +100,12 @@ def _unpack(data: bytes, dtype: str, count: int) -> list[Any]:
         places = 1 << np.arange(bits)
         if dtype.startswith("int"):
             places[-1] = -places[-1]
-        return (stream[: count * bits].reshape(count, bits) @ places).tolist()  # type: ignore[no-any-return]
+        return (stream[: count * bits].reshape(count, bits) @ places).tolist()
     if dtype == "bf16":
         high = np.frombuffer(data, "<u2").astype("<u4") << 16
-        return high.view("<f4").tolist()  # type: ignore[no-any-return]
+        return high.view("<f4").tolist()
     if dtype not in PACKED:
         raise CannotExecute(f"a constant of type {dtype} cannot be written as text")
     if len(data) % PACKED[dtype].itemsize:
         raise CannotExecute(f"a constant of {count} {dtype} has {len(data)} bytes")
-    return np.frombuffer(data, PACKED[dtype]).tolist()  # type: ignore[no-any-return]
+    return np.frombuffer(data, PACKED[dtype]).tolist()

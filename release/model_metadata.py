@@ -80,7 +80,13 @@ def metadata(model: Any, name: str) -> dict[str, Any]:
     )
     if description.functions:
         facts["defaultFunctionName"] = default
-        facts["functions"] = [{"name": n, **_function_facts(model, n)} for n in sorted(functions)]
+        facts["functions"] = [_named_function(model, n) for n in sorted(functions)]
+    return facts
+
+
+def _named_function(model: Any, name: str) -> dict[str, Any]:
+    facts = {"name": name, **_function_facts(model, name)}
+    facts.pop("storagePrecision", None)  # told of the model alone
     return facts
 
 

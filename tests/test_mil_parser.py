@@ -132,7 +132,8 @@ def test_floats_and_integers_come_back_to_the_bit(
     numpy_dtype, bits = {**FLOATS, **INTEGERS}[dtype]
     count = int(np.prod(shape, dtype=np.int64))
     # Any bits at all: denormals, infinities, both zeros, not-a-number.
-    patterns = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count))
+    pattern = st.integers(0, 2**bits - 1) | st.sampled_from([0, 2 ** (bits - 1)])
+    patterns = data.draw(st.lists(pattern, min_size=count, max_size=count))
     array = np.array(patterns, f"<u{bits // 8}").view(numpy_dtype).reshape(shape)
     message = message_of(dtype, shape)
     tensor = message.immediateValue.tensor

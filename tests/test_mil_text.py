@@ -319,8 +319,9 @@ def test_weights_stay_where_they_are(dialect: tuple[MilText, Callable[[str], str
 
 
 def test_floats_and_strings_by_themselves() -> None:
-    assert [hex_float(x) for x in (1.0, -0.0, 0.1875, 2.0**-149, 1e300)] == [
+    assert [hex_float(x) for x in (1.0, 0.0, -0.0, 0.1875, 2.0**-149, 1e300)] == [
         "0x1p+0",
+        "0x0p+0",
         "-0x0p+0",
         "0x1.8p-3",
         "0x1p-149",

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from packages import edit_model, failing, operations
 
 import sdxl_coreml
 from convert import __version__
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import MODEL, WEIGHTS
 from release import xcode
 from release.mlmodelc import choose_engine, compile_package, find_packages
+from release.op_versions import DEFINED
 from verify.inspect import inspect
-from verify.mil import Program, load_program
+from verify.mil import Program, histogram, load_program
 from verify.mil.evaluator import Evaluator
 from verify.recording import Recording
 from verify.run import verify
@@ -48,6 +49,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
+
+
+@pytest.fixture(scope="module")
+def small(shapes: Mapping[str, Path]) -> Checkpoint:
+    """The checkpoint with the smallest UNet, attention in all of it."""
+    return open_checkpoint(shapes["attention_at_every_level"])
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +92,14 @@ def kinds() -> Iterator[Any]:
 @pytest.mark.parametrize("kind", kinds())
 def test_it_reads_back_as_the_same_program(
     kind: tuple[str, str, Any, str],
-    base: Checkpoint,
+    small: Checkpoint,
     tmp_path: Path,
     same_program: Callable[[Program, Program], None],
 ) -> None:
     component, attention, target, bits = kind
     path = write_component(
         tmp_path / "A.mlpackage",
-        base,
+        small,
         component,
         attention=attention,
         deployment=target,
@@ -244,6 +251,12 @@ def test_broken_compiled_models_are_named(package: Path, tmp_path: Path) -> None
         load_program(compiled)
 
 
+def test_every_operation_that_we_make_has_a_known_version(base_artifact: Path) -> None:
+    made = {op for path in find_packages(base_artifact) for op in histogram(load_program(path))}
+    assert {"conv", "einsum", "softmax", "gather", "linear"} <= made
+    assert made <= DEFINED.keys()
+
+
 # ---- inspect, verify, the command ----
 
 
@@ -274,8 +287,8 @@ def test_verify_takes_one_and_finds_the_same(
     results = [
         verify(folder / name, base, runtime="torch", recording=recording)
         for folder, name in (
-            (base_artifact, "Unet.mlpackage"),
-            (compiled_artifact, "Unet.mlmodelc"),
+            (base_artifact, "TextEncoder2.mlpackage"),
+            (compiled_artifact, "TextEncoder2.mlmodelc"),
         )
     ]
     assert not failing(results[1])

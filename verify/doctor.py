@@ -185,7 +185,7 @@ def _core_ml() -> Finding:
 
 
 def _xcode() -> Finding:
-    name, other = "Xcode", "Only needed to compile packages for the apps, which a Mac does."
+    name, other = "Xcode", "Not needed: `compile` makes what the apps load on any system."
     if sys.platform != "darwin":
         return Finding(name, "note", "only on macOS", other)
     try:
