@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
     only: Only = None,
@@ -70,7 +71,7 @@ def run(
         return 0
     snapshot = fetch(wanted_source(parsed, source), terminal)
     plan = make_plan(parsed, open_snapshot(snapshot), only=only)
-    made = make(plan, snapshot, out, terminal, jobs)
+    made = make(plan, snapshot, out, terminal, jobs, context.obj)
     with deferred_interrupt():
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:

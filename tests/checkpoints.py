@@ -18,7 +18,7 @@ from torch import nn
 from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.mlpackage import Description, write_package
-from convert.values import FORMATS, DeploymentTarget
+from convert.values import FORMATS, Bits, DeploymentTarget
 from verify.reference import quiet
 
 UNET: dict[str, Any] = {
@@ -257,6 +257,7 @@ def write_component(
     size: tuple[int, int] = (64, 96),
     attention: str = "original",
     deployment: DeploymentTarget = "macOS14",
+    bits: str = "16",
 ) -> Path:
     """Convert one component into the package `path`: UNet and text encoders fp16, the VAE fp32.
 
@@ -265,6 +266,7 @@ def write_component(
     """
     import coremltools as ct
 
+    from convert.compress import Compression
     from convert.models.networks import build_network
 
     spec = COMPONENTS[component]
@@ -275,6 +277,7 @@ def write_component(
         attention=attention,
         dtype=np.float32 if component.startswith("vae") else np.float16,
         target=getattr(ct.target, deployment),
+        compression=Compression(Bits(bits)),
     )
     about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
     write_package(path, network, about, format=FORMATS[deployment])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verify.checks import Results
     from verify.mil import Program
     from verify.recording import Recording
+    from verify.sampling import Trace
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +112,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
+    """Whole runs of `base` at 64x96, text-to-image and image-to-image, with ancestral noise."""
+    from convert.recipe_sections import Verify
+    from convert.values import Resolution
+    from verify.sampling import kinds_of, settings_for, trace_all
+
+    asked = Verify(prompts=("the horse",), steps=5, guidance=5.0, scheduler="euler_a")
+    return trace_all(base, settings_for(asked, kinds_of(base.components)), Resolution(64, 96))
 
 
 @pytest.fixture(scope="session")

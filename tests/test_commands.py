@@ -147,7 +147,7 @@ def test_verify_writes_every_report(
     assert files["junit"].read_text().startswith("<?xml")
     assert "text_encoder" in files["markdown"].read_text()
     page = files["html"].read_text()
-    assert "<title>Passed: TextEncoder" in page
+    assert f"<title>Passed: {json.loads(files['json'].read_text())['artifact']}</title>" in page
     assert f"sdxl-coreml verify {package} --source {toy} --json {files['json']}" in page
 
 

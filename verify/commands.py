@@ -49,6 +49,24 @@ def verify(
         typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
+    timesteps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--timestep",
+            min=0,
+            max=999,
+            help="Compare the UNet at this one; may repeat. Six by default: 999 alone is a short "
+            "check of a full-size model.",
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Compare at 256x256, with the packages' own weights in graphs made for that size: "
+            "minutes for a full-size model.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
@@ -87,7 +105,9 @@ def verify(
         from verify import golden as bundles
         from verify.baseline import read_baseline
         from verify.diff import diff as compare
+        from verify.pipeline import SUFFIXES
         from verify.policy import load_policy
+        from verify.probe import PROBE
         from verify.run import verify as check
 
     to_stdout = json_file == Path("-")
@@ -103,7 +123,7 @@ def verify(
         )
     recorded = bundles.read_golden(golden) if golden else None
     levels = level or asked.levels
-    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+    if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
         levels = LEVELS
     checkpoint = None
     if source is not None:
@@ -119,6 +139,8 @@ def verify(
             policy=load_policy(policy) if policy else None,
             components=component,
             asked=asked,
+            timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
+            probe=PROBE if probe else None,
             progress=say,
         )
     document, summary = report.to_json(results), report.markdown(results)

@@ -1,4 +1,4 @@
-"""The commands on saved results: recheck, bless, diff."""
+"""The commands for when numbers change: recheck, bless, diff, and bisect, which finds where."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a sum
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for command in (recheck, bless, diff):
+    for command in (recheck, bless, diff, bisect):
         app.command()(command)
 
 
@@ -106,3 +106,45 @@ def diff(
         write_report(markdown, as_markdown(found))
     Terminal(quiet=quiet, as_json=as_json).result(found.to_json(), table(found))
     return 0 if found else 1
+
+
+def bisect(
+    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
+    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
+    case: Annotated[
+        str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the ops to blame as a package, with inputs."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Find the first op that diverges from the checkpoint's modules in PyTorch, and why.
+
+    Graph, weights, palettes and precision are told apart; an op that overflows is named.
+
+    Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
+    """
+    from convert.commands import fetch, open_snapshot
+    from convert.download import parse_source
+    from convert.interrupts import deferred_interrupt
+
+    with deferred_interrupt():
+        from verify.bisect_report import bisect_artifact, lines, write_findings
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    with terminal.working("Bisecting") as say:
+        found = bisect_artifact(
+            path, checkpoint, components=component, case=case, device=device, progress=say
+        )
+    if out is not None:
+        for package in write_findings(found, out):
+            terminal.say(f"written: {package}")
+    document = {"schema": 1, "bisections": [b.to_json() for _, b in found]}
+    terminal.result(document, "\n".join(line for _, b in found for line in lines(b)))
+    return 0 if all(b for _, b in found) else 1

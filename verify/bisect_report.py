@@ -1,0 +1,128 @@
+"""Bisecting the packages of an artifact, and telling what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from convert.checkpoint import Checkpoint
+from convert.errors import InputError, nearest
+from verify.artifact import open_artifact
+from verify.bisect import Bisection, bisect
+from verify.interface import infer_resolution
+from verify.metrics import SNR
+from verify.mil import Program, load_program
+from verify.minimal_package import write_minimal
+from verify.recording import Case, Progress, record
+from verify.run import SMALLEST
+
+Found = list[tuple[Program, Bisection]]
+CAUSES = {
+    "graph": "the graph: with the checkpoint's own weights, in float32, it is still wrong",
+    "weights": "a weight: with the checkpoint's own weights it is right",
+    "palette": "a palette: its entries are not those of the weights they stand for",
+    "precision": "precision: in float32 it is right",
+}
+
+
+def bisect_artifact(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    components: Collection[str] | None = None,
+    case: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Found:
+    """Bisect the packages of an artifact folder, or one package, each on one recorded run.
+
+    Args:
+        components: those to look at; all that are there if None.
+        case: name of the run, the first that a component has if None.
+
+    Raises:
+        InputError: nothing there, or no such component or case.
+        CannotExecute: a package that cannot be read or run.
+    """
+    artifact = open_artifact(path, checkpoint, components)
+    found: Found = []
+    for component, file in artifact.packages.items():
+        program = load_program(file)
+        resolution = infer_resolution(program, component, checkpoint)
+        recording = record(
+            checkpoint,
+            [component],
+            resolution=resolution or SMALLEST,
+            device=device,
+            progress=progress,
+        )
+        chosen = _case(recording.cases[component], case)
+        if progress:
+            progress(f"{component}, {chosen.name}")
+        bisection = bisect(
+            program,
+            checkpoint,
+            component,
+            chosen.inputs,
+            case=chosen.name,
+            resolution=resolution,
+            device=device,
+        )
+        found.append((program, bisection))
+    if not found:
+        raise InputError("there is no package to look at", where=path)
+    return found
+
+
+def _case(cases: Sequence[Case], name: str | None) -> Case:
+    for case in cases:
+        if name in (None, case.name):
+            return case
+    names = [case.name for case in cases]
+    near = nearest(str(name), names)
+    raise InputError(
+        f"no recorded run `{name}`; there are {', '.join(names)}",
+        hint=f"Did you mean `{near}`?" if near else None,
+    )
+
+
+def lines(bisection: Bisection) -> Iterator[str]:
+    """What was found, for people."""
+    where = f"{bisection.component}, {bisection.case}"
+    d, overflow = bisection.divergence, bisection.overflow
+    if bisection:
+        yield f"✓ {where}: nothing diverges at the outputs of {bisection.modules} torch modules"
+    if d is not None:
+        yield f"✗ {where}: the first op to diverge is {d.type} {d.op}"
+        yield f"  torch module {d.module or 'unknown'}"
+        yield f"  cause        {CAUSES[d.cause]}"
+        yield f"  finding      {d.message}"
+        for label, snr in (
+            ("local error: graph alone", d.graph_snr_db),
+            ("local error: and weights", d.local_snr_db),
+            ("local error: and rounding", d.typed_snr_db),
+            ("propagated error", d.propagated_snr_db),
+        ):
+            yield f"  {label:<26} {'not finite' if snr is None else f'{snr:.1f} dB'}"
+        yield f"  {SNR}, at {d.segment.value}"
+    if overflow is not None:
+        yield f"✗ {where}: {overflow}"
+        yield f"  torch module {overflow.module or 'unknown'}"
+
+
+def write_findings(found: Found, out: Path) -> list[Path]:
+    """A minimal package for everything found, in a folder each.
+
+    Raises:
+        InputError: a folder that is there already.
+    """
+    written = []
+    for program, bisection in found:
+        why = "\n".join(lines(bisection))
+        if bisection.divergence is not None:
+            folder = out / bisection.component / "divergence"
+            written.append(write_minimal(program, bisection.divergence.segment, folder, why))
+        if bisection.overflow is not None:
+            folder = out / bisection.component / "overflow"
+            written.append(write_minimal(program, bisection.overflow.segment, folder, why))
+    return written
