@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert import manifest as artifact_manifests
 from convert.cache import Cache, code_digest, digest_file, key_of
 from convert.errors import InputError, UserError
 from convert.progress import Progress, Silent
@@ -66,7 +67,8 @@ def find_artifacts(folder: Path) -> list[Path]:
     """
     if (folder / FILE).is_file():
         return [folder]
-    found = sorted(p.parent for p in folder.glob(f"*/{FILE}") if p.parent.name != "release")
+    places = sorted(file.parent for file in folder.glob(f"*/{FILE}"))
+    found = [place for place in places if artifact_manifests.read(place)]  # a release is none
     if not found:
         raise InputError(
             "holds no artifact",
