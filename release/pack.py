@@ -97,10 +97,12 @@ def pack(
 
     Raises:
         NotVerified: an artifact did not pass, and `allow_unverified` is False.
-        InputError: `release` holds something else, no room on the disk, a damaged artifact.
+        InputError: `release` holds something else, artifacts of several runs, no room on the
+            disk, a damaged artifact.
     """
     progress = progress or Silent()
     manifests = {path: open_artifact(path) for path in artifacts}
+    release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
     reports = {path: find_report(path) for path in artifacts}
     if not allow_unverified:
         _require_verified(manifests, reports)
