@@ -105,7 +105,7 @@ def _opening(title: str, base: str | None, manifest: Mapping[str, Any]) -> str:
     )
     if unverified:
         names = ", ".join(code(name) for name in unverified)
-        text += f"\n\n**Not verified**: {names}. Nobody has checked that they work."
+        text += f"\n\n**Not verified**: {names}. Their verification was not done, or did not pass."
     return text
 
 
