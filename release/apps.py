@@ -43,8 +43,8 @@ def apple(tree: Tree) -> Reading:
                 "missing-model", f"{model}.mlmodelc", "is missing", "loading the model fails"
             )
     inputs = model_inputs(tree, f"{unet[0]}.mlmodelc")
-    time_ids = inputs.get("time_ids")
-    is_refiner = bool(time_ids) and time_ids[-1] == 5
+    time_ids = inputs.get("time_ids", [])
+    is_refiner = time_ids[-1:] == [5]
     if not exists(tree, "TextEncoder") and not is_refiner:
         reading.trouble(
             "missing-model",

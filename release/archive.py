@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from convert.errors import InputError
 from convert.progress import Advance
@@ -127,9 +127,9 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def _pieces(source: object, size: int) -> Iterator[bytes]:
+def _pieces(source: BinaryIO, size: int) -> Iterator[bytes]:
     left = size
-    while left and (piece := source.read(min(PIECE, left))):  # type: ignore[attr-defined]
+    while left and (piece := source.read(min(PIECE, left))):
         left -= len(piece)
         yield piece
 

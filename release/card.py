@@ -13,28 +13,13 @@ from typing import Any
 
 from convert.recipe import Recipe, parse_recipe
 from convert.units import size
-from release.card_facts import facts
+from release.card_facts import SCHEDULERS, facts
 from release.licenses import front_matter
-from release.markdown import block, bullets, code, escape, image, link, table
+from release.markdown import block, bullets, code, escape, image, link, prose, table
 from release.source_card import MARK, SourceCard
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
-SCHEDULERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "pndm": "PNDM",
-    "unipc": "UniPC",
-}
 UNITS = {"original": "CPU & GPU"}
 SPLIT_UNITS = "CPU & Neural Engine, or CPU & GPU"
 
@@ -120,7 +105,7 @@ def _opening(title: str, base: str | None, manifest: Mapping[str, Any]) -> str:
     )
     if unverified:
         names = ", ".join(code(name) for name in unverified)
-        text += f"\n\n**Not verified**: {names}. Nobody has checked that they work."
+        text += f"\n\n**Not verified**: {names}. Their verification was not done, or did not pass."
     return text
 
 
@@ -138,7 +123,7 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
             own["resolution"].replace("x", " × "),
             escape(own["bits"]),
             f"{own['bits_per_weight']['unet']:.2f}" if "unet" in own["bits_per_weight"] else "–",
-            size(archive["size"]),
+            size(archive["size"]).replace(" ", "&nbsp;"),
             UNITS.get(own["attention"], SPLIT_UNITS),
             own["minimum_system"],
             _snr(archive, "conversion") or "not verified",
@@ -150,9 +135,11 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     notes = [
         "Conversion: the lowest signal-to-noise ratio of any model's output against PyTorch in "
-        "float32 with the same weights, 10·log10(Σref² / Σ(ref − out)²). 35 dB is asked of the "
-        "UNet, 40 dB of the text encoders and the VAE."
+        "float32 with the same weights, 10·log10(Σref² / Σ(ref − out)²)."
     ]
+    gates = _gates(archives)
+    if gates:
+        notes.append(f"What was asked of it: {gates}.")
     if compressed:
         heads.append("Compression, SNR")
         notes.append("Compression: the same against the checkpoint's uncompressed weights.")
@@ -172,6 +159,18 @@ def _snr(archive: Mapping[str, Any], level: str) -> str:
     found = (archive["manifest"].get("verification") or {}).get("lowest_snr_db", {}).get(level, {})
     values = [float(v) for v in found.values() if v is not None]
     return f"{min(values):.1f} dB" if values else ""
+
+
+def _gates(archives: Sequence[Mapping[str, Any]]) -> str:
+    """The gates of the conversion, each once with the models that it is for."""
+    found: dict[str, list[str]] = {}
+    for archive in archives:
+        checked = archive["manifest"].get("verification") or {}
+        for component, gate in checked.get("gates", {}).get("conversion", {}).items():
+            names = found.setdefault(gate, [])
+            if component not in names:
+                names.append(component)
+    return "; ".join(f"{code(gate)} ({escape(', '.join(names))})" for gate, names in found.items())
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:
@@ -233,7 +232,7 @@ def _sizes(found: Sequence[str]) -> str:
         kind = "square" if width == height else "landscape" if width > height else "portrait"
         ratio = f"{width // divisor}:{height // divisor}"
         rows.append([f"{width} × {height}", ratio, kind])
-    return table(["Width × height", "Aspect ratio", ""], rows)
+    return table(["Width × height", "Aspect ratio", "Shape"], rows)
 
 
 def _making(manifest: Mapping[str, Any]) -> list[str]:
@@ -259,7 +258,7 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
             "SHA-256 of the checkpoint's files and its own, and the bits per weight of each model."
         )
     parts.append("Where the graphs differ from those of Apple's converter, and why:")
-    parts.append(bullets([f"{escape(d['what'])} {escape(d['why'])}" for d in first["deviations"]]))
+    parts.append(bullets([f"{prose(d['what'])} {prose(d['why'])}" for d in first["deviations"]]))
     return parts
 
 

@@ -71,6 +71,9 @@ def run(
         return 0
     snapshot = fetch(wanted_source(parsed, source), terminal)
     plan = make_plan(parsed, open_snapshot(snapshot), only=only)
+    if release:
+        archived = sum(plan.weight_bytes(job) for a in plan.artifacts for job in a.jobs.values())
+        terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
     made = make(plan, snapshot, out, terminal, jobs, context.obj)
     with deferred_interrupt():
         from verify.campaign import verify_all

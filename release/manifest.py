@@ -105,6 +105,10 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
             level: {component: _rounded(value) for component, value in by_component.items()}
             for level, by_component in lowest.items()
         },
+        "gates": {
+            level: {c["component"]: c["gate"] for c in compared if c["level"] == level}
+            for level in lowest
+        },
         "conversion_snr_db": _rounded(lowest_snr(dict(report))),
         "images": [
             {"case": g["case"], **{k: _rounded(g.get(k)) for k in ("psnr_db", "ssim")}}

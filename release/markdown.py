@@ -27,6 +27,18 @@ def code(text: str, *, in_table: bool = False) -> str:
     return found.replace("|", "\\|") if in_table else found
 
 
+def prose(text: str) -> str:
+    """A sentence of ours: escaped, but for `code` between single backticks."""
+    parts = text.split("`")
+    return "".join(code(part) if i % 2 else _inner(part) for i, part in enumerate(parts))
+
+
+def _inner(text: str) -> str:
+    """Escaped, with the spaces at its ends."""
+    core = text.strip()
+    return text.replace(core, escape(core), 1) if core else text
+
+
 def block(text: str, language: str = "") -> str:
     """`text` as a fenced block, whatever fences it holds itself."""
     fence = "`" * max(3, _longest(text) + 1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert import manifest as artifact_manifests
 from convert.cache import Cache, code_digest, digest_file, key_of
 from convert.errors import InputError, UserError
 from convert.progress import Progress, Silent
@@ -66,7 +68,8 @@ def find_artifacts(folder: Path) -> list[Path]:
     """
     if (folder / FILE).is_file():
         return [folder]
-    found = sorted(p.parent for p in folder.glob(f"*/{FILE}") if p.parent.name != "release")
+    places = sorted(file.parent for file in folder.glob(f"*/{FILE}"))
+    found = [place for place in places if artifact_manifests.read(place)]  # a release is none
     if not found:
         raise InputError(
             "holds no artifact",
@@ -94,10 +97,12 @@ def pack(
 
     Raises:
         NotVerified: an artifact did not pass, and `allow_unverified` is False.
-        InputError: `release` holds something else, no room on the disk, a damaged artifact.
+        InputError: `release` holds something else, artifacts of several runs, no room on the
+            disk, a damaged artifact.
     """
     progress = progress or Silent()
     manifests = {path: open_artifact(path) for path in artifacts}
+    release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
     reports = {path: find_report(path) for path in artifacts}
     if not allow_unverified:
         _require_verified(manifests, reports)
@@ -264,7 +269,8 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
         listed = set()
     ours = OURS | listed | {f"{m['artifact']}.zip" for m in manifests.values()}
     for entry in sorted(release.iterdir()) if release.exists() else []:
-        if entry.name not in ours and not entry.name.startswith(("LICENSE", ".README.md")):
+        archive = re.sub(r"\.\d{3}$", "", entry.name)  # a run that was killed left parts unlisted
+        if not {entry.name, archive} & ours and not entry.name.startswith(("LICENSE", ".README.")):
             raise InputError(
                 f"holds `{entry.name}`, which no `pack` has made; nothing was written",
                 where=release,

@@ -350,9 +350,9 @@ def test_guernikas_names_change_no_number(
     runtime = choose("torch", device="cpu")
     for component, file in (("text_encoder", "TextEncoder"), ("vae_encoder", "VAEEncoder")):
         case = recording.cases[component][0]
-        expected = runtime.run(base_artifact / f"{file}.mlpackage", case.inputs)
+        expected = runtime.load(base_artifact / f"{file}.mlpackage")(case.inputs)
         inputs = {("z" if name == "x" else name): value for name, value in case.inputs.items()}
-        outputs = runtime.run(base_bundle / f"{file}.mlmodelc", inputs)
+        outputs = runtime.load(base_bundle / f"{file}.mlmodelc")(inputs)
         for name, value in expected.items():
             assert np.array_equal(outputs[name], value)
         if component == "text_encoder":

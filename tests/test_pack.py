@@ -167,6 +167,27 @@ def test_parts_join_to_the_archive(out: Path, base_release: Path, tmp_path: Path
     assert [p.name for p in folder.glob("*.zip*")] == [f"{NAME}.zip"]
 
 
+def test_a_run_that_was_killed_goes_on(
+    out: Path, base_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the files were placed and before they were recorded, the worst moment."""
+    folder = tmp_path / "release"
+    size = (base_release / f"{NAME}.zip").stat().st_size // 2 + 1
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("release.pack._record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack([out / NAME], folder, split=size)
+    assert [p.name for p in sorted(folder.glob("*.zip*"))] == [f"{NAME}.zip.001", f"{NAME}.zip.002"]
+    assert pack([out / NAME], folder, split=size).fresh == (NAME,)
+    joined = b"".join(p.read_bytes() for p in sorted(folder.glob("*.zip.*")))
+    assert joined == (base_release / f"{NAME}.zip").read_bytes()
+    assert not list((folder / ".cache" / "tmp").glob("*-*"))
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     folder.mkdir()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert.components import BATCH, COMPONENTS, MAX_TOKENS
+from convert.components import BATCH, COMPONENTS, INPUT_ALIASES, MAX_TOKENS
 from convert.errors import InputError
 from convert.pipeline_config import CONFIGS
 from convert.values import Resolution
@@ -73,7 +73,7 @@ def load_pipeline(
                 hint="Convert all components: leave out --component.",
             )
     runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
-    networks = {name: network(runner.load(found[name])) for name in needed}
+    networks = {name: open_network(runner, found[name], name) for name in needed}
     return build_pipeline(
         networks,
         config,
@@ -145,6 +145,20 @@ def require_size(resolution: Resolution | None, width: int, height: int) -> None
 def network(model: Model) -> Network:
     """A loaded package that takes and gives tensors."""
     return lambda inputs: {k: torch.from_numpy(v) for k, v in model(inputs).items()}
+
+
+def open_network(runner: Runtime, file: Path, component: str) -> Network:
+    """A component's package or compiled model, called with the component's usual inputs.
+
+    A bundle's VAE encoder has another name for its input (see `convert.components`).
+    """
+    loaded = network(runner.load(file))
+    second = INPUT_ALIASES.get(component, {})
+    has = {f.name for f in load_program(file).inputs} if second else set()
+    names = {n: alias for n, alias in second.items() if alias in has and n not in has}
+    if not names:
+        return loaded
+    return lambda inputs: loaded({names.get(n, n): value for n, value in inputs.items()})
 
 
 def build_pipeline(

@@ -31,7 +31,7 @@ from verify.generation import (
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
-from verify.pipeline import network
+from verify.pipeline import open_network
 from verify.policy import Policy, load_policy
 from verify.probe import probe_programs
 from verify.recording import Case, Progress, Recording, record
@@ -299,7 +299,7 @@ def _compressed_by_recording(
         gate = "like its own decoded weights in PyTorch"
         yield Check("conversion", component, "run", gate, "indeterminate", message=text)
     if "compression" in levels:
-        model = network(runtime.load(Path(program.path)))
+        model = open_network(runtime, Path(program.path), component)
         ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
         yield from check_compression(source, component, {}, cases, ran, minimum, policy, bits)
 
@@ -322,7 +322,7 @@ def _pictures(
     config = artifact.pipeline or pipeline_config(source)
     tokenizers = {name: artifact.path for name in config["pad_tokens"]}
     try:
-        networks = {n: network(runtime.load(file)) for n, file in artifact.packages.items()}
+        networks = {n: open_network(runtime, f, n) for n, f in artifact.packages.items()}
         candidate = Candidate(networks, config, tokenizers)
         return check_pictures(
             candidate, traces, asked, levels, name=runtime.name, progress=progress
