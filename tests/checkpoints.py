@@ -257,14 +257,17 @@ def write_component(
     size: tuple[int, int] = (64, 96),
     attention: str = "original",
     deployment: DeploymentTarget = "macOS14",
+    bits: str = "16",
 ) -> Path:
     """Convert one component into the package `path`: UNet and text encoders fp16, the VAE fp32.
 
     Args:
         size: (width, height) of the image in pixels.
+        bits: of the weights that can be compressed.
     """
     import coremltools as ct
 
+    from convert.compress import Compression
     from convert.models.networks import build_network
 
     spec = COMPONENTS[component]
@@ -275,6 +278,7 @@ def write_component(
         attention=attention,
         dtype=np.float32 if component.startswith("vae") else np.float16,
         target=getattr(ct.target, deployment),
+        compression=Compression.uniform(checkpoint.component_tensors(component), bits),
     )
     about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
     write_package(path, network, about, format=FORMATS[deployment])
