@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-demo: $(READY)  ## Convert and verify the toy checkpoint: two variants, two resolutions
+demo: $(READY)  ## Convert, verify and release the toy checkpoint: two variants, two resolutions
 	test -d out/toy || $(BIN)/sdxl-coreml toy out/toy
 	$(BIN)/sdxl-coreml run toy --source out/toy --out out/demo
 

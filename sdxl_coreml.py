@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from convert import __version__
 from convert.commands import register as register_convert
 from convert.errors import UserError
+from convert.interrupts import deferred_interrupt
+from convert.terminal import Terminal
 from release.commands import register as register_release
 from verify.commands import register as register_verify
 from verify.generation_commands import register as register_generation
 from verify.regression_commands import register as register_regression
+
+if TYPE_CHECKING:
+    from convert.download import Snapshot
+    from convert.plan import Plan
 
 DEBUG = "SDXL_COREML_DEBUG"
 INTERRUPTED = "interrupted; run the same command again to go on"
@@ -41,11 +49,19 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
+def calibrate(plan: Plan, source: Snapshot, out: Path, terminal: Terminal) -> Plan:
+    """What the converting commands measure mixed bits with; PyTorch is loaded only then."""
+    with deferred_interrupt():
+        from verify.calibration import calibrate as measure
+    with terminal.working("Calibrating") as say:
+        return measure(plan, source, out, progress=terminal, say=say)
+
+
 def main() -> None:
     """Run the command line and exit with its code (see the README, "Exit codes")."""
     _silence_libraries()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=calibrate)
         if code == 130:  # how typer ends on Ctrl-C
             code = _fail(INTERRUPTED, code)
     except UserError as error:

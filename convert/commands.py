@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,9 @@ Jobs = Annotated[
 Only = Annotated[
     str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
 ]
+
+
+Calibrate = Callable[["Plan", "Snapshot", Path, Terminal], "Plan"]
 
 
 def register(app: typer.Typer) -> None:
@@ -99,6 +103,7 @@ def plan(
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     attention: Annotated[
@@ -115,6 +120,10 @@ def convert(
     ] = None,
     component: Annotated[
         list[str] | None, typer.Option(help="Only this component; all by default.")
+    ] = None,
+    allocation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Widths of mixed bits, as an earlier run left them."),
     ] = None,
     deployment_target: Annotated[str, typer.Option(help="Oldest system to run on.")] = "macOS14",
     vae_precision: Annotated[
@@ -137,12 +146,20 @@ def convert(
         raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
     terminal = Terminal(quiet=quiet, as_json=as_json)
     text = recipe_text(
-        source, revision, attention, resolution, bits, group_size, deployment_target, vae_precision
+        source,
+        revision,
+        attention,
+        resolution,
+        bits,
+        group_size,
+        allocation,
+        deployment_target,
+        vae_precision,
     )
     recipe = parse_recipe(text, where="options", folder=Path.cwd())
     snapshot = fetch(wanted_source(recipe, None), terminal)
     planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
-    results = make(planned, snapshot, out, terminal, jobs)
+    results = make(planned, snapshot, out, terminal, jobs, context.obj)
     terminal.result(*results_shown(results))
 
 
@@ -261,9 +278,19 @@ def show_plan(
 
 
 def make(
-    plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal, jobs: int | None
+    plan: Plan,
+    snapshot: Snapshot,
+    out: Path,
+    terminal: Terminal,
+    jobs: int | None,
+    calibrate: Calibrate | None = None,
 ) -> list[Result]:
-    """Convert, with the plan shown before and a summary after."""
+    """Convert, with the plan shown before and a summary after.
+
+    Args:
+        calibrate: measures mixed bits that have no allocation; the application brings it, because
+            it takes PyTorch, of which this package knows nothing.
+    """
     import time
 
     from convert.plan_report import plan_table
@@ -272,6 +299,13 @@ def make(
     require_ours(out, plan)
     terminal.say(plan_table(plan))
     start = time.monotonic()
+    if plan.unmeasured:
+        if calibrate is None:
+            raise InputError(
+                f"nothing measures {plan.unmeasured[0]} here",
+                hint="Give an allocation that a run has left.",
+            )
+        plan = calibrate(plan, snapshot, out, terminal)
     results = run(plan, snapshot, out, jobs=jobs, progress=terminal)
     made = sum(result.fresh for result in results)
     seconds = time.monotonic() - start
@@ -299,6 +333,7 @@ def recipe_text(
     resolution: list[str] | None,
     bits: list[str] | None,
     group_size: int | None,
+    allocation: Path | None,
     deployment_target: str,
     vae_precision: str,
 ) -> str:
@@ -315,8 +350,11 @@ def recipe_text(
     lines.append(f"attention = {json.dumps(attention or ['original'])}")
     lines.append(f"resolution = {json.dumps(resolution or ['1024x1024'])}")
     lines.append(f"bits = {json.dumps(bits or ['16'])}")
+    lines.append("[compress]")
     if group_size is not None:
-        lines += ["[compress]", f"group_size = {group_size}"]
+        lines.append(f"group_size = {group_size}")
+    if allocation is not None:
+        lines.append(f"allocation = {json.dumps(str(allocation))}")
     lines.append("[target]")
     lines.append(f"deployment = {json.dumps(deployment_target)}")
     lines.append(f"vae_precision = {json.dumps(vae_precision)}")

@@ -82,16 +82,17 @@ class GroupedPalettes:
     indices: np.ndarray
 
 
-def fit(histogram: Histogram, bits: int) -> Palette:
+def fit(histogram: Histogram, bits: int, *, thorough: bool = True) -> Palette:
     """The palette of 2^bits entries with (nearly) the least squared error; see the module.
 
     Up to 2^bits distinct values are kept exactly. An empty histogram gives a LUT of zeros.
 
     Args:
         bits: 1, 2, 3, 4, 6 or 8, the widths that Core ML has.
+        thorough: else within about 1.5 % of the least error, in a third of the time.
     """
     assert bits in PALETTE_BITS, bits
-    return _palette(kmeans.solve(histogram.by_position()[None], 1 << bits, thorough=True)[0])
+    return _palette(kmeans.solve(histogram.by_position()[None], 1 << bits, thorough=thorough)[0])
 
 
 def fit_groups(weight: np.ndarray, bits: int, group_size: int) -> GroupedPalettes:

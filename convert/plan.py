@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from convert.allocation import Allocation, read_allocation, require_fit
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.compress import NONE, Compression
@@ -18,9 +20,10 @@ from convert.methods import (
     require_divisible,
     require_sense,
 )
+from convert.mixed_bits import budget, options, provisional, require_reachable
 from convert.models.configs import UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
-from convert.values import Bits, DeploymentTarget, Resolution
+from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 
 Engine = Literal["native", "apple"]
 ENGINES: tuple[Engine, ...] = ("native", "apple")
@@ -62,6 +65,34 @@ class Plan:
     recipe: Recipe
     checkpoint: Checkpoint
     artifacts: tuple[PlannedArtifact, ...]
+    allocations: Mapping[Bits, Allocation] = field(default_factory=dict)  # of mixed bits
+
+    @property
+    def unmeasured(self) -> tuple[Bits, ...]:
+        """Mixed bits without an allocation; their widths are provisional."""
+        wanted = dict.fromkeys(a.artifact.bits for a in self.artifacts)
+        return tuple(b for b in wanted if is_mixed(b) and b not in self.allocations)
+
+    def with_allocations(self, allocations: Mapping[Bits, Allocation]) -> Plan:
+        """The plan with the widths of mixed bits as they were measured."""
+        compressions = _compressions(
+            self.checkpoint,
+            [a.artifact for a in self.artifacts],
+            self.recipe,
+            list(self.artifacts[0].jobs),
+            allocations,
+        )
+        artifacts = tuple(
+            replace(
+                a,
+                jobs={
+                    c: replace(job, compression=compressions[c, a.artifact.bits])
+                    for c, job in a.jobs.items()
+                },
+            )
+            for a in self.artifacts
+        )
+        return replace(self, artifacts=artifacts, allocations=allocations)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -109,7 +140,8 @@ def make_plan(
     chosen = _components(checkpoint, components)
     _check(checkpoint, artifacts)
     require_sense(checkpoint, recipe.compress)
-    compressions = _compressions(checkpoint, artifacts, recipe, chosen)
+    allocations = _allocations(checkpoint, artifacts, recipe, chosen)
+    compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
     return Plan(
         recipe,
         checkpoint,
@@ -117,11 +149,40 @@ def make_plan(
             PlannedArtifact(a, {c: _job(c, a, recipe, engine, compressions) for c in chosen})
             for a in artifacts
         ),
+        allocations,
     )
 
 
-def _compressions(
+def _allocations(
     checkpoint: Checkpoint, artifacts: list[Artifact], recipe: Recipe, components: list[str]
+) -> dict[Bits, Allocation]:
+    """The recipe's own allocation, if it names one, which must fit all that is asked for."""
+    file = recipe.compress.allocation
+    mixed = dict.fromkeys(a.bits for a in artifacts if is_mixed(a.bits))
+    if file is None:
+        return {}
+    allocation = read_allocation(Path(file))
+    for bits in mixed:
+        if bits != allocation.bits:
+            raise InputError(
+                f"is for {allocation.bits}; {bits} is asked for",
+                where=file,
+                hint="Leave it away to measure what each tensor needs.",
+            )
+        for component in components:
+            if component_bits(component, bits, recipe.compress) == bits:
+                tensors = checkpoint.component_tensors(component)
+                target = recipe.target.deployment
+                require_fit(allocation, tensors, component, target, where=file)
+    return dict.fromkeys(mixed, allocation)
+
+
+def _compressions(
+    checkpoint: Checkpoint,
+    artifacts: list[Artifact],
+    recipe: Recipe,
+    components: list[str],
+    allocations: Mapping[Bits, Allocation],
 ) -> dict[tuple[str, Bits], Compression]:
     """By component and artifact's bits; each is worked out once, for all that have them."""
     found: dict[tuple[str, Bits], Compression] = {}
@@ -131,7 +192,16 @@ def _compressions(
             found[component, bits] = NONE
             if bits != UNCOMPRESSED:
                 own = component_bits(component, bits, recipe.compress)
-                found[component, bits] = choose_methods(tensors, component, own, recipe.compress)
+                widths = None
+                if is_mixed(own):
+                    sizes = options(tensors, component, recipe.target.deployment, recipe.compress)
+                    require_reachable(sizes, budget(tensors, own), component, own)
+                    widths = provisional(sizes, budget(tensors, own))
+                    if own in allocations:
+                        widths = allocations[own].widths(component)
+                found[component, bits] = choose_methods(
+                    tensors, component, own, recipe.compress, widths
+                )
                 require_divisible(tensors, component, found[component, bits])
     return found
 

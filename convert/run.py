@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convert import allocation as allocations
 from convert import manifest as manifests
 from convert.cache import Cache
 from convert.download import Snapshot
@@ -59,6 +60,7 @@ def run(
     """
     progress = progress or Silent()
     require_ours(out, plan)
+    assert not plan.unmeasured, "mixed bits are measured before"
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +110,22 @@ def require_ours(out: Path, plan: Plan) -> None:
 
 
 def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> Context:
-    """What the jobs share, with the digests of the checkpoint; from the Hub where it vouches."""
+    """What the jobs share."""
+    digests = checkpoint_digests(plan, source, cache, progress)
+    return Context(
+        checkpoint=plan.checkpoint,
+        digests=digests,
+        repo=source.repo,
+        commit=source.commit,
+        license=plan.recipe.release.license,
+        cache=cache.root,
+    )
+
+
+def checkpoint_digests(
+    plan: Plan, source: Snapshot, cache: Cache, progress: Progress
+) -> dict[str, str]:
+    """SHA-256 of the files that the jobs read, by path; the Hub's where it vouches for them."""
     known = {f.name: f.sha256 for f in source.files if f.sha256}
     parts = {plan.checkpoint.part(job.component).name for job in plan.jobs}
     files = {
@@ -121,14 +138,7 @@ def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> 
     with progress.stage("Hashing the checkpoint", total, "B") as advance:
         found = cache.digests(unknown.values(), advance)
     known.update({name: found[path] for name, path in unknown.items()})
-    return Context(
-        checkpoint=plan.checkpoint,
-        digests={name: known[name] for name in sorted(files)},
-        repo=source.repo,
-        commit=source.commit,
-        license=plan.recipe.release.license,
-        cache=cache.root,
-    )
+    return {name: known[name] for name in sorted(files)}
 
 
 def _make_all(
@@ -184,6 +194,8 @@ def _artifact(
     tokenizers = plan.checkpoint.tokenizers
     tokenizer = tokenizers.get("tokenizer") or next(iter(tokenizers.values()))
     texts = {"vocab.json": tokenizer.vocab, "merges.txt": tokenizer.merges}
+    if (allocation := plan.allocations.get(planned.artifact.bits)) is not None:
+        texts[allocations.FILE] = allocation.text()
     manifest = manifests.compose(planned, plan.recipe, context, packages, texts)
     path = out / planned.artifact.name
     found = manifests.read(path)

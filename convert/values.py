@@ -149,6 +149,11 @@ def parse_bits(text: str) -> Bits:
     )
 
 
+def is_mixed(bits: Bits) -> bool:
+    """Whether the bits are an average over tensors of several widths."""
+    return bits.startswith("mixed-")
+
+
 def targets_for(bits: Bits, *, grouped: bool = False) -> tuple[DeploymentTarget, ...]:
     """The deployment targets whose format can hold weights of this bit width, oldest first.
 

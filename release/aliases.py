@@ -15,16 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from convert.components import COMPONENTS
+from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
 from convert.mlpackage import MODEL, WEIGHTS, assemble
-
-TEXT_OUTPUT, TEXT_ALIAS = "hidden_embeds", "last_hidden_state"
-IMAGE_INPUT, IMAGE_ALIAS = "x", "z"
-ALIASES = {
-    "text_encoder": {TEXT_ALIAS: TEXT_OUTPUT},
-    "text_encoder_2": {TEXT_ALIAS: TEXT_OUTPUT},
-    "vae_encoder": {IMAGE_ALIAS: IMAGE_INPUT},
-}
 
 
 def aliased(package: Path, component: str, folder: Path) -> Path:
@@ -32,19 +24,19 @@ def aliased(package: Path, component: str, folder: Path) -> Path:
 
     Args:
         package: an `.mlpackage` of ours.
-        component: which one it is; only those in `ALIASES` change.
+        component: which one it is; only those with aliases in `convert.components` change.
         folder: an empty folder on any disk; without hard links the weights are copied.
     """
-    if component not in ALIASES:
+    if component not in INPUT_ALIASES and component not in OUTPUT_ALIASES:
         return package
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
     model.ParseFromString((package / MODEL).read_bytes())
-    if component == "vae_encoder":
-        _rename_input(model, IMAGE_INPUT, IMAGE_ALIAS)
-    else:
-        _repeat_output(model, TEXT_OUTPUT, TEXT_ALIAS)
+    for name, alias in INPUT_ALIASES.get(component, {}).items():
+        _rename_input(model, name, alias)
+    for name, alias in OUTPUT_ALIASES.get(component, {}).items():
+        _repeat_output(model, name, alias)
     target = folder / f"{COMPONENTS[component].file}.mlpackage"
     assemble(target, model.SerializeToString(deterministic=True), package / WEIGHTS)
     return target

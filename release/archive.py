@@ -8,10 +8,15 @@ https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT"""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import zipfile
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from convert.errors import InputError
 from convert.progress import Advance
@@ -83,6 +88,43 @@ def split(archive: Path, size: int) -> list[Path]:
             parts.append(part)
     archive.unlink()
     return parts
+
+
+class Joined(io.RawIOBase):
+    """The parts of an archive as one file to read, without joining them on the disk."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._files = [part.open("rb") for part in parts]
+        ends = accumulate(part.stat().st_size for part in parts)
+        self._ends = list(ends)  # where each part ends in the whole
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._ends[-1]}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        index = bisect_right(self._ends, self._at)
+        if index == len(self._ends):
+            return 0
+        start = self._ends[index - 1] if index else 0
+        file, view = self._files[index], memoryview(buffer)
+        file.seek(self._at - start)
+        count = file.readinto(view[: self._ends[index] - self._at])
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        super().close()
 
 
 def _pieces(source: object, size: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from convert.units import size
 from release.card_facts import facts
 from release.licenses import front_matter
 from release.markdown import block, bullets, code, escape, image, link, table
-from release.source_card import SourceCard
+from release.source_card import MARK, SourceCard
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
@@ -243,8 +243,8 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     where = f"{source['repo']} at commit {source['commit']}" if source["repo"] else source["name"]
     parts = [
         f"Converted with {TOOL} {escape(versions[TOOL])} from {code(where)}: the networks are "
-        "written directly as ML Programs, and the weights are those of the checkpoint, byte for "
-        "byte where they are not compressed. The same recipe gives the same files:",
+        "written directly as ML Programs around the checkpoint's own weights. The same recipe "
+        "gives the same files:",
         block(f"{TOOL} run recipe.toml --out out", "sh"),
         "<details><summary>recipe.toml</summary>",
         block(manifest["recipe"]["text"], "toml"),
@@ -269,6 +269,7 @@ def _copied(source: SourceCard, base: str | None) -> list[str]:
         "---",
         f"*The rest of this card was copied from {where}. It describes the original model, not "
         "this conversion.*",
+        MARK,
         source.text,
     ]
 

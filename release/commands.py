@@ -1,4 +1,4 @@
-"""The commands that release things: compile."""
+"""The commands `run`, which does everything, and `compile`; handover_commands has the others."""
 
 from __future__ import annotations
 
@@ -7,14 +7,98 @@ from typing import Annotated
 
 import typer
 
-from convert.commands import Json, Quiet
+from convert.commands import (
+    Jobs,
+    Json,
+    Only,
+    Quiet,
+    SourceOption,
+    fetch,
+    make,
+    open_snapshot,
+    read_recipe,
+    results_shown,
+    show_plan,
+    wanted_source,
+)
+from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
 from convert.units import size
+from release import handover_commands as handover
+from release.handover_commands import Split, license_texts, packed_shown, source_card
+from verify.commands import Strict
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(compile)
+    for command in (run, compile):
+        app.command()(command)
+    handover.register(app)
+
+
+def run(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
+    only: Only = None,
+    source: SourceOption = None,
+    jobs: Jobs = None,
+    release: Annotated[
+        bool,
+        typer.Option("--release/--no-release", help="Make archives and a card of what passes."),
+    ] = True,
+    split: Split = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    strict: Strict = False,
+) -> int:
+    """Do everything a recipe asks for: download, convert, verify, release; cached and resumable.
+
+    Example: sdxl-coreml run toy --source toy --out out
+    """
+    from convert.plan import make_plan
+    from convert.plan_report import plan_document
+    from release.archive import parse_size
+
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    parsed = read_recipe(recipe)
+    part_size = parse_size(split) if split else None
+    if dry_run:
+        show_plan(parsed, source, terminal, only=only)
+        return 0
+    snapshot = fetch(wanted_source(parsed, source), terminal)
+    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
+    made = make(plan, snapshot, out, terminal, jobs, context.obj)
+    with deferred_interrupt():
+        from verify.campaign import verify_all
+    with terminal.working("Verifying") as say:
+        outcome = verify_all(out, made, plan, progress=say)
+    code = outcome.exit_code(strict=strict)
+    packed = None
+    if release and code == 0:
+        from release.build import build_release, releasable
+
+        packed = build_release(
+            releasable(out, parsed),
+            out / "release",
+            reports=out / "reports",
+            source=source_card(snapshot),
+            licenses=license_texts(snapshot),
+            split=part_size,
+            progress=terminal,
+        )
+    elif release:
+        terminal.say("No release was made, because verification did not pass.")
+    document = {**plan_document(plan), **results_shown(made)[0], **outcome.document}
+    if packed:
+        document["release"] = packed_shown(packed)[0]
+    terminal.result(document, outcome.table())
+    if packed:
+        terminal.say(packed_shown(packed)[1])
+    return code
 
 
 def compile(

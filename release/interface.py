@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from release.aliases import IMAGE_ALIAS, IMAGE_INPUT, TEXT_ALIAS
+from convert.components import INPUT_ALIASES, OUTPUT_ALIASES
 from release.swift import shape
+
+((IMAGE_INPUT, IMAGE_ALIAS),) = INPUT_ALIASES["vae_encoder"].items()
+((_, TEXT_ALIAS),) = OUTPUT_ALIASES["text_encoder"].items()
 
 Pattern = tuple[tuple[str, ...], tuple[Any, ...]]  # dtypes allowed, sizes
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from convert.cache import digest_file
 from convert.errors import InputError
 from release import apps
+from release.archive import Joined
 from release.bundle_checks import layout, models, provenance, tokenizer
 from release.manifest import FILE, parse_sums
 from release.reading import Reading
@@ -61,14 +64,18 @@ def lint_bundle(tree: Tree, *, digests: bool = True) -> Lint:
     return Lint(tree.name, tuple(_once(found)), tuple(readings))
 
 
-def lint_archive(path: Path, *, digests: bool = True) -> Lint:
+def lint_archive(path: Path, *, digests: bool = True, parts: Sequence[Path] = ()) -> Lint:
     """A ZIP archive: its layout, and the bundle in it; nothing is unpacked.
+
+    Args:
+        parts: of the archive, where it lies in parts; `path` is then its name only.
 
     Raises:
         InputError: not a ZIP file.
     """
     try:
-        archive = zipfile.ZipFile(path)
+        whole: Any = io.BufferedReader(Joined(parts)) if parts else path
+        archive = zipfile.ZipFile(whole)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"is no ZIP archive: {error}", where=path) from None
     with archive:
@@ -111,7 +118,11 @@ def lint_release(folder: Path, *, digests: bool = True) -> list[Lint]:
             found.append(Finding("error", "release-file", name, "is missing", effect))
     lints = [Lint(folder.name, tuple(found))]
     # SHA256SUMS has vouched for every byte of an archive, so its members need not be hashed again.
-    lints += [lint_archive(folder / n, digests=False) for n in sums if n.endswith(".zip")]
+    there = [n for n in sums if (folder / n).is_file()]
+    lints += [lint_archive(folder / n, digests=False) for n in there if n.endswith(".zip")]
+    for name in sorted({n.rpartition(".")[0] for n in there if re.search(r"\.zip\.\d{3}$", n)}):
+        parts = [folder / n for n in sorted(there) if n.startswith(f"{name}.")]
+        lints.append(lint_archive(folder / name, digests=False, parts=parts))
     return lints
 
 

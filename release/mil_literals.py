@@ -69,7 +69,7 @@ def literals(tensor: Any, dtype: str, count: int) -> list[str]:
         raise CannotExecute(f"a constant of {count} {dtype} has {len(values)} values")
     if kind == "strings":
         return [quote(v) for v in values]
-    if dtype.startswith("fp"):
+    if dtype.startswith(("fp", "bf")):
         return [hex_float(float(v)) for v in values]
     if dtype == "bool":
         return ["true" if v else "false" for v in values]

@@ -165,6 +165,7 @@ class MilText:
 
     def value(self, value: Any) -> str:
         """A `Value` with its type: `tensor<int32, [2]>([1, 2])`."""
+        type_ = self.type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
             self.blob_files.add(blob.fileName)
@@ -174,7 +175,7 @@ class MilText:
             )
         else:
             payload = self.payload(value)
-        return f"{self.type(value.type)}({payload})"
+        return f"{type_}({payload})"
 
     def payload(self, value: Any) -> str:
         """A `Value` as it stands inside another, without its type."""

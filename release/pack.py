@@ -5,6 +5,7 @@
         SHA256SUMS          of everything beside it that was downloaded
         manifest.json       provenance, once for the release (release.manifest)
         README.md, images/  the card (release.card)
+    LICENSE*            the source's licence texts
 
 An archive is named by all that determines its bytes; while that stays the same, it is not written
 again."""
@@ -129,6 +130,21 @@ def pack(
     return Packed(release, manifest, tuple(fresh))
 
 
+def read_release(folder: Path) -> dict[str, Any]:
+    """The manifest of a release folder. Raises InputError if it is none."""
+    try:
+        manifest = json.loads((folder / FILE).read_text("utf-8"))
+        if manifest["kind"] == "release" and manifest["archives"]:
+            return dict(manifest)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise InputError(
+        "is no release folder: there is no manifest.json of a release",
+        where=folder,
+        hint="`sdxl-coreml pack` makes one.",
+    )
+
+
 def _archive(
     path: Path,
     release: Path,
@@ -248,7 +264,7 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
         listed = set()
     ours = OURS | listed | {f"{m['artifact']}.zip" for m in manifests.values()}
     for entry in sorted(release.iterdir()) if release.exists() else []:
-        if entry.name not in ours and not entry.name.startswith(".cache"):
+        if entry.name not in ours and not entry.name.startswith(("LICENSE", ".README.md")):
             raise InputError(
                 f"holds `{entry.name}`, which no `pack` has made; nothing was written",
                 where=release,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MARK = "<!-- From here on: the source model's own card. -->"
 # Of Markdown and of HTML: what a link or an image points to.
 _TARGET = re.compile(r"""(\]\(|(?:src|href)=["'])([^)"'\s]+)""")
 _RELATIVE = re.compile(r"(?![a-zA-Z][a-zA-Z0-9+.-]*:|//|/|#)")
@@ -41,6 +42,14 @@ def read_source_card(
         base = f"https://huggingface.co/{repo}/resolve/{commit or 'main'}/"
         text = _TARGET.sub(lambda m: m[1] + _absolute(m[2], base), text)
     return SourceCard(text.strip(), _data(match[1]) if match else {})
+
+
+def copied_part(card: Path) -> SourceCard | None:
+    """What an earlier card of a release has copied from the source's, or None."""
+    whole = read_source_card(card)
+    if whole is None or MARK not in whole.text:
+        return None
+    return SourceCard(whole.text.partition(MARK)[2].strip(), whole.data)
 
 
 def _absolute(target: str, base: str) -> str:

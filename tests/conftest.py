@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verify.checks import Results
     from verify.mil import Program
     from verify.recording import Recording
+    from verify.sampling import Trace
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +115,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
+    """Whole runs of `base` at 64x96, text-to-image and image-to-image, with ancestral noise."""
+    from convert.recipe_sections import Verify
+    from convert.values import Resolution
+    from verify.sampling import kinds_of, settings_for, trace_all
+
+    asked = Verify(prompts=("the horse",), steps=5, guidance=5.0, scheduler="euler_a")
+    return trace_all(base, settings_for(asked, kinds_of(base.components)), Resolution(64, 96))
+
+
+@pytest.fixture(scope="session")
 def same_program() -> Callable[[Program, Program], None]:
     """Asserts that two programs are the same, op by op: names, types, inputs, constants, places."""
     from programs import assert_same
@@ -154,7 +166,76 @@ def base_bundle(
     return folder
 
 
+@pytest.fixture(scope="session")
+def verified(
+    base_artifact: Path,
+    passing_report: dict[str, object],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """An output folder with `base_artifact` and its report, as a run leaves it before the release.
+
+    The report has one generation with an image, as contract and schema have it.
+    """
+    import json
+    import os
+
+    from PIL import Image
+
+    out = tmp_path_factory.mktemp("verified") / "out"
+    shutil.copytree(base_artifact, out / base_artifact.name, copy_function=os.link)
+    (out / "reports" / "images").mkdir(parents=True)
+    images = {
+        kind: f"images/{digit * 16}.png" for kind, digit in (("reference", "a"), ("candidate", "b"))
+    }
+    for number, file in enumerate(images.values()):
+        Image.new("RGB", (64, 96), (40, 90 * number, 160)).save(out / "reports" / file)
+    generation = {
+        "case": "euler_a text-to-image 1", "kind": "text-to-image",
+        "prompt": "a `toy` | with <b>bold</b> marks", "negative_prompt": "blurry",
+        "scheduler": "euler_a", "steps": 4, "guidance": 7.0, "strength": None,
+        "resolution": "64x96", "images": {**images, "start": None}, "trajectory": [],
+        "latents_cosine": 0.9999, "psnr_db": 41.26, "ssim": 0.99,
+    }  # fmt: skip
+    report = {**passing_report, "generations": [generation]}
+    (out / "reports" / f"{base_artifact.name}.json").write_text(json.dumps(report))
+    return out
+
+
+@pytest.fixture(scope="session")
+def base_release(verified: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release of `verified`, with a card that copies a source's."""
+    from release.build import build_release, find_artifacts
+    from release.source_card import SourceCard
+
+    folder = tmp_path_factory.mktemp("releases") / "release"
+    source = SourceCard("# Base\n\nA base model.", {"license": "openrail++"})
+    build_release(find_artifacts(verified), folder, reports=verified / "reports", source=source)
+    return folder
+
+
 @pytest.fixture
 def bundle(base_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `base_bundle` that the test may spoil."""
     return Path(shutil.copytree(base_bundle, tmp_path / base_bundle.name))
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    import sys
+
+    import sdxl_coreml
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            sdxl_coreml.main()
+        out, err = capfd.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, out, err
+
+    return call

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on 127.0.0.1, as far as huggingface_hub needs one to download models.
+"""A Hugging Face Hub on 127.0.0.1, as far as huggingface_hub needs one for models.
 
 It speaks what `HfApi.model_info` and `/resolve/` ask for, sends LFS files by a redirect as the
 Hub's CDN does, announces no Xet, keeps a log of requests, and can drop a connection on purpose.
@@ -15,7 +15,10 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS = (".safetensors", ".bin", ".onnx", ".msgpack", ".onnx_data", ".ckpt")
+from hub_upload import Uploads
+from hub_upload import answer as answer_upload
+
+LFS = (".zip", ".png", ".safetensors", ".bin", ".onnx", ".msgpack", ".onnx_data", ".ckpt")
 
 
 @dataclass
@@ -39,6 +42,7 @@ class HubServer:
     corrupt: bool = False  # flip the first byte of LFS files
     refs: dict[tuple[str, str], str] = field(default_factory=dict)
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    uploads: Uploads = field(default_factory=Uploads)
 
     def __enter__(self) -> "HubServer":
         # As on the Hub, the CDN is another origin: no login may be sent there.
@@ -103,6 +107,18 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self.answer()
+
+        def do_POST(self) -> None:
+            self.log_request_of()
+            answer_upload(self, hub)
+
+        def do_PUT(self) -> None:
+            self.log_request_of()
+            answer_upload(self, hub)
+
+        def log_request_of(self) -> None:
+            login = self.headers.get("Authorization")
+            hub.requests.append(Request(self.command, self.path, None, login))
 
         def answer(self) -> None:
             asked, login = self.headers.get("Range"), self.headers.get("Authorization")

@@ -19,25 +19,9 @@ import sdxl_coreml
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = [
     "toy", "download", "plan", "convert", "run", "verify", "inspect", "recipes", "schema", "doctor",
-    "recheck", "bless", "diff",
+    "recheck", "bless", "diff", "compile", "pack", "lint", "card", "publish",
 ]  # fmt: skip
 HEAVY = {"torch", "coremltools", "diffusers", "transformers", "numpy", "pydantic"}
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            sdxl_coreml.main()
-        out, err = capfd.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +123,15 @@ def test_run_verifies_and_reports_and_a_second_run_does_nothing(
     assert summary["verdict"] == "pass"
     manifest = out / "r_original_16-bit_64x64" / "manifest.json"
     assert json.loads(manifest.read_text())["verdict"] == "pass"
-    before = {p: p.stat().st_mtime_ns for p in out.glob("r_*/**/*")}
+    released = {p.name for p in (out / "release").iterdir()} - {"images"}
+    archive = "r_original_16-bit_64x64.zip"
+    assert released == {archive, "SHA256SUMS", "manifest.json", "README.md"}
+    assert command("lint", out / "release")[0] == 0
+    places = ("r_*/**/*", f"release/{archive}")
+    before = {p: p.stat().st_mtime_ns for place in places for p in out.glob(place)}
     code, _, _ = command("run", recipe, "--source", toy, "--out", out, "--quiet")
     assert code == 0
-    assert {p: p.stat().st_mtime_ns for p in out.glob("r_*/**/*")} == before
+    assert {p: p.stat().st_mtime_ns for place in places for p in out.glob(place)} == before
 
 
 def test_verify_writes_every_report(
@@ -158,7 +147,7 @@ def test_verify_writes_every_report(
     assert files["junit"].read_text().startswith("<?xml")
     assert "text_encoder" in files["markdown"].read_text()
     page = files["html"].read_text()
-    assert "<title>Passed: TextEncoder" in page
+    assert f"<title>Passed: {json.loads(files['json'].read_text())['artifact']}</title>" in page
     assert f"sdxl-coreml verify {package} --source {toy} --json {files['json']}" in page
 
 

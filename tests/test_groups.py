@@ -1,4 +1,4 @@
-"""Palettes per group of output channels: stored, decoded, judged one by one."""
+"""Palettes per group of output channels: stored, decoded as coremltools does, judged singly."""
 
 from __future__ import annotations
 

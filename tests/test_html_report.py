@@ -20,8 +20,9 @@ from PIL import Image
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.values import LEVELS
 from verify import html_words as words
-from verify.checks import LEVELS, Results
+from verify.checks import Results
 from verify.html_chart import Series, error_chart
 from verify.html_report import html, index_html, read_images
 from verify.report import to_json
@@ -99,6 +100,7 @@ def generation(case: str, first: int, *, start: int | None = None) -> Document:
         "steps": 4,
         "guidance": 5.0,
         "strength": None if start is None else 0.6,
+        "seed": 7,
         "resolution": "128x96",
         "images": {
             "reference": name[first],
@@ -256,7 +258,7 @@ def test_no_more_is_claimed_than_was_checked(document: Document) -> None:
     del document["generations"], document["worst_ops"]
     document["checks"] = [c for c in document["checks"] if c["level"] == "structure"]
     text = " ".join(Parsed(html(document, {})).text.split())
-    assert "Outputs were not compared with PyTorch's." in text
+    assert "Outputs were not compared with PyTorch’s." in text
     assert "compute what the checkpoint computes" not in text
     for level in ("conversion", "generation", "sanity"):
         assert words.LEVELS[level][1] in text

@@ -327,6 +327,18 @@ def test_a_damaged_archive_is_told(bundle: Path, tmp_path: Path) -> None:
         lint_archive(archive)
 
 
+def test_a_bundle_verifies_as_its_artifact_does(
+    base: Any, base_bundle: Path, recording: Any
+) -> None:
+    from verify.run import verify
+
+    results = verify(base_bundle, base, runtime="torch", recording=recording)
+    assert results.verdict == "pass", results.failures
+    outputs = {(c.component, c.output) for c in results.checks if c.level == "conversion"}
+    assert ("text_encoder", "last_hidden_state") in outputs
+    assert ("vae_encoder", "latent") in outputs
+
+
 def test_guernikas_names_change_no_number(
     base_artifact: Path, base_bundle: Path, recording: Any
 ) -> None:

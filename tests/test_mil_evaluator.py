@@ -134,7 +134,7 @@ def test_in_place_work_changes_nothing(network, packages):
 
 def test_kept_values_are_returned_and_others_dropped(network, packages):
     evaluator = Evaluator(packages["FLOAT16"])
-    names = [name for op in evaluator._plan for name, _ in op.outputs]
+    names = [name for step in evaluator._plan for name, _ in step.op.outputs]
     out = evaluator.run({"x": network[1]}, keep=[names[0], names[5]])
     assert set(out) == {"y", names[0], names[5]}
 

@@ -15,7 +15,7 @@ from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
 from convert.values import Resolution
 from verify.metrics import compare
-from verify.recording import record, token_ids
+from verify.recording import Recording, record, token_ids
 from verify.reference import Reference
 from verify.schedule import TIMESTEPS
 
@@ -61,6 +61,20 @@ def test_the_reference_reads_every_form_of_weight_files(
     case = record(base, ["unet"], resolution=Resolution(64, 64)).cases["unet"][0]
     with Reference(other, "unet") as unet:
         assert compare(case.outputs["noise_pred"], unet(case.inputs)["noise_pred"]).snr_db > 120
+
+
+def test_a_large_unet_is_computed_in_float32_from_half_the_memory(
+    recording: Recording, base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = open_checkpoint(make_checkpoint(tmp_path / "base", variant="fp16"))
+    case = recording.cases["unet"][0]
+    with Reference(half, "unet") as unet:
+        expected = unet(case.inputs)["noise_pred"]
+        assert {p.dtype for p in unet._model.parameters()} == {torch.float32}
+    monkeypatch.setattr("verify.reference.LARGE", 0)
+    with Reference(half, "unet") as unet:
+        assert torch.equal(unet(case.inputs)["noise_pred"], expected)
+        assert {p.dtype for p in unet._model.parameters()} == {torch.float16}
 
 
 def test_a_reference_with_a_missing_weight_is_no_reference(

@@ -1,4 +1,4 @@
-"""The commands that check things: run (which also converts), verify, inspect, doctor."""
+"""The commands that check things: verify, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convert.commands import (
-    Jobs,
-    Json,
-    Only,
-    Quiet,
-    SourceOption,
-    fetch,
-    make,
-    open_snapshot,
-    read_recipe,
-    results_shown,
-    show_plan,
-    wanted_source,
-)
+from convert.commands import Json, Quiet, fetch, open_snapshot, read_recipe
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
@@ -31,46 +18,8 @@ Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for command in (run, verify, inspect, doctor):
+    for command in (verify, inspect, doctor):
         app.command()(command)
-
-
-def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
-    only: Only = None,
-    source: SourceOption = None,
-    jobs: Jobs = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    strict: Strict = False,
-) -> int:
-    """Do everything a recipe asks for: download, convert, verify; cached and resumable.
-
-    Example: sdxl-coreml run toy --source toy --out out
-    """
-    from convert.plan import make_plan
-    from convert.plan_report import plan_document
-
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    parsed = read_recipe(recipe)
-    if dry_run:
-        show_plan(parsed, source, terminal, only=only)
-        return 0
-    snapshot = fetch(wanted_source(parsed, source), terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
-    made = make(plan, snapshot, out, terminal, jobs)
-    with deferred_interrupt():
-        from verify.campaign import verify_all
-    with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, progress=say)
-    terminal.result(
-        {**plan_document(plan), **results_shown(made)[0], **outcome.document}, outcome.table()
-    )
-    return outcome.exit_code(strict=strict)
 
 
 def verify(
@@ -100,6 +49,24 @@ def verify(
         typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
+    timesteps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--timestep",
+            min=0,
+            max=999,
+            help="Compare the UNet at this one; may repeat. Six by default: 999 alone is a short "
+            "check of a full-size model.",
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Compare at 256x256, with the packages' own weights in graphs made for that size: "
+            "minutes for a full-size model.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
@@ -138,7 +105,9 @@ def verify(
         from verify import golden as bundles
         from verify.baseline import read_baseline
         from verify.diff import diff as compare
+        from verify.pipeline import SUFFIXES
         from verify.policy import load_policy
+        from verify.probe import PROBE
         from verify.run import verify as check
 
     to_stdout = json_file == Path("-")
@@ -154,7 +123,7 @@ def verify(
         )
     recorded = bundles.read_golden(golden) if golden else None
     levels = level or asked.levels
-    if recorded and recorded.traces and not (level or recipe) and path.suffix == "":
+    if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
         levels = LEVELS
     checkpoint = None
     if source is not None:
@@ -170,6 +139,8 @@ def verify(
             policy=load_policy(policy) if policy else None,
             components=component,
             asked=asked,
+            timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
+            probe=PROBE if probe else None,
             progress=say,
         )
     document, summary = report.to_json(results), report.markdown(results)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from convert.errors import CannotExecute
 from verify.checks import Check, failed
+from verify.interface import with_aliases
 from verify.metrics import Metrics, compare
 from verify.mil import Program
 from verify.policy import Policy
@@ -40,6 +42,7 @@ def check_conversion(
     """
     if not cases:
         raise CannotExecute(f"no recorded case of {component}", where=program.path)
+    cases = tuple(_in_its_names(program, component, case) for case in cases)
     problem = _misfit(program, cases[0])
     if problem:
         yield failed("conversion", component, "interface", "fits the reference", problem)
@@ -53,6 +56,13 @@ def check_conversion(
         if not outputs:
             raise CannotExecute("it gave no output at all", where=program.path)
         yield from _compare(component, case, outputs, floors, policy)
+
+
+def _in_its_names(program: Program, component: str, case: Case) -> Case:
+    """A case by the names that the program has; what it gives twice is compared twice."""
+    inputs, outputs = with_aliases(program, component, case.inputs, case.outputs)
+    _, fp16 = with_aliases(program, component, case.inputs, case.fp16)
+    return replace(case, inputs=inputs, outputs=outputs, fp16=fp16)
 
 
 def _misfit(program: Program, case: Case) -> str:

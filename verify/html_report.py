@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from verify import html_curves as curves
 from verify import html_view as view
 from verify import html_words as words
 from verify.checks import worst
@@ -65,7 +66,7 @@ def html(
         tiles=view.tiles(document),
         failures=view.failures(checks, document["artifact"], document["source"]),
         runs=[_run(g, checks, images) for g in view.failed_first(document)],
-        step_chart=view.step_chart(checks),
+        step_chart=curves.step_chart(checks),
         levels=levels,
         rows=rows,
         measurements=view.measurements(checks),
@@ -146,7 +147,7 @@ def _run(
         "verdict": worst(c["verdict"] for c in of) if of else None,
         "pictures": pictures,
         "has_start": generation["images"].get("start") is not None,
-        "chart": view.generation_chart(generation, view.snr_gate(unet)),
+        "chart": curves.generation_chart(generation, curves.snr_gate(unet)),
     }
 
 

@@ -36,7 +36,7 @@ LEVELS = {
     ),
     "conversion": (
         "Does each model give what PyTorch float32 gives with the same weights and inputs?",
-        "The models' outputs were not compared with PyTorch.",
+        "The models’ outputs were not compared with PyTorch.",
         "The model computes something else than the checkpoint. The limit leaves room for fp16 "
         "rounding; a lost bias, a swapped head or a wrong weight costs more than that.",
     ),
@@ -49,7 +49,7 @@ LEVELS = {
     "generation": (
         "Do whole pictures agree that both make from the same prompt and the same noise?",
         "No whole pictures were made, so none were compared.",
-        "From the same prompt and the same noise, Core ML's picture differs more from PyTorch's "
+        "From the same prompt and the same noise, Core ML’s picture differs more from PyTorch’s "
         "than the limit allows.",
     ),
     "sanity": (
@@ -82,20 +82,20 @@ DEFINITIONS = (
     ),
     (
         "Error ratio",
-        "The model's error over that of PyTorch fp16. About 1 is as good as fp16 gets.",
+        "The model’s error over that of PyTorch fp16. About 1 is as good as fp16 gets.",
     ),
     (
         "Teacher-forced",
-        "Every step starts from PyTorch's latents, so the error of one step is seen alone.",
+        "Every step starts from PyTorch’s latents, so the error of one step is seen alone.",
     ),
     (
         "Free-running",
-        "Every step starts from the model's own latents, as in an app, so errors add up.",
+        "Every step starts from the model’s own latents, as in an app, so errors add up.",
     ),
     (
         "PSNR",
         "Peak signal-to-noise ratio of the pictures in decibels: 10·log10(1 / mean((ref − out)²)), "
-        "with pixels between 0 and 1. Above 40 dB the eye sees no difference.",
+        "with pixels between 0 and 1. Above about 40 dB the eye hardly sees a difference.",
     ),
     ("SSIM", "Structural similarity of the pictures; 1 means equal."),
     (
@@ -126,7 +126,7 @@ def sentence(verdict: str, checks: Sequence[Mapping[str, Any]]) -> str:
     if len(checks) == 1:
         return "The only check passed."
     if not any(c["level"] == "conversion" for c in checks):
-        return f"All {len(checks)} checks passed. Outputs were not compared with PyTorch's."
+        return f"All {len(checks)} checks passed. Outputs were not compared with PyTorch’s."
     return (
         f"All {len(checks)} checks passed. The Core ML models compute what the checkpoint computes "
         "in PyTorch, within the limits listed below."
@@ -155,7 +155,7 @@ def not_verified(
         ]
     else:
         found = [
-            "Core ML itself. It runs only on Apple's devices; here the same program was computed "
+            "Core ML itself. It runs only on Apple’s devices; here the same program was computed "
             "by PyTorch. A particular Neural Engine or GPU may round differently."
         ]
     found += [missing for level, (_, missing, _) in LEVELS.items() if level not in levels]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.components import COMPONENTS
+from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
 
 if TYPE_CHECKING:
     from verify.mil.program import Constant, Op, Program
@@ -40,8 +40,7 @@ def infer_component(program: Program) -> str | None:
 
     The text encoders share theirs: text_encoder_2 is the one that projects its pooled output.
     """
-    names = {f.name for f in program.inputs}, {f.name for f in program.outputs}
-    found = [c for c, s in COMPONENTS.items() if (set(s.inputs), set(s.outputs)) == names]
+    found = [c for c in COMPONENTS if _has_names_of(program, c)]
     if len(found) < 2:
         return found[0] if found else None
     producers = _producers(program)
@@ -50,6 +49,16 @@ def infer_component(program: Program) -> str | None:
         op = producers.get(_argument(op, "x"))
     projected = op is not None and op.type in ("linear", "matmul")
     return "text_encoder_2" if projected else "text_encoder"
+
+
+def _has_names_of(program: Program, component: str) -> bool:
+    """Whether these are the component's names, or those that it has in a bundle."""
+    usual = {alias: name for name, alias in INPUT_ALIASES.get(component, {}).items()}
+    inputs = {usual.get(f.name, f.name) for f in program.inputs}
+    again = set(OUTPUT_ALIASES.get(component, {}).values())
+    outputs = {f.name for f in program.outputs} - again
+    spec = COMPONENTS[component]
+    return (inputs, outputs) == (set(spec.inputs), set(spec.outputs))
 
 
 def infer_attention(program: Program) -> str:
@@ -125,7 +134,8 @@ def _value(op: Op, param: str, constants: dict[str, Constant]) -> Any:
 def image_size(program: Program, component: str | None) -> tuple[int, int] | None:
     """(width, height) in pixels of the images a component works on; None if it has none."""
     features = {f.name: f for f in [*program.inputs, *program.outputs]}
-    names = {"unet": "sample", "vae_decoder": "image", "vae_encoder": "x"}
+    first = program.inputs[0].name if program.inputs else ""
+    names = {"unet": "sample", "vae_decoder": "image", "vae_encoder": first}
     feature = features.get(names.get(component or "", ""))
     if feature is None or len(feature.shape) < 2:
         return None

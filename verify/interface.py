@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from convert.checkpoint import Checkpoint
-from convert.components import BATCH, MAX_TOKENS
+from convert.components import BATCH, INPUT_ALIASES, MAX_TOKENS, OUTPUT_ALIASES
 from convert.values import Resolution
 from verify.mil import Program
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 QUERY_CHUNK = 512  # of split_einsum_v2
 
 
@@ -58,6 +60,27 @@ def expected_shapes(
     }
 
 
+def with_aliases(
+    program: Program, component: str, inputs: Mapping[str, T], outputs: Mapping[str, T]
+) -> tuple[dict[str, T], dict[str, T]]:
+    """The same by the names that the program has: a bundle's models have second names for some.
+
+    Inputs are renamed where the program does not have the usual name; outputs are there twice.
+    """
+    found_in, found_out = ({f.name for f in fs} for fs in (program.inputs, program.outputs))
+    second = INPUT_ALIASES.get(component, {})
+    renamed = {
+        second[n] if n in second and second[n] in found_in and n not in found_in else n: value
+        for n, value in inputs.items()
+    }
+    again = {
+        alias: outputs[n]
+        for n, alias in OUTPUT_ALIASES.get(component, {}).items()
+        if n in outputs and alias in found_out
+    }
+    return renamed, {**outputs, **again}
+
+
 def fits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> bool:
     """Whether names and shapes agree; -1 in `expected` is any size."""
     return found.keys() == expected.keys() and all(
@@ -75,7 +98,8 @@ def infer_resolution(program: Program, component: str, source: Checkpoint) -> Re
         "vae_decoder": ("z", vae_factor(source)),
         "vae_encoder": ("x", 1),
     }.get(component, ("", 1))
-    shape = shapes.get(name, ())
+    alias = INPUT_ALIASES.get(component, {}).get(name, name)
+    shape = shapes.get(name) or shapes.get(alias, ())
     if len(shape) != 4 or min(shape) < 1:
         return None
     return Resolution(shape[3] * factor, shape[2] * factor)

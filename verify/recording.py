@@ -11,7 +11,7 @@ a model's interface is float16 or float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.values import Resolution
 from verify.reference import Reference, quiet
-from verify.schedule import euler, step
+from verify.schedule import TIMESTEPS, euler, step
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
@@ -73,6 +73,7 @@ def record(
     negative_prompt: str = NEGATIVE_PROMPT,
     guidance: float = GUIDANCE,
     seed: int = 0,
+    timesteps: Sequence[int] = TIMESTEPS,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Recording:
@@ -83,13 +84,16 @@ def record(
         resolution: of the image.
         fp16: components to run in PyTorch float16 as well, on the same inputs.
         seed: of the initial noise, drawn by numpy, so that it is the same under every torch.
+        timesteps: of the denoising run, each a case of the UNet, in falling order.
 
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
     say = progress or (lambda _: None)
     denoise = bool({"unet", "vae_decoder", "vae_encoder"} & set(components))
-    run = _Run(checkpoint, resolution, guidance, seed, device, say)
+    if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True):
+        raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
+    run = _Run(checkpoint, resolution, guidance, seed, tuple(timesteps), device, say)
     texts = {"prompt": prompt, "negative prompt": negative_prompt}
     cases: dict[str, tuple[Case, ...]] = {}
     for encoder in (n for n in ("text_encoder", "text_encoder_2") if n in checkpoint.parts):
@@ -114,6 +118,7 @@ class _Run:
     resolution: Resolution
     guidance: float
     seed: int
+    timesteps: tuple[int, ...]
     device: str
     say: Progress
 
@@ -145,7 +150,7 @@ class _Run:
         """The denoising run, and the latents it ends with."""
         config = self.checkpoint.part("unet").config
         conditions = self.conditions(cases)
-        scheduler = euler(self.checkpoint.scheduler)
+        scheduler = euler(self.checkpoint.scheduler, self.timesteps)
         generator = np.random.Generator(np.random.PCG64(self.seed))
         height, width = self.latent_size()
         channels = int(config.get("out_channels", 4))

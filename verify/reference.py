@@ -53,7 +53,12 @@ class Reference:
         self.component = component
         self.dtype = dtype
         self.device = torch.device(device)
-        model = _load(checkpoint.part(component), component, dtype)
+        part = checkpoint.part(component)
+        on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
+        self._widens = (
+            on_cpu and dtype == torch.float32 and not weights and _is_large_and_half(part)
+        )
+        model = _load(part, component, torch.float16 if self._widens else dtype)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
 
@@ -83,12 +88,29 @@ class Reference:
         Args:
             inputs: as the Core ML model has them, in any float dtype.
         """
-        given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
-        with torch.inference_mode(), self._arithmetic(), quiet():
-            outputs = _FORWARD[self.component](self._model, given, self.dtype)
+        with torch.inference_mode():
+            outputs = self._forward(inputs)
         return {name: value.float().cpu().clone() for name, value in outputs.items()}
 
+    def differentiable(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs on the model's device, with the graph that gradients flow back through."""
+        with torch.enable_grad():
+            return self._forward(inputs)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's own parameters, by the names our reader gives them."""
+        named = self._model.named_parameters()
+        return {name.removeprefix("text_model."): value for name, value in named}
+
+    def _forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
+        with self._arithmetic(), quiet():
+            outputs: dict[str, Tensor] = _FORWARD[self.component](self._model, given, self.dtype)
+        return outputs
+
     def _arithmetic(self) -> Any:
+        if self._widens:
+            return _Widened()
         if self.dtype == torch.float16 and self.device.type == "cpu":
             return _HalfOnCPU()
         if self.device.type == "cuda":
@@ -158,7 +180,42 @@ class _HalfOnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Widened(TorchFunctionMode):
+    """float32 arithmetic on weights that are held in float16, widened where a layer uses them.
+
+    The values are those of a float32 model, in half its memory. Layers are told by having an
+    input that is float32 already; embeddings, which have none, give float16 that widens next.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.conv2d, F.linear, F.layer_norm, F.group_norm):
+            args = tuple(_float(a) for a in args)
+            kwargs = {k: _float(v) for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _float(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype == torch.float16
+    return value.float() if half else value
+
+
 # ---- loading ----
+
+
+LARGE = 1 << 30  # bytes of float16 weights from which they are widened layer by layer
+
+
+def _is_large_and_half(part: Part) -> bool:
+    """Whether a UNet's weights are stored in float16 and would fill memory in float32."""
+    tensors = part.tensors.values()
+    return (
+        part.name == "unet"
+        and all(t.dtype == "F16" for t in tensors)
+        and sum(t.size for t in tensors) * 2 >= LARGE
+    )
 
 
 def _load(part: Part, component: str, dtype: torch.dtype) -> Any:

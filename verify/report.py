@@ -204,7 +204,8 @@ def junit(results: Results) -> str:
     root = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(root, "testsuite", {"name": results.artifact, **counts})
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (("runtime", results.runtime), ("scope", results.scope), ("snr", SNR)):
+    facts = {"runtime": results.runtime, "scope": results.scope, "snr": SNR}
+    for name, value in (facts | ({"psnr": PSNR} if results.generations else {})).items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
     for (level, component, case), checks in cases.items():
         element = ElementTree.SubElement(

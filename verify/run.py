@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError, nearest
 from convert.pipeline_config import pipeline_config
 from convert.recipe_sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
+from verify import probe as probes
 from verify.artifact import Artifact, open_artifact
 from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
@@ -21,9 +26,11 @@ from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
 from verify.pipeline import network
 from verify.policy import Policy, load_policy
+from verify.probe import probe_programs
 from verify.recording import Case, Progress, Recording, record
 from verify.runtimes import Runtime, choose
 from verify.sampling import Trace, kinds_of, settings_for, trace_all
+from verify.schedule import TIMESTEPS
 from verify.structure import check_artifact, check_package
 
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
@@ -43,6 +50,8 @@ def verify(
     traces: Sequence[Trace] | None = None,
     asked: Verify | None = None,
     minimum: Mapping[str, float] | None = None,
+    timesteps: Sequence[int] | None = None,
+    probe: Resolution | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Check an artifact folder, or one package or compiled model, against its checkpoint.
@@ -62,6 +71,9 @@ def verify(
         traces: whole runs of the reference at that resolution; the same holds for them.
         asked: the recipe's [verify], from which traces are made; its defaults if None.
         minimum: SNR in dB, by component, that compression must leave in the outputs.
+        timesteps: at which the UNet is compared; those of `verify.schedule` if None.
+        probe: compare at this size instead of the packages' own, with their own weights; see
+            `verify.probe`. Structure is that of the packages as they are.
         progress: is told in a few words what is being done.
 
     Raises:
@@ -75,6 +87,9 @@ def verify(
         made_from = source_files(Path(path))
         if made_from:
             require_same_checkpoint(golden, made_from, "the artifact's")
+        if source is not None:
+            digests = {name: digest_file(file) for name, file in source.files.items()}
+            require_same_checkpoint(golden, digests, source.name)
         source = source or golden.checkpoint
         recording, traces = golden.recording, golden.traces
     if source is None:
@@ -92,27 +107,41 @@ def verify(
             checks += check_package(
                 program, component, source, resolution=resolution, claims=artifact.claims
             )
-    if {"conversion", "compression"} & set(wanted) and programs:
-        size = resolution or SMALLEST
-        if recording is None:
-            half = [name for name, program in programs.items() if precision(program) == "fp16"]
-            recording = record(
-                source, programs, resolution=size, fp16=half, device=device, progress=progress
-            )
-        _require(recording, programs, resolution)
-        checks += _compare(
-            programs,
-            source,
-            recording,
-            runner,
-            policy,
-            wanted,
-            minimum or {},
-            bits,
-            checks,
-            device,
-            progress,
+    if probe is not None and (set(PICTURE_LEVELS) & set(wanted) or golden is not None):
+        raise InputError(
+            "a probe compares components; it makes no pictures and needs no golden bundle",
+            hint="Leave out --probe, or --golden and the levels generation and sanity.",
         )
+    if {"conversion", "compression"} & set(wanted) and programs:
+        with ExitStack() as stack:
+            compared, size = programs, resolution
+            if probe is not None:
+                folder = stack.enter_context(_folder_beside(Path(path)))
+                compared, size = probe_programs(programs, source, Path(folder), size=probe), probe
+            if recording is None:
+                recording = record(
+                    source,
+                    compared,
+                    resolution=size or SMALLEST,
+                    fp16=[n for n, program in compared.items() if precision(program) == "fp16"],
+                    timesteps=timesteps or (TIMESTEPS if probe is None else probes.TIMESTEPS),
+                    device=device,
+                    progress=progress,
+                )
+            _require(recording, compared, size)
+            checks += _compare(
+                compared,
+                source,
+                recording,
+                runner,
+                policy,
+                wanted,
+                minimum or {},
+                bits,
+                checks,
+                device,
+                progress,
+            )
     generations: tuple[Generation, ...] = ()
     if set(PICTURE_LEVELS) & set(wanted):
         if not artifact.is_folder:
@@ -140,6 +169,8 @@ def verify(
         )
         checks += found
     scope = runner.scope
+    if probe is not None:
+        scope += "; compared were " + probes.SCOPE.format(probe)
     if golden is not None:
         told = ", ".join(f"{name} {golden.versions.get(name)}" for name in ("torch", "diffusers"))
         scope += f"; the reference is a recording, made with {told}"
@@ -223,6 +254,12 @@ def _compare(
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
     return checks
+
+
+def _folder_beside(path: Path) -> TemporaryDirectory[str]:
+    """A temporary folder on the disk of `path`, where that can be written, for hard links."""
+    parent = path.resolve().parent
+    return TemporaryDirectory(prefix=".probe-", dir=parent if os.access(parent, os.W_OK) else None)
 
 
 def _compressed_by_recording(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,15 +23,15 @@ DEFAULTS = {
 }
 
 
-def euler(config: Mapping[str, Any]) -> Any:
-    """diffusers' EulerDiscreteScheduler on a checkpoint's noise schedule, at `TIMESTEPS`."""
+def euler(config: Mapping[str, Any], timesteps: Sequence[int] = TIMESTEPS) -> Any:
+    """diffusers' EulerDiscreteScheduler on a checkpoint's noise schedule, at some timesteps."""
     from diffusers import EulerDiscreteScheduler
 
     names = (*DEFAULTS, "trained_betas", "rescale_betas_zero_snr")
     settings = {**DEFAULTS, **{k: config[k] for k in names if config.get(k) is not None}}
     with quiet():
         scheduler = EulerDiscreteScheduler(**settings)
-        scheduler.set_timesteps(timesteps=list(TIMESTEPS))
+        scheduler.set_timesteps(timesteps=list(timesteps))
     return scheduler
 
 

@@ -40,7 +40,7 @@ CLASSES: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {"use_karras_sigmas": False}),
     "lcm": ("LCMScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {"use_karras_sigmas": False}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}),
 }
 

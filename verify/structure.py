@@ -23,6 +23,7 @@ from verify.interface import (
     has_long_attention,
     infer_resolution,
     precision,
+    with_aliases,
 )
 from verify.mil import Feature, Program, TensorType
 
@@ -115,7 +116,9 @@ def check_package(
     claims = claims or {}
     # In a folder, another package's resolution or the manifest's may be the one that is asked.
     resolution = resolution or infer_resolution(program, component, source)
-    inputs, outputs = expected_shapes(source, component, resolution)
+    inputs, outputs = with_aliases(
+        program, component, *expected_shapes(source, component, resolution)
+    )
     float_type = "fp32" if claims.get("vae_precision", "float32") == "float32" else "fp16"
     dtype = {"unet": "fp16", "text_encoder": "fp32", "text_encoder_2": "fp32"}.get(component)
     if dtype is None:

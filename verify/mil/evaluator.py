@@ -4,7 +4,7 @@ What it proves is the program: its graph, weights and palettes. It does not prov
 particular Core ML backend makes of it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,9 @@ from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
     ops_reduce,
     ops_shape,
 )
-from verify.mil.ops import TORCH_DTYPES, bind, tensor_of
+from verify.mil.memory import Memory, dense_strides
+from verify.mil.ops import TORCH_DTYPES, tensor_of
+from verify.mil.plan import Step, make_plan
 from verify.mil.program import Constant, Op, Program, TensorType, load_program
 from verify.mil.values import Values, storage
 
@@ -56,23 +58,12 @@ class Evaluator:
         self.program = program if isinstance(program, Program) else load_program(program)
         self.mode = mode
         self.device = torch.device(device)
+        self._memory = Memory()
         self._constants = dict(self.program.constants())
+        self._plan, decoders = make_plan(self.program, self._constants)
         # Decoded weights are far larger than compressed ones, so each use decodes anew.
-        self._decoders: dict[str, Op] = {}
-        self._plan: list[Op] = []
-        self._calls = {
-            id(op): bind(op, self.program) for op in self.program.ops if op.type != "const"
-        }
-        for op in self.program.ops:
-            if op.type.startswith("constexpr_"):
-                self._decoders.update((name, op) for name, _ in op.outputs)
-            elif op.type != "const":
-                self._plan.append(op)
-        self._last_use = {
-            name: index
-            for index, op in enumerate(self._plan)
-            for name in (*_names(op), *(output for output, _ in op.outputs))
-        }
+        self._decoders = {name: step for step in decoders for name, _ in step.op.outputs}
+        self._steps = {id(step.op): step for step in (*self._plan, *decoders)}
 
     def run(
         self, inputs: Mapping[str, "np.ndarray | Tensor"], *, keep: Collection[str] = ()
@@ -94,7 +85,7 @@ class Evaluator:
         """
         self._check_kept(keep)
         wanted = {*keep, *self.program.main.outputs}
-        values = self._feed(inputs)
+        values = self._feed(inputs, self._memory)
         for _ in self._iterate(values, wanted, reuse=True):
             pass
         return {name: self._lookup(name, values) for name in sorted(wanted)}
@@ -113,44 +104,45 @@ class Evaluator:
 
         Constants need not be among the values. This is the *local* error of a bisection.
         """
-        missing = [n for n in _names(op) if n not in values and not self._is_constant(n)]
+        step = self._steps[id(op)]
+        missing = [n for n in step.names if n not in values and not self._is_constant(n)]
         if missing:
             raise InputError(f"op {op.name!r} needs {', '.join(sorted(missing))}")
         given = Values()
-        for name in _names(op):
+        for name in step.names:
             if name in values:
                 given.put(name, values[name].to(self.device))
-        return self._execute(op, given, frozenset())
+        return self._execute(step, given, frozenset())
 
     def constant(self, name: str) -> Tensor:
         """A `const`, or a decoded `constexpr` weight, in the dtype it is stored or decoded to."""
         if name in self._constants:
             return self._tensor(self._constants[name])
-        op = self._decoders[name]
-        return self._execute(op, Values(), frozenset())[name]
+        return self._execute(self._decoders[name], Values(), frozenset())[name]
 
     # ---- the run ----
 
     def _iterate(
         self, values: Values, wanted: set[str], *, reuse: bool
     ) -> Iterator[tuple[Op, dict[str, Tensor]]]:
-        for index, op in enumerate(self._plan):
-            names = {*_names(op), *(name for name, _ in op.outputs)}
-            dying = {n for n in names if self._last_use[n] == index and n not in wanted}
-            outputs = self._execute(op, values, dying if reuse else frozenset())
-            for name, tensor in outputs.items():
-                values.put(name, tensor)
-            for name in dying:
-                values.drop(name)
-            yield op, outputs
+        try:
+            for step in self._plan:
+                dying = step.last - wanted
+                outputs = self._execute(step, values, dying if reuse else frozenset())
+                for name, tensor in outputs.items():
+                    values.put(name, tensor)
+                for name in dying:
+                    values.drop(name)
+                yield step.op, outputs
+        finally:
+            self._memory.clear()
 
-    def _execute(self, op: Op, values: Values, dying: Collection[str]) -> dict[str, Tensor]:
-        call = self._calls[id(op)]
-        kind = call.implementation.kind
+    def _execute(self, step: Step, values: Values, dying: Collection[str]) -> dict[str, Tensor]:
+        op, kind = step.op, step.implementation.kind
         with torch.inference_mode(), self._full_precision():
-            arguments, foreign = self._arguments(op, values, dying)
+            arguments, foreign, temporary = self._arguments(step, values, dying)
             try:
-                result = call.implementation.function(**arguments)
+                result = step.implementation.function(**arguments)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise CannotExecute(
                     f"{op.type} {op.name!r} failed: {error}", where=self.program.path
@@ -169,54 +161,82 @@ class Evaluator:
                     # A view of a weight: what works in place later must not reach the weight.
                     value = value.clone()
                 outputs[name] = self._declared(op, name, type_, value)
+                if kind != "move" and storage(value) not in foreign:
+                    temporary.append(value)  # if it was rounded, else it is the output itself
+            kept = {storage(tensor) for tensor in outputs.values()}
+            for tensor in temporary:
+                if storage(tensor) not in kept and not values.hold(tensor):
+                    self._memory.give(tensor)
             return outputs
 
     def _arguments(
-        self, op: Op, values: Values, dying: Collection[str]
-    ) -> tuple[dict[str, Any], set[int]]:
-        """What to call the op's function with, and the memory among it that holds constants."""
-        call = self._calls[id(op)]
-        kind = call.implementation.kind
+        self, step: Step, values: Values, dying: Collection[str]
+    ) -> tuple[dict[str, Any], set[int], list[Tensor]]:
+        """What to call the op's function with, the memory among it that holds constants, and the
+        tensors that nobody needs after the call unless they are its result.
+        """
+        kind = step.implementation.kind
         upcast = kind == "math" or (kind == "map" and self.mode == "fp32")
         reusable: list[Tensor] = []
+        temporary: list[Tensor] = []
         foreign: set[int] = set()
 
         def tensor(binding: str | Constant) -> Tensor:
             held = isinstance(binding, str) and binding in values.tensors
             value = self._binding(binding, values)
+            if not held and isinstance(binding, str) and binding in self._decoders:
+                temporary.append(value)
             if upcast and value.dtype == torch.float16:
-                value = value.float()
+                value = self._memory.copy(value, torch.float32)
                 reusable.append(value)
+                temporary.append(value)
             elif not held:
                 foreign.add(storage(value))
             elif binding in dying and values.exclusive(str(binding)):
                 reusable.append(value)
             return value
 
-        arguments: dict[str, Any] = {}
-        for name, how, bindings in call.arguments:
+        arguments = dict(step.values)
+        for name, how, bindings in step.open:
             if how == "tensor":
                 arguments[name] = tensor(bindings[0])
             elif how == "tensors":
                 arguments[name] = [tensor(b) for b in bindings]
             else:
                 arguments[name] = self._value(bindings, values)
-        if call.implementation.takes_out:
-            arguments["out"] = self._out(op, kind, reusable)
-        return arguments, foreign
+        if step.implementation.takes_out:
+            arguments["out"] = self._out(step, reusable, temporary)
+        if step.implementation.takes_empty:
+            arguments["empty"] = self._empty(temporary)
+        return arguments, foreign, temporary
 
-    def _out(self, op: Op, kind: str, reusable: list[Tensor]) -> Tensor | None:
-        """A tensor that the op may overwrite with its result."""
-        type_ = op.outputs[0][1]
-        dtype = torch.float32 if kind == "math" else self._dtype(op, type_)
+    def _out(self, step: Step, reusable: list[Tensor], temporary: list[Tensor]) -> Tensor | None:
+        """A tensor that the op may write its result into, one of its own inputs if possible."""
+        type_ = step.op.outputs[0][1]
+        is_math = step.implementation.kind == "math"
+        dtype = torch.float32 if is_math else self._dtype(step.op, type_)
         for tensor in reusable:
             if (
                 tensor.dtype == dtype
                 and tuple(tensor.shape) == type_.shape
-                and tensor.is_contiguous()
+                and (tensor.is_contiguous() or dense_strides(tensor))
             ):
                 return tensor
-        return None
+        if type_.dtype not in ("fp16", "fp32") or -1 in type_.shape:
+            return None
+        return self._empty(temporary)(type_.shape, dtype=dtype)
+
+    def _empty(self, temporary: list[Tensor]) -> Callable[..., Tensor]:
+        """A function like `torch.empty`; what it makes is temporary."""
+
+        def empty(shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+            if self.device.type != "cpu":
+                return torch.empty(shape, dtype=dtype, device=self.device)
+            tensor = self._memory.empty(shape, dtype)
+            temporary.append(tensor)
+            return tensor
+
+        return empty
 
     def _declared(self, op: Op, name: str, type_: TensorType, value: Tensor) -> Tensor:
         if len(value.shape) != len(type_.shape) or any(
@@ -229,7 +249,13 @@ class Evaluator:
                 where=self.program.path,
                 hint="The program is malformed, or this op's implementation is: open an issue.",
             )
-        return value.to(self.device, self._dtype(op, type_))
+        dtype = self._dtype(op, type_)
+        if value.device == self.device:
+            if value.dtype == dtype:
+                return value
+            if value.is_floating_point():
+                return self._memory.copy(value, dtype)
+        return value.to(self.device, dtype)
 
     def _dtype(self, op: Op | None, type_: TensorType) -> torch.dtype:
         if self.mode == "fp32" and type_.dtype == "fp16" and not _decodes(op):
@@ -275,7 +301,9 @@ class Evaluator:
     def _lookup(self, name: str, values: Values) -> Tensor:
         return values.tensors[name] if name in values.tensors else self.constant(name)
 
-    def _feed(self, inputs: Mapping[str, "np.ndarray | Tensor"]) -> Values:
+    def _feed(
+        self, inputs: Mapping[str, "np.ndarray | Tensor"], memory: Memory | None = None
+    ) -> Values:
         declared = self.program.main.inputs
         for name in inputs:
             if name not in declared:
@@ -288,7 +316,7 @@ class Evaluator:
         missing = [name for name in declared if name not in inputs]
         if missing:
             raise InputError(f"missing input: {', '.join(missing)}", where=self.program.path)
-        values = Values()
+        values = Values(memory)
         for name, type_ in declared.items():
             value = torch.as_tensor(inputs[name])
             if len(value.shape) != len(type_.shape) or any(
@@ -323,10 +351,6 @@ class Evaluator:
                 where=self.program.path,
                 hint=f"Did you mean {guess!r}?" if guess else None,
             )
-
-
-def _names(op: Op) -> set[str]:
-    return {b for bindings in op.inputs.values() for b in bindings if isinstance(b, str)}
 
 
 def _decodes(op: Op | None) -> bool:

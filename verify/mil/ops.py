@@ -2,8 +2,9 @@
 
 An implementation is a function whose parameters have the names of the op's inputs in coremltools'
 op definitions (`converters/mil/mil/ops/defs`). Parameters annotated `Tensor` receive tensors,
-`list[Tensor]` receives a tuple input, anything else receives plain Python values. A parameter
-`out` asks for a tensor to write the result into, or None.
+`list[Tensor]` receives a tuple input, anything else receives plain Python values. Two
+parameters are about memory: `out` asks for a tensor to write the result into, or None, and may get
+one of the inputs; `empty` for a function like `torch.empty` that uses memory again.
 """
 
 import inspect
@@ -20,6 +21,7 @@ from verify.mil.program import Constant, Op, Program
 
 Kind = Literal["move", "map", "math"]
 How = Literal["tensor", "tensors", "value"]
+Empty = Callable[..., Tensor]  # as torch.empty: (shape, *, dtype)
 
 # Where torch has no arithmetic for a MIL dtype, the next wider type holds its values.
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -58,6 +60,7 @@ class Implementation:
     parameters: dict[str, How]
     required: frozenset[str]
     takes_out: bool
+    takes_empty: bool
 
 
 OPS: dict[str, Implementation] = {}
@@ -72,7 +75,7 @@ def op(*types: str, kind: Kind = "math") -> Callable[[F_], F_]:
         required = set()
         signature = inspect.signature(function).parameters
         for name, parameter in signature.items():
-            if name == "out":
+            if name in ("out", "empty"):
                 continue
             if parameter.annotation in (Tensor, Tensor | None):
                 parameters[name] = "tensor"
@@ -85,7 +88,12 @@ def op(*types: str, kind: Kind = "math") -> Callable[[F_], F_]:
         for type_ in types:
             assert type_ not in OPS, type_
             OPS[type_] = Implementation(
-                function, kind, parameters, frozenset(required), "out" in signature
+                function,
+                kind,
+                parameters,
+                frozenset(required),
+                takes_out="out" in signature,
+                takes_empty="empty" in signature,
             )
         return function
 

@@ -35,7 +35,6 @@ for _type, _function in {
 # Not exact in half: torch's CPU kernels for these differ from fp32 rounded once.
 for _type, _function, _exact in (
     ("abs", torch.abs, True),
-    ("square", torch.square, True),
     ("exp", torch.exp, False),
     ("exp2", torch.exp2, False),
     ("tanh", torch.tanh, False),
@@ -57,6 +56,11 @@ for _type, _function, _exact in (
     ("sign", torch.sign, True),
 ):
     _unary(_type, _function, _exact)
+
+
+@op("square", kind="map")
+def square(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.mul(x, x, out=out)  # torch.square is several times slower on fp16
 
 
 @op("real_div", kind="map")
@@ -106,7 +110,7 @@ def threshold(x: Tensor, alpha: float) -> Tensor:
 
 @op("silu", kind="map")
 def silu(x: Tensor, out: Tensor | None = None) -> Tensor:
-    return F.silu(x, inplace=out is x)
+    return F.silu(x) if out is None else torch.ops.aten.silu.out(x, out=out)
 
 
 @op("relu", kind="map")
@@ -155,11 +159,12 @@ def linear_activation(x: Tensor, alpha: float, beta: float = 0.0) -> Tensor:
 
 
 @op("gelu")
-def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    if mode == "EXACT":
-        return F.gelu(x)
-    if mode == "TANH_APPROXIMATION":
-        return F.gelu(x, approximate="tanh")
+def gelu(x: Tensor, mode: str = "EXACT", out: Tensor | None = None) -> Tensor:
+    if mode in ("EXACT", "TANH_APPROXIMATION"):
+        approximate = "none" if mode == "EXACT" else "tanh"
+        if out is None:
+            return F.gelu(x, approximate=approximate)
+        return torch.ops.aten.gelu.out(x, approximate=approximate, out=out)
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     raise ValueError(f"unknown gelu mode {mode!r}")

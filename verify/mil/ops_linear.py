@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import op
+from verify.mil.ops import Empty, op
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -51,6 +51,7 @@ def conv(
     pad: list[int] | None = None,
     dilations: list[int] | None = None,
     groups: int = 1,
+    empty: Empty = torch.empty,
 ) -> Tensor:
     """x [N, C, *D], weight [O, C / groups, *K] -> [N, O, *D']."""
     rank = x.dim() - 2
@@ -59,7 +60,7 @@ def conv(
     pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel, strides)
     pointwise = all(k == 1 for k in kernel) and all(s == 1 for s in strides)
     if pointwise and groups == 1 and not any(map(any, pairs)):
-        return _pointwise(x, weight, bias)
+        return _pointwise(x, weight, bias, empty)
     if all(before == after for before, after in pairs):
         padding = [before for before, _ in pairs]
     else:
@@ -67,12 +68,16 @@ def conv(
     return _CONV[rank](x, weight, bias, strides, padding, dilations, groups)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, empty: Empty) -> Tensor:
     # On CPU a matrix product is up to twice as fast as oneDNN's 1×1 convolution, never slower.
     batch, channels = x.shape[:2]
     columns, rows = x.reshape(batch, channels, -1), weight.reshape(1, weight.shape[0], channels)
     rows = rows.expand(batch, -1, -1)
-    out = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    out = empty((batch, rows.shape[1], columns.shape[2]), dtype=x.dtype)
+    if bias is None:
+        torch.bmm(rows, columns, out=out)
+    else:
+        torch.baddbmm(bias[:, None], rows, columns, out=out)
     return out.reshape(batch, -1, *x.shape[2:])
 
 
@@ -120,15 +125,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @op("matmul")
-def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    return torch.matmul(x.mT if transpose_x else x, y.mT if transpose_y else y)
+def matmul(
+    x: Tensor,
+    y: Tensor,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+    empty: Empty = torch.empty,
+) -> Tensor:
+    x, y = x.mT if transpose_x else x, y.mT if transpose_y else y
+    if x.shape[:-2] != y.shape[:-2] or x.dim() < 3:
+        return torch.matmul(x, y)
+    out = empty((*x.shape[:-1], y.shape[-1]), dtype=x.dtype)
+    return torch.matmul(x, y, out=out)
 
 
 _BC1S = re.compile(r"(\w)(\w)(\w)(\w),\1(\w)\3(\w)->\1\2\3\6")
 
 
 @op("einsum")
-def einsum(values: list[Tensor], equation: str) -> Tensor:
+def einsum(values: list[Tensor], equation: str, empty: Empty = torch.empty) -> Tensor:
     equation = equation.replace(" ", "")
     first, *rest = values
     match = _BC1S.fullmatch(equation)
@@ -140,9 +155,22 @@ def einsum(values: list[Tensor], equation: str) -> Tensor:
         and first.shape[2] == rest[0].shape[2] == 1
         and first.shape[0] == rest[0].shape[0]
     ):
-        # nchw,nwhu->nchu with h = 1, split_einsum's attention: a batched matrix product.
-        return torch.bmm(first.squeeze(2), rest[0].squeeze(2)).unsqueeze(2)
+        return _bc1s(first.squeeze(2), rest[0].squeeze(2), empty).unsqueeze(2)
     return torch.einsum(equation, *values)
+
+
+def _bc1s(x: Tensor, y: Tensor, empty: Empty) -> Tensor:
+    """split_einsum's attention, nchw,nwhu->nchu with h = 1: x [N, C, W], y [N, W, U] → [N, C, U].
+
+    Where the sum is short the result is attention weights, whose softmax goes over C; then C is
+    the innermost axis in memory, along which torch's softmax is several times faster.
+    """
+    batch, rows, length = x.shape
+    columns = y.shape[2]
+    if length < min(rows, columns):
+        out = empty((batch, columns, rows), dtype=x.dtype)
+        return torch.bmm(y.mT, x.mT, out=out).mT
+    return torch.bmm(x, y, out=empty((batch, rows, columns), dtype=x.dtype))
 
 
 @op("scaled_dot_product_attention")

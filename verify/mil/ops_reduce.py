@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.mil.ops import op
+from verify.mil.ops import Empty, op
 
 
 def _logsum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
@@ -94,7 +94,13 @@ def topk(
 
 @op("softmax", kind="map")
 def softmax(x: Tensor, axis: int = -1, out: Tensor | None = None) -> Tensor:
-    if x.dtype == torch.float16 and axis % x.dim() != x.dim() - 1:
+    rows = x.movedim(axis, -1)
+    if rows.is_contiguous():  # wherever the axis stands, it is the innermost in memory
+        out = None if out is None else _in_place(out.movedim(axis, -1))
+        if out is not None and not out.is_contiguous():
+            out = None
+        return torch.softmax(rows, -1, out=out).movedim(-1, axis)
+    if x.dtype == torch.float16:
         # torch accumulates the last axis of fp16 in fp32 and rounds once, but rounds more than
         # once along any other axis.
         wide = x.float()
@@ -114,11 +120,12 @@ def layer_norm(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
+    empty: Empty = torch.empty,
 ) -> Tensor:
     """gamma · (x − mean) / sqrt(variance + epsilon) + beta; gamma has the shape x.shape[axes]."""
     over = list(range(x.dim())) if axes is None else sorted(a % x.dim() for a in axes)
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
-    x = x - x.mean(over, keepdim=True)
+    x = torch.sub(x, x.mean(over, keepdim=True), out=empty(x.shape, dtype=x.dtype))
     variance = torch.linalg.vector_norm(x, dim=over, keepdim=True).square_()
     count = 1
     for axis in over:
@@ -139,16 +146,17 @@ def batch_norm(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
+    out: Tensor | None = None,
 ) -> Tensor:
     """gamma · (x − mean) / sqrt(variance + epsilon) + beta, all per channel (axis 1)."""
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = (variance + epsilon).sqrt_().reciprocal_()
     scale = scale if gamma is None else scale * gamma
     if mean.any():
-        x = x - mean.reshape(shape)
+        x = torch.sub(x, mean.reshape(shape), out=out)
     if beta is None:
-        return x * scale.reshape(shape)
-    return torch.addcmul(beta.reshape(shape), x, scale.reshape(shape))
+        return torch.mul(x, scale.reshape(shape), out=out)
+    return torch.addcmul(beta.reshape(shape), x, scale.reshape(shape), out=out)
 
 
 @op("instance_norm")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import op
+from verify.mil.ops import Empty, op
 
 
 @op("reshape", kind="move")
@@ -49,7 +49,13 @@ def identity(x: Tensor) -> Tensor:
 
 
 @op("concat", kind="move")
-def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
+def concat(
+    values: list[Tensor], axis: int, interleave: bool = False, empty: Empty = torch.empty
+) -> Tensor:
+    if not interleave and values[0].dim() and all(v.dtype == values[0].dtype for v in values):
+        shape = list(values[0].shape)
+        shape[axis] = sum(v.shape[axis] for v in values)
+        return torch.cat(values, axis, out=empty(shape, dtype=values[0].dtype))
     if not interleave:
         return torch.cat(values, axis) if values[0].dim() else torch.stack(values)
     axis %= values[0].dim()

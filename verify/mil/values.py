@@ -4,12 +4,20 @@ from collections import Counter
 
 from torch import Tensor
 
+from verify.mil.memory import Memory
+
 
 class Values:
-    """Named tensors, and how many of them share each piece of memory."""
+    """Named tensors, and how many of them share each piece of memory.
 
-    def __init__(self) -> None:
+    Args:
+        memory: gets what the last of its owners has dropped; None where somebody outside may
+            hold the tensors too.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._memory = memory
         self._owners: Counter[int] = Counter()
 
     def put(self, name: str, tensor: Tensor) -> None:
@@ -22,12 +30,22 @@ class Values:
 
     def drop(self, name: str) -> None:
         tensor = self.tensors.pop(name, None)
-        if tensor is not None:
-            self._owners[storage(tensor)] -= 1
+        if tensor is None:
+            return
+        place = storage(tensor)
+        self._owners[place] -= 1
+        if not self._owners[place]:
+            del self._owners[place]  # an address is used again
+            if self._memory is not None:
+                self._memory.give(tensor)
 
     def exclusive(self, name: str) -> bool:
         """Whether no other value, and nobody outside, sees this tensor's memory."""
         return self._owners[storage(self.tensors[name])] == 1
+
+    def hold(self, tensor: Tensor) -> bool:
+        """Whether a value sees this tensor's memory."""
+        return storage(tensor) in self._owners
 
 
 def storage(tensor: Tensor) -> int:

@@ -1,0 +1,143 @@
+"""allocation.json: the width of every tensor under mixed bits, by name, for review and reuse.
+
+Fine-tunes of one architecture have the same names and shapes, and much the same sensitivities.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.compress import METHODS, is_compressible
+from convert.errors import InputError
+from convert.methods import UNCOMPRESSED
+from convert.tensors import Tensor
+from convert.values import Bits, DeploymentTarget, targets_for
+
+FILE = "allocation.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """The width of a tensor, and why."""
+
+    shape: tuple[int, ...]
+    bits: str
+    sensitivity: float
+    expected_error: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The widths of an artifact's tensors, by component and name.
+
+    Attributes:
+        bits: what they were made for, such as mixed-4.5.
+        average_bits: what they come to, by component.
+    """
+
+    bits: Bits
+    average_bits: Mapping[str, float]
+    components: Mapping[str, Mapping[str, Allotted]]
+
+    def widths(self, component: str) -> dict[str, str]:
+        """Bits by tensor's name."""
+        return {name: allotted.bits for name, allotted in self.components[component].items()}
+
+    def expected_snr_db(self, component: str) -> float:
+        """The SNR of a component's outputs that the expected errors come to, in dB."""
+        error = sum(allotted.expected_error for allotted in self.components[component].values())
+        return -10 * math.log10(error) if error > 0 else math.inf
+
+    def text(self) -> str:
+        """The file, for review and for a recipe's `compress.allocation`."""
+        components = {
+            component: {
+                "average_bits": self.average_bits[component],
+                "tensors": {
+                    name: {**vars(allotted), "shape": list(allotted.shape)}
+                    for name, allotted in sorted(tensors.items())
+                },
+            }
+            for component, tensors in self.components.items()
+        }
+        document = {"schema": SCHEMA, "bits": self.bits, "components": components}
+        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def read_allocation(path: Path) -> Allocation:
+    """The allocation in a file; raises InputError for anything that is none."""
+    hint = "An allocation is what a run with mixed bits leaves as allocation.json."
+    try:
+        document: Any = json.loads(path.read_text("utf-8"))
+        if document["schema"] != SCHEMA:
+            raise InputError(f"is of schema {document['schema']}, not {SCHEMA}", where=path)
+        parts = document["components"]
+        found = Allocation(
+            Bits(document["bits"]),
+            {component: float(part["average_bits"]) for component, part in parts.items()},
+            {
+                component: {
+                    name: Allotted(
+                        tuple(map(int, facts["shape"])),
+                        str(facts["bits"]),
+                        float(facts["sensitivity"]),
+                        float(facts["expected_error"]),
+                    )
+                    for name, facts in part["tensors"].items()
+                }
+                for component, part in parts.items()
+            },
+        )
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("is not an allocation of bits", where=path, hint=hint) from None
+    for component, tensors in found.components.items():
+        for name, allotted in tensors.items():
+            if allotted.bits not in (UNCOMPRESSED, *METHODS):
+                raise InputError(
+                    f"gives {component}'s `{name}` {allotted.bits} bits",
+                    where=path,
+                    hint=f"Widths are {', '.join((UNCOMPRESSED, *METHODS))}.",
+                )
+    return found
+
+
+def require_fit(
+    allocation: Allocation,
+    tensors: Mapping[str, Tensor],
+    component: str,
+    target: DeploymentTarget,
+    *,
+    where: object,
+) -> None:
+    """Raise InputError unless an allocation has a width for each tensor, which the target holds."""
+    hint = "An allocation is for checkpoints of one architecture; leave it away to measure anew."
+    if component not in allocation.components:
+        raise InputError(f"has no widths for {component}", where=where, hint=hint)
+    given = allocation.components[component]
+    wanted = {name: t for name, t in tensors.items() if is_compressible(t)}
+    for name in sorted(wanted.keys() ^ given.keys()):
+        problem = "lacks a width for" if name in wanted else "has a width for an unknown tensor,"
+        raise InputError(f"{problem} {component}'s `{name}`", where=where, hint=hint)
+    for name, allotted in given.items():
+        if allotted.shape != wanted[name].shape:
+            raise InputError(
+                f"has {component}'s `{name}` as {list(allotted.shape)}; "
+                f"the checkpoint's is {list(wanted[name].shape)}",
+                where=where,
+                hint=hint,
+            )
+        able = targets_for(Bits(allotted.bits))
+        if target not in able:
+            raise InputError(
+                f"gives {component}'s `{name}` {allotted.bits} bits, which need a deployment "
+                f"target of {' or '.join(able[:2])} or newer, not {target}",
+                where=where,
+            )

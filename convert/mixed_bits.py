@@ -1,0 +1,236 @@
+"""Mixed bits: a width for each tensor, so that their average is kept and the error is least.
+
+The average counts all that is stored of a component's compressible tensors, which are the weights
+of its convolutions and linear layers but the smallest (`convert.compress.is_compressible`):
+
+    average = 8 · bytes of indices, palettes, records and padding in the weight file ÷ weights
+
+The expected error of a tensor is its sensitivity times the squared error of its best palette: the
+share of the outputs' energy that becomes noise. Sensitivities come from `verify.calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from convert.allocation import Allocation, Allotted
+from convert.checkpoint import Checkpoint
+from convert.compress import PALETTES, choose_method, is_compressible, plain_bytes
+from convert.errors import InputError
+from convert.methods import UNCOMPRESSED, own_bits
+from convert.palette import Histogram, fit
+from convert.recipe_sections import Compress
+from convert.tensors import Tensor
+from convert.values import Bits, DeploymentTarget, targets_for
+
+DIGITS = 4  # significant, so that a file says all that an allocation was made from
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a tensor before its width is chosen.
+
+    Attributes:
+        sensitivity: relative squared error of the outputs for each unit of the weights'.
+        errors: squared errors of the best palettes, by bits.
+    """
+
+    sensitivity: float
+    errors: Mapping[str, float]
+
+    def expected(self, bits: str) -> float:
+        """The expected share of noise in the outputs' energy."""
+        return 0.0 if bits == UNCOMPRESSED else self.sensitivity * self.errors[bits]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store a tensor."""
+
+    bits: str
+    bytes: int
+    error: float
+
+
+def options(
+    tensors: Mapping[str, Tensor], component: str, target: DeploymentTarget, compress: Compress
+) -> dict[str, dict[str, int]]:
+    """Bytes by width that the target can hold, for each tensor that can be compressed.
+
+    A tensor that the recipe gives a width of its own has that one alone.
+    """
+    own = own_bits(tensors, component, compress)
+    held = [bits for bits in PALETTES if target in targets_for(Bits(bits))]
+    found: dict[str, dict[str, int]] = {}
+    for name, tensor in tensors.items():
+        if not is_compressible(tensor):
+            continue
+        override = own.get(name)
+        size = compress.group_size
+        if override is not None and override.group_size is not None:
+            size = override.group_size
+        sizes = {}
+        for bits in [override.bits] if override is not None else [UNCOMPRESSED, *held]:
+            method = choose_method(tensor, bits, size)
+            if method is not None:
+                sizes[bits] = method.stored_bytes(tensor.shape)
+            elif bits == UNCOMPRESSED or override is not None:
+                sizes[bits] = plain_bytes(tensor, 2)
+        found[name] = sizes
+    return found
+
+
+def budget(tensors: Mapping[str, Tensor], bits: Bits) -> int:
+    """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
+    average = float(bits.removeprefix("mixed-"))
+    count = sum(tensor.size for tensor in tensors.values() if is_compressible(tensor))
+    return int(average * count / 8)
+
+
+def require_reachable(
+    sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
+) -> None:
+    """Raise InputError if even the narrowest widths take more than the average allows."""
+    least = sum(min(of.values()) for of in sizes.values())
+    if least > limit:
+        average = float(bits.removeprefix("mixed-"))
+        smallest = math.ceil(10 * average * least / max(limit, 1)) / 10
+        raise InputError(
+            f"{component} cannot average {average} bits: its narrowest palettes take more",
+            where=bits,
+            hint=f"The smallest is mixed-{smallest:.1f}.",
+        )
+
+
+def allocate(choices: Mapping[str, Sequence[Option]], limit: int) -> dict[str, str]:
+    """The bits of each tensor with the least sum of errors in at most `limit` bytes.
+
+    The steps along the lower convex hulls of error against bytes, steepest first, are optimal for
+    every limit that they meet exactly (Lagrange; Shoham and Gersho, "Efficient bit allocation for
+    an arbitrary set of quantizers", 1988). Where a step does not fit any more, what is left is
+    filled with the best that does. Of equal steps the first by name is taken.
+
+    Args:
+        choices: at least one option for each tensor; the cheapest must fit together.
+    """
+    names = sorted(choices)
+    chosen = {name: min(choices[name], key=lambda o: (o.bytes, o.error)) for name in names}
+    left = limit - sum(option.bytes for option in chosen.values())
+    assert left >= 0, "the cheapest do not fit"
+    steps = []
+    for name in names:
+        hull = _lower_hull(choices[name])
+        for number, (one, other) in enumerate(pairwise(hull)):
+            slope = (one.error - other.error) / (other.bytes - one.bytes)
+            steps.append((-slope, name, number, other))
+    for _, name, _, option in sorted(steps, key=lambda step: step[:3]):
+        more = option.bytes - chosen[name].bytes
+        if more <= left and option.error < chosen[name].error:
+            chosen[name], left = option, left - more
+    while gains := [
+        (chosen[name].error - option.error, name, option)
+        for name in names
+        for option in choices[name]
+        if option.error < chosen[name].error and option.bytes - chosen[name].bytes <= left
+    ]:
+        _, name, option = min(gains, key=lambda g: (-g[0], g[1], g[2].bytes))
+        left -= option.bytes - chosen[name].bytes
+        chosen[name] = option
+    return {name: chosen[name].bits for name in names}
+
+
+def _lower_hull(points: Sequence[Option]) -> list[Option]:
+    """The options on the lower convex hull of error against bytes, from the cheapest on."""
+    hull: list[Option] = []
+    for point in sorted(points, key=lambda o: (o.bytes, o.error)):
+        if hull and point.error >= hull[-1].error:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(one: Option, other: Option) -> float:
+    """The fall of the error for each byte."""
+    return (one.error - other.error) / max(other.bytes - one.bytes, 1)
+
+
+def palette_errors(tensor: Tensor) -> dict[str, float]:
+    """Squared errors of a tensor's palettes, by bits; one for the whole tensor, within 1.5 %.
+
+    That of 8 bits is taken for a sixteenth of that of 6, as it is of many values (Panter and Dite,
+    1951): to fit it would take longer than all others together.
+    """
+    histogram = Histogram()
+    for chunk in tensor.chunks(np.float16):
+        histogram.add(chunk)
+    errors = {
+        bits: fit(histogram, int(bits), thorough=False).error(histogram)
+        for bits in PALETTES
+        if bits != "8"
+    }
+    return {bits: rounded(error) for bits, error in {"8": errors["6"] / 16, **errors}.items()}
+
+
+def rounded(value: float) -> float:
+    """A measured value with as many digits as are kept, and as matter."""
+    return float(f"{value:.{DIGITS - 1}e}")
+
+
+def provisional(sizes: Mapping[str, Mapping[str, int]], limit: int) -> dict[str, str]:
+    """Widths for a plan's bytes and seconds, before anything is measured: all weights alike."""
+    choices = {
+        name: [Option(bits, n, max(of.values()) * 4.0 ** -float(bits)) for bits, n in of.items()]
+        if len(of) > 1
+        else [Option(bits, n, 0.0) for bits, n in of.items()]
+        for name, of in sizes.items()
+    }
+    return allocate(choices, limit)
+
+
+def make_allocation(
+    checkpoint: Checkpoint,
+    bits: Bits,
+    target: DeploymentTarget,
+    compress: Compress,
+    measured: Mapping[str, Mapping[str, Measured]],
+) -> Allocation:
+    """The best widths of the components that were measured.
+
+    Raises:
+        InputError: an average below the narrowest widths.
+    """
+    averages, components = {}, {}
+    for component, facts in measured.items():
+        tensors = checkpoint.component_tensors(component)
+        sizes = options(tensors, component, target, compress)
+        limit = budget(tensors, bits)
+        require_reachable(sizes, limit, component, bits)
+        choices = {
+            name: [Option(width, n, _expected(facts[name], width)) for width, n in of.items()]
+            for name, of in sizes.items()
+        }
+        widths = allocate(choices, limit)
+        stored = sum(sizes[name][width] for name, width in widths.items())
+        averages[component] = round(8 * stored / sum(tensors[n].size for n in widths), 4)
+        components[component] = {
+            name: Allotted(
+                tensors[name].shape,
+                width,
+                facts[name].sensitivity,
+                rounded(_expected(facts[name], width)),
+            )
+            for name, width in widths.items()
+        }
+    return Allocation(bits, averages, components)
+
+
+def _expected(facts: Measured, width: str) -> float:
+    """The expected error; integers, which only an override asks for, count as 8 and 4 bits."""
+    return facts.expected(width.removeprefix("int"))

@@ -1,0 +1,67 @@
+"""A publication as JSON and for people, and the repo that is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convert.errors import InputError
+from convert.recipe import parse_recipe
+from convert.recipe_fields import is_hub_repo
+from convert.units import size
+from release.pack import read_release
+from release.publish import Publication
+
+MARKS = {"new": "+", "changed": "~", "unchanged": "="}
+
+
+def wanted_repo(release: Path, repo: str | None) -> str:
+    """The repo that is named, or else the recipe's. Raises InputError without one."""
+    manifest = read_release(release)
+    found = repo or parse_recipe(manifest["recipe"]["text"], where="recipe").release.repo
+    if found is None:
+        raise InputError(
+            "no repo to publish to",
+            where=release,
+            hint="Give --repo owner/name, or `repo` in the recipe's [release].",
+        )
+    if not is_hub_repo(found):
+        raise InputError(f"`{found}` is not a Hub repository (owner/name)")
+    return found
+
+
+def publication_document(found: Publication, *, dry_run: bool) -> dict[str, Any]:
+    """The publication as JSON."""
+    return {
+        "schema": 1,
+        "dry_run": dry_run,
+        "repo": found.repo,
+        "creates_repo": found.creates_repo,
+        "parent_commit": found.commit,
+        "files": [{"path": u.path, "size": u.size, "change": u.change} for u in found.uploads],
+        "bytes": found.bytes,
+        "left": list(found.left),
+        "url": found.url,
+    }
+
+
+def publication_text(found: Publication, *, dry_run: bool, pull_request: bool) -> str:
+    """The publication for people: each file with what happens to it."""
+    width = max(len(u.path) for u in found.uploads)
+    lines = [
+        f"{MARKS[u.change]} {u.path:<{width}}  {size(u.size):>8}  {u.change}" for u in found.uploads
+    ]
+    lines += [f"  {name}: stays in the repo, not of this release" for name in found.left]
+    kind = "a pull request" if pull_request else "a commit"
+    if not found.changes:
+        lines.append(f"{found.repo} has all of it already; nothing to send")
+    elif dry_run:
+        repo = " (which would be created)" if found.creates_repo else ""
+        count = len(found.changes)
+        lines.append(
+            f"Would send {count} files, {size(found.bytes)}, to {found.repo}{repo} as {kind}; "
+            "nothing was sent"
+        )
+    else:
+        lines.append(f"{found.url}: {len(found.changes)} files, {size(found.bytes)}, as {kind}")
+    return "\n".join(lines)
