@@ -101,7 +101,9 @@ def diff(old: Sequence[Report], new: Sequence[Report], policy: Policy) -> Diff:
 def _reports(name: str, old: Report, new: Report, policy: Policy) -> Iterator[Change]:
     for fact in ("resolution", "bits"):
         if old.get(fact) != new.get(fact):
-            yield Change("vanished", True, name, f"{fact} {old.get(fact)}", f"{fact} {new.get(fact)}")
+            yield Change(
+                "vanished", True, name, f"{fact} {old.get(fact)}", f"{fact} {new.get(fact)}"
+            )
     before, after = _checks(old), _checks(new)
     yield from _vanished(name, before, after)
     for key, check in after.items():
