@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench lock clean
+.PHONY: help demo baseline regression test lint format bench lock clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -12,6 +12,12 @@ help:  ## Show the targets
 demo: $(READY)  ## Convert, verify and release the toy checkpoint: two variants, two resolutions
 	test -d out/toy || $(BIN)/sdxl-coreml toy out/toy
 	$(BIN)/sdxl-coreml run toy --source out/toy --out out/demo
+
+baseline: demo  ## Accept the demo's results as the toy's baseline: make baseline REASON="..."
+	$(BIN)/sdxl-coreml bless out/demo --baseline tests/data/toy_baseline.json --reason "$(REASON)"
+
+regression: demo  ## Compare the demo's results with the toy's baseline
+	$(BIN)/sdxl-coreml diff tests/data/toy_baseline.json out/demo
 
 test: $(READY)  ## Run the tests
 	$(BIN)/pytest --numprocesses 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,18 +107,7 @@ def test_not_a_number_in_one_weight_is_named(
 def test_one_wrong_palette_entry_is_named(
     base: Checkpoint, recording: Recording, tmp_path: Path
 ) -> None:
-    from convert.download import Snapshot
-    from convert.plan import make_plan
-    from convert.recipe import parse_recipe
-    from convert.run import run
-
-    recipe = (
-        'name = "base"\nsource.path = "base"\nmatrix = { resolution = ["64x64"], bits = ["6"] }'
-    )
-    plan = make_plan(parse_recipe(recipe, where="test"), base)
-    made = run(plan, Snapshot(base.path, None, None, ()), tmp_path / "out")[0].path
-    package = tmp_path / "a.mlpackage"
-    shutil.copytree(made / "TextEncoder2.mlpackage", package)
+    package = write_component(tmp_path / "a.mlpackage", base, "text_encoder_2", bits="6")
     assert look(package, base, "text_encoder_2", recording)
     op = next(op for op in load_program(package).ops if "lut" in op.attributes)
     start = op.attributes["lut"].offset + 64

@@ -19,7 +19,7 @@ import sdxl_coreml
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = [
     "toy", "download", "plan", "convert", "run", "verify", "inspect", "recipes", "schema", "doctor",
-    "recheck", "bless", "diff", "compile", "pack", "lint", "card", "publish",
+    "recheck", "bless", "diff", "bisect", "compile", "pack", "lint", "card", "publish",
 ]  # fmt: skip
 HEAVY = {"torch", "coremltools", "diffusers", "transformers", "numpy", "pydantic"}
 
@@ -265,3 +265,28 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_half_done(toy: Path, tmp_
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not list((out / ".cache" / "tmp").glob("*-*"))
+
+
+def test_results_are_accepted_compared_and_bisected(
+    command: Run, artifact: Path, toy: Path, tmp_path: Path
+) -> None:
+    report, baseline = tmp_path / "report.json", tmp_path / "baseline.json"
+    verify = ("verify", artifact, "--source", toy, "--component", "text_encoder", "--quiet")
+    assert command(*verify, "--json", report)[0] == 0
+    accept = ("bless", report, "--baseline", baseline, "--reason")
+    assert command(*accept, "")[0] == 2
+    assert command(*accept, "a test")[0] == 0
+    code, out, _ = command(*verify, "--baseline", baseline, "--json", "-")
+    assert (code, json.loads(out)["diff"]["verdict"]) == (0, "pass")
+    assert command("diff", baseline, report)[0] == 0
+
+    loose = tmp_path / "loose.toml"
+    built_in = Path(sdxl_coreml.__file__).parent / "verify" / "policy.toml"
+    loose.write_text(built_in.read_text().replace("at_least = 40.0", "at_least = 30.0"))
+    code, out, _ = command(*verify, "--baseline", baseline, "--policy", loose)
+    assert code == 1
+    assert "snr_db >= 30" in out
+
+    code, out, _ = command("bisect", artifact, "--source", toy, "--component", "text_encoder")
+    assert code == 0
+    assert "nothing diverges" in out

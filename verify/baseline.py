@@ -19,8 +19,20 @@ from verify.gates import TENSOR_METRICS
 from verify.saved import Report, place, read_reports
 
 # What of a report a comparison needs; pictures and curves stay with the report.
-KEPT = ("schema", "verdict", "artifact", "source", "resolution", "bits", "runtime", "scope")
-KEPT += ("policy", "versions", "fingerprint", "checks")
+KEPT = (
+    "schema",
+    "verdict",
+    "artifact",
+    "source",
+    "resolution",
+    "bits",
+    "runtime",
+    "scope",
+    "policy",
+    "versions",
+    "fingerprint",
+    "checks",
+)
 DIGITS = 7  # significant ones; the rest is noise in every review
 
 

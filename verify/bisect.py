@@ -113,13 +113,12 @@ def bisect(
     overflow = first_overflow(
         program, inputs, modules=search.outputs, tensors=search.weights.tensors, device=device
     )
-    found = None
+    divergence = None
     for segment in search.segments():
-        found = search.examine(segment)
-        if found is not None:
-            found = search.explain(segment, *found, resolution)
+        if (problem := search.examine(segment)) is not None:
+            divergence = search.explain(segment, *problem, resolution)
             break
-    return Bisection(component, case, len(search.values), found, overflow)
+    return Bisection(component, case, len(search.values), divergence, overflow)
 
 
 class _Search:
@@ -229,8 +228,9 @@ class _Search:
                     break
         elif cause == "graph":
             clean = clean_graph(self.program, self.checkpoint, self.component, resolution)
-            for candidate in segment.ops if clean else ():
-                if problem := differences(candidate, self.program, clean):
+            for candidate in segment.ops:
+                problem = "" if clean is None else differences(candidate, self.program, clean)
+                if problem:
                     op, message = candidate, problem
                     break
         else:

@@ -99,9 +99,11 @@ def diff(old: Sequence[Report], new: Sequence[Report], policy: Policy) -> Diff:
 
 
 def _reports(name: str, old: Report, new: Report, policy: Policy) -> Iterator[Change]:
-    for key in ("resolution", "bits"):
-        if old.get(key) != new.get(key):
-            yield Change("vanished", True, name, f"{key} {old.get(key)}", f"{key} {new.get(key)}")
+    for fact in ("resolution", "bits"):
+        if old.get(fact) != new.get(fact):
+            yield Change(
+                "vanished", True, name, f"{fact} {old.get(fact)}", f"{fact} {new.get(fact)}"
+            )
     before, after = _checks(old), _checks(new)
     yield from _vanished(name, before, after)
     for key, check in after.items():
@@ -139,10 +141,11 @@ def _vanished(
     components = {key[:2] for key in after}
     said = set()
     for key in gone:
-        if key[0] not in levels:
-            where = f"{name} · {key[0]}"
-        elif key[:2] not in components:
-            where = f"{name} · {key[0]} · {key[1]}"
+        level, component, *_ = key
+        if level not in levels:
+            where = f"{name} · {level}"
+        elif (level, component) not in components:
+            where = f"{name} · {level} · {component}"
         else:
             where = place(before[key], name)
         if where not in said:

@@ -1,0 +1,48 @@
+"""The toy is as good as when its results were accepted (`make baseline`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert.checkpoint import open_checkpoint
+from convert.commands import read_recipe
+from convert.download import Snapshot
+from convert.plan import make_plan
+from convert.run import run
+from verify.baseline import read_baseline
+from verify.campaign import verify_all
+from verify.diff import diff
+from verify.diff_report import markdown
+from verify.policy import load_policy
+
+BASELINE = Path(__file__).parent / "data" / "toy_baseline.json"
+LEVELS = ("structure", "conversion", "compression")  # whole runs are compared by `make regression`
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not BASELINE.is_file(), reason="the toy has no baseline: make baseline"),
+]
+
+
+def test_every_artifact_of_the_recipe_has_a_baseline(toy: Path) -> None:
+    plan = make_plan(read_recipe("toy"), open_checkpoint(toy))
+    accepted = {report["artifact"] for report in read_baseline(BASELINE)}
+    assert accepted == {planned.name for planned in plan.artifacts}
+
+
+def test_nothing_is_worse_than_the_baseline(toy: Path, tmp_path: Path) -> None:
+    recipe = read_recipe("toy")
+    asked = recipe.verify.model_copy(update={"levels": list(LEVELS)})
+    recipe = recipe.model_copy(update={"verify": asked})
+    *_, old = read_baseline(BASELINE)
+    plan = make_plan(recipe, open_checkpoint(toy), only=old["artifact"])
+    made = run(plan, Snapshot(toy, None, None, ()), tmp_path / "out", jobs=1)
+    (new,) = verify_all(tmp_path / "out", made, plan).reports
+    found = diff([at_levels(old)], [new], load_policy())
+    assert found, markdown(found)
+
+
+def at_levels(report: dict[str, Any]) -> dict[str, Any]:
+    return {**report, "checks": [c for c in report["checks"] if c["level"] in LEVELS]}
