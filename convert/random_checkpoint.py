@@ -33,7 +33,7 @@ class Configs:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,

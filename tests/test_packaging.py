@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import tomllib
 from pathlib import Path
 
@@ -20,8 +19,13 @@ def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
 
 
 def test_every_data_file_is_installed() -> None:
-    for package in SETTINGS["packages"]:
-        patterns = SETTINGS["package-data"].get(package, [])
-        for file in (ROOT / Path(*package.split("."))).iterdir():
-            if file.is_file() and file.suffix not in (".py", ".pyc"):
-                assert any(fnmatch.fnmatch(file.name, p) for p in patterns), file
+    packages = {ROOT / Path(*package.split(".")): package for package in SETTINGS["packages"]}
+    for folder in packages:
+        for file in (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            owner = next(parent for parent in file.parents if parent in packages)
+            if file.suffix != ".py":
+                name = file.relative_to(owner)
+                patterns = SETTINGS["package-data"].get(packages[owner], [])
+                assert any(
+                    len(Path(p).parts) == len(name.parts) and name.match(p) for p in patterns
+                ), file

@@ -34,7 +34,7 @@ def train(
         rate: the highest learning rate.
         say: takes a line of progress.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     begin = 0
     if state.exists():
@@ -64,8 +64,7 @@ def train(
         optimizer.step()
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, p in network.named_parameters():
-                average[name].lerp_(p, 1 - decay)
+            torch._foreach_lerp_(list(average.values()), list(network.parameters()), 1 - decay)
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         now, done = time.monotonic(), step + 1
         if now - last_said > 10 or done == steps:
