@@ -47,7 +47,7 @@ def toy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     quiet: Quiet = False,
 ) -> None:
-    """Write a toy SDXL checkpoint: real structure, small random weights.
+    """Write the toy checkpoint: a small SDXL that draws coloured shapes.
 
     Example: sdxl-coreml toy toy
     """

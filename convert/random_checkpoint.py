@@ -11,6 +11,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Configs:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -138,6 +139,17 @@ def write_checkpoint(
     Raises:
         InputError: `folder` holds something.
     """
+    with appearing(folder) as temporary:
+        _write(temporary, configs, list(words), seed, dtype, progress)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A name beside `folder` to write a folder under; it appears as `folder` when complete.
+
+    Raises:
+        InputError: `folder` holds something, or cannot be written.
+    """
     if folder.is_file():
         raise InputError("is a file; a folder is expected", where=folder)
     if folder.exists() and any(folder.iterdir()):
@@ -145,12 +157,12 @@ def write_checkpoint(
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, configs, list(words), seed, dtype, progress)
+        yield temporary
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=folder) from None
+        raise InputError(f"cannot be written: {error.strerror or error}", where=folder) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -19,15 +19,13 @@ def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
 
 
 def test_every_data_file_is_installed() -> None:
-    for package in SETTINGS["packages"]:
-        folder = ROOT / Path(*package.split("."))
-        patterns = SETTINGS["package-data"].get(package, [])
-        installed = {file for pattern in patterns for file in folder.glob(pattern)}
-        inner = {ROOT / Path(*p.split(".")) for p in SETTINGS["packages"]} - {folder}
-        for file in folder.rglob("*"):
-            if (
-                file.is_file()
-                and file.suffix not in (".py", ".pyc")
-                and not inner & {*file.parents}
-            ):
-                assert file in installed, file
+    packages = {ROOT / Path(*package.split(".")): package for package in SETTINGS["packages"]}
+    for folder in packages:
+        for file in (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            owner = next(parent for parent in file.parents if parent in packages)
+            if file.suffix != ".py":
+                name = file.relative_to(owner)
+                patterns = SETTINGS["package-data"].get(packages[owner], [])
+                assert any(
+                    len(Path(p).parts) == len(name.parts) and name.match(p) for p in patterns
+                ), file

@@ -1,23 +1,16 @@
-"""The toy checkpoint: a small SDXL to try conversion and verification with."""
+"""The toy checkpoint: a small SDXL that draws coloured shapes, trained by `convert.toy.train`."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from convert.random_checkpoint import SMALL, WORDS, write_checkpoint
+from convert.random_checkpoint import appearing
 
-CARD = """---
-license: apache-2.0
-tags: [text-to-image, stable-diffusion-xl]
----
-# Toy SDXL
-
-Random weights in SDXL's structure, made by `sdxl-coreml toy`. It generates noise; it is there to
-try conversion and verification in seconds.
-"""
+CHECKPOINT = Path(__file__).with_name("checkpoint")
 
 
 def write_toy(folder: Path) -> None:
     """Write the toy checkpoint; raises InputError if `folder` exists and is not empty."""
-    write_checkpoint(folder, SMALL, words=WORDS.split())
-    (folder / "README.md").write_text(CARD, "utf-8")
+    with appearing(folder) as temporary:
+        shutil.copytree(CHECKPOINT, temporary, copy_function=shutil.copyfile)

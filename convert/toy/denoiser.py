@@ -1,0 +1,153 @@
+"""Training of the toy's UNet and text encoders, together, on the VAE's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convert.random_checkpoint import SCHEDULER
+from convert.toy.networks import SCALING_FACTOR, make_text_encoders, make_unet
+from convert.toy.pictures import Scene, caption, draw, random_scenes
+from convert.toy.training import THREADS, train
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+SEED = 2
+BATCH = 32
+# (height, width) and number of the pictures; each size is met in proportion to it.
+BUCKETS = {(128, 128): 3600, (128, 192): 1200, (192, 128): 1200}
+EMPTY = 0.05  # the share of captions that are empty, and of those whose embeddings are all zero
+# The first steps learn to remove noise, mostly little of it. Where there is much, the picture
+# hardly changes the noise's error, but what captions decide is decided there: the other steps
+# weigh it by 1 / ᾱ, which makes it the velocity's (https://arxiv.org/abs/2202.00512), and see
+# much noise more often.
+DETAIL = 0.25  # the share of the first steps
+MAX_SNR = 5.0  # of min-SNR weighting (Hang et al. 2023, https://arxiv.org/abs/2303.09556)
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoders, called as diffusers' pipeline calls them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.unet = make_unet()
+        self.text_encoder, self.text_encoder_2 = make_text_encoders(vocab_size)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, ids: Tensor, ids_2: Tensor, keep: Tensor
+    ) -> Tensor:
+        """The noise predicted in `sample`, [N, 4, H / 8, W / 8].
+
+        Args:
+            sample: noisy latents, [N, 4, H / 8, W / 8].
+            timestep: [N].
+            ids, ids_2: the captions' tokens, [N, 77].
+            keep: 0 where the embeddings are to be zero, else 1, [N].
+        """
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.text_encoder_2(ids_2, output_hidden_states=True)
+        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)  # [N, 77, D]
+        height, width = (8 * side for side in sample.shape[2:])
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(sample), -1)
+        condition = {
+            "text_embeds": second.text_embeds * keep[:, None],  # [N, D₂]
+            "time_ids": time_ids.float(),  # [N, 6]
+        }
+        return self.unet(
+            sample, timestep, hidden * keep[:, None, None], added_cond_kwargs=condition
+        ).sample
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pictures of one size: what they show, and their latents times the scaling factor."""
+
+    scenes: Sequence[Scene]
+    latents: Tensor  # [N, 4, H / 8, W / 8]
+
+
+def train_denoiser(
+    autoencoder: AutoencoderKL,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    folder: Path,
+    *,
+    steps: int,
+    say: Callable[[str], None],
+) -> Denoiser:
+    """Train UNet and text encoders to predict the noise in latents, by captions."""
+    torch.manual_seed(SEED)
+    network = Denoiser(len(tokenizers[0]))
+    buckets = _encode(autoencoder, folder / "latents.pt", say)
+    share = np.array(list(BUCKETS.values())) / sum(BUCKETS.values())
+    kept = _signal_shares()  # [1000]
+
+    def loss(step: int, part: int) -> Tensor:
+        bucket = buckets[int(np.random.default_rng([SEED, step]).choice(len(buckets), p=share))]
+        generator = np.random.default_rng([SEED, step, part])
+        count = BATCH // THREADS
+        chosen = generator.integers(len(bucket.scenes), size=count)
+        drop = generator.random(count)
+        texts = [
+            "" if d < EMPTY else caption(bucket.scenes[i], generator)
+            for i, d in zip(chosen, drop, strict=True)
+        ]
+        ids = [
+            t(texts, padding="max_length", return_tensors="pt").input_ids for t in tokenizers
+        ]  # [N, 77] each
+        latents = bucket.latents[chosen]
+        noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32))
+        spread = (np.arange(count) + generator.random(count)) / count
+        if step >= DETAIL * steps:
+            spread = 1 - (1 - spread) ** 2
+        timestep = torch.from_numpy((spread * len(kept)).astype(np.int64))  # [N]
+        share_kept = kept[timestep][:, None, None, None]
+        noisy = share_kept.sqrt() * latents + (1 - share_kept).sqrt() * noise
+        keep = torch.from_numpy((drop < 1 - EMPTY).astype(np.float32))
+        error = (network(noisy, timestep, *ids, keep) - noise).square().mean((1, 2, 3))  # [N]
+        snr = kept[timestep] / (1 - kept[timestep])
+        weight = snr.clamp(max=MAX_SNR) / snr
+        if step >= DETAIL * steps:
+            weight = weight / kept[timestep]
+        return (error * weight).mean()
+
+    train(network, loss, folder / "denoiser.pt", steps=steps, rate=2e-3, say=say)
+    return network
+
+
+def _signal_shares() -> Tensor:
+    """The share of the latents' variance that is left at each timestep, ᾱ, [1000]."""
+    begin, end, count = (SCHEDULER[k] for k in ("beta_start", "beta_end", "num_train_timesteps"))
+    betas = torch.linspace(begin**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
+def _encode(autoencoder: AutoencoderKL, state: Path, say: Callable[[str], None]) -> list[Bucket]:
+    """Latents of all pictures, from the file `state` if it is there."""
+    generator = np.random.default_rng(SEED)
+    scenes = [random_scenes(count, generator) for count in BUCKETS.values()]
+
+    @torch.no_grad()
+    def encode(pictures: np.ndarray) -> Tensor:
+        sample = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1  # [N, 3, H, W]
+        return autoencoder.encode(sample).latent_dist.mean * SCALING_FACTOR
+
+    if not state.exists():
+        latents = []
+        with ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for (height, width), chosen in zip(BUCKETS, scenes, strict=True):
+                batches = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
+                pictures = (draw(batch, height, width, generator) for batch in batches)
+                latents.append(torch.cat(list(pool.map(encode, pictures))))
+                say(f"{len(chosen)} pictures of {width}x{height} encoded")
+        torch.save(latents, state)
+    loaded = torch.load(state, weights_only=True)
+    return [Bucket(s, z) for s, z in zip(scenes, loaded, strict=True)]
