@@ -26,7 +26,7 @@ matrix = { attention = ["original", "split_einsum"], resolution = ["64x64"] }
 prompts = ["the horse"]
 steps = 2
 scheduler = "euler_a"
-levels = ["generation", "sanity"]
+levels = ["generation"]
 """
 
 
@@ -48,7 +48,7 @@ def test_pictures_are_made_with_every_artifact_and_kept(
     for report in outcome.reports:
         cases = [g["case"] for g in report["generations"]]
         assert cases == ["euler_a text-to-image 1", "euler_a image-to-image 1"]
-        assert {c["level"] for c in report["checks"]} == {"generation", "sanity"}
+        assert {c["level"] for c in report["checks"]} == {"generation"}
         assert all((tmp_path / "reports" / p).is_file() for p in image_paths(report))
     assert "pipeline" in summary_markdown(outcome.reports)
 

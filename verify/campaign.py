@@ -140,16 +140,18 @@ def _verified(
         by_resolution.setdefault(artifact.manifest["resolution"], []).append(artifact)
     for resolution, group in by_resolution.items():
         components = list(group[0].manifest["components"])
-        recording = record(
-            plan.checkpoint,
-            components,
-            resolution=Resolution.parse(resolution),
-            fp16=[c for c in components if _precision(group[0], c) == "float16"],
-            prompt=asked.prompts[0],
-            negative_prompt=asked.negative_prompt,
-            guidance=asked.guidance,
-            progress=_prefixed(say, f"{resolution}: "),
-        )
+        recording = None
+        if {"conversion", "compression"} & set(asked.levels):
+            recording = record(
+                plan.checkpoint,
+                components,
+                resolution=Resolution.parse(resolution),
+                fp16=[c for c in components if _precision(group[0], c) == "float16"],
+                prompt=asked.prompts[0],
+                negative_prompt=asked.negative_prompt,
+                guidance=asked.guidance,
+                progress=_prefixed(say, f"{resolution}: "),
+            )
         traces: tuple[Trace, ...] = ()
         if set(PICTURE_LEVELS) & set(asked.levels):
             traces = trace_all(
