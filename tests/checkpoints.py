@@ -18,7 +18,7 @@ from torch import nn
 from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.mlpackage import Description, write_package
-from convert.values import FORMATS, Bits, DeploymentTarget
+from convert.values import FORMATS, DeploymentTarget
 from verify.reference import quiet
 
 UNET: dict[str, Any] = {
@@ -277,7 +277,7 @@ def write_component(
         attention=attention,
         dtype=np.float32 if component.startswith("vae") else np.float16,
         target=getattr(ct.target, deployment),
-        compression=Compression(Bits(bits)),
+        compression=Compression.uniform(checkpoint.component_tensors(component), bits),
     )
     about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
     write_package(path, network, about, format=FORMATS[deployment])
