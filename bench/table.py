@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
@@ -30,6 +31,7 @@ def markdown(measurements: Measurements, machine: Sequence[str], *, source: str)
             *_table(measurements.rows),
             "",
             *_matrix_facts(measurements.rows),
+            *_palette_facts(measurements.rows),
             f"Measured with {source}, on:",
             "",
             *(f"- {fact}" for fact in machine),
@@ -86,6 +88,31 @@ def _matrix_facts(rows: Sequence[Row]) -> list[str]:
         f"{size(disk.linked)}.",
         "",
     ]
+
+
+def _palette_facts(rows: Sequence[Row]) -> list[str]:
+    """Our compressed matrix, and our palettes beside coremltools'."""
+    lines = []
+    row = next((r for r in rows if r.task.name == "compressed-matrix" and r.problem is None), None)
+    if row is not None and row.disk is not None and row.disk.weights:
+        disk = row.disk
+        lines += [
+            f"The {disk.artifacts} UNets of several bit widths take {size(disk.allocated)} on "
+            f"disk, {disk.allocated / disk.weights:.2f} × their weight files "
+            f"({size(disk.weights)}).",
+            "",
+        ]
+    row = next((r for r in rows if r.task.name == "palettes" and r.problem is None), None)
+    if row is not None and row.runs:
+        found = json.loads(row.runs[-1].stdout)
+        lines += [
+            f"Squared error of our palettes ÷ that of coremltools': {found['ratio_of_all']:.4f} of "
+            f"all {found['tensors']} tensors, median {found['median_ratio']:.4f}, largest "
+            f"{found['largest_ratio']:.4f}; weight files {size(found['ours_bytes'])} and "
+            f"{size(found['theirs_bytes'])}.",
+            "",
+        ]
+    return lines
 
 
 def _predictions(measurements: Measurements) -> list[str]:

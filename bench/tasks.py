@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.full_size import SDXL
@@ -15,6 +15,8 @@ from convert.toy import write_toy
 
 LIMIT = 3 << 30  # bytes: the control group that the limited tasks run in
 VARIANTS = ("original", "split_einsum")
+WIDTHS = ("8", "6", "4")
+PALETTIZER_BITS = "6"
 # SDXL's usual sizes, and for the toy two that it can make.
 RESOLUTIONS = (
     "1024x1024", "1152x896", "896x1152", "1216x832", "832x1216",
@@ -109,6 +111,7 @@ def make_tasks(setup: Setup, *, peer: bool = False) -> list[Task]:
         InputError: it is not installed.
     """
     copy, matrix = setup.folder / "copy", setup.folder / "matrix"
+    compressed = setup.folder / "compressed"
     unet = setup.folder / "unet"
     weights = [str(file) for file in setup.unet_files]
 
@@ -133,16 +136,49 @@ def make_tasks(setup: Setup, *, peer: bool = False) -> list[Task]:
         one = convert(unet, [attention], first, "--component", "unet")
         title = f"UNet, `{attention}`, within {LIMIT >> 30} GiB"
         tasks.append(named(one, f"unet-{attention}-limited", title, limit=LIMIT))
+    for bits in WIDTHS:
+        one = convert(unet, VARIANTS[:1], first, "--component", "unet", "--bits", bits)
+        title = f"UNet, `{VARIANTS[0]}`, {first[0]}, {bits} bits"
+        tasks.append(named(one, f"unet-{bits}", title))
     every = convert(matrix, VARIANTS, setup.resolutions)
     count = f"{len(VARIANTS)} variants × {len(setup.resolutions)} resolutions"
     tasks.append(named(every, "matrix", f"all components, {count}"))
     tasks.append(named(every, "matrix-again", "the same again, all there", after="matrix"))
+    widths = ("16", *WIDTHS)
+    options = [option for bits in widths for option in ("--bits", bits)]
+    every = convert(compressed, VARIANTS, setup.resolutions, "--component", "unet", *options)
+    title = f"UNet, {count} × {', '.join(widths)} bits"
+    tasks.append(named(every, "compressed-matrix", title))
     if peer:
+        tasks += _palettizer(setup, convert)
         _require_peer()
         one = convert(unet, VARIANTS[:1], first, "--component", "unet", "--engine", "apple")
         title = f"Apple's converter: UNet, `{VARIANTS[0]}`, {first[0]}"
         tasks.append(named(one, "peer", title, is_peer=True))
     return tasks
+
+
+def _palettizer(setup: Setup, convert: Callable[..., Task]) -> list[Task]:
+    """coremltools' palettizer on our 16-bit package, and both results tensor by tensor.
+
+    Raises:
+        InputError: what its k-means needs is not installed.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "coremltools' palettizer needs scikit-learn",
+            hint="Install it: pip install scikit-learn",
+        )
+    folder, first = setup.folder / "palettizer", setup.resolutions[:1]
+    bits = ("--bits", "16", "--bits", PALETTIZER_BITS)
+    ours = convert(folder, VARIANTS[:1], first, "--component", "unet", *bits)
+    command = (sys.executable, "-m", "bench.palettizer", str(folder), str(setup.checkpoint))
+    title = f"coremltools' palettizer alone: UNet to {PALETTIZER_BITS} bits"
+    return [
+        replace(ours, name="unet-16-and-6", title=f"UNet, 16 and {PALETTIZER_BITS} bits"),
+        Task("palettizer", title, (*command, "palettize"), folder, after="unet-16-and-6"),
+        Task("palettes", "both compared", (*command, "compare"), folder, after="palettizer"),
+    ]
 
 
 def _require_peer() -> None:
@@ -164,5 +200,8 @@ def choose(tasks: Sequence[Task], only: Sequence[str]) -> list[Task]:
     for name in only:
         if name not in names:
             raise InputError(f"unknown task `{name}`", hint=f"Tasks: {', '.join(names)}.")
-    wanted = {*only, *(t.after for t in tasks if t.name in only)}
+    wanted = set(only)
+    for task in reversed(tasks):  # what a task goes on from comes before it
+        if task.name in wanted and task.after is not None:
+            wanted.add(task.after)
     return [t for t in tasks if not only or t.name in wanted]

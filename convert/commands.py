@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,6 +138,7 @@ def convert(
 
     Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
     """
+    from convert.options import recipe_text
     from convert.plan import ENGINES, make_plan
     from convert.recipe import parse_recipe
 
@@ -324,38 +324,3 @@ def results_shown(results: list[Result]) -> tuple[dict[str, Any], str]:
     }
     lines = [f"{r.path}" + ("" if r.fresh else "  (was finished already)") for r in results]
     return document, "\n".join(lines)
-
-
-def recipe_text(
-    source: str,
-    revision: str | None,
-    attention: list[str] | None,
-    resolution: list[str] | None,
-    bits: list[str] | None,
-    group_size: int | None,
-    allocation: Path | None,
-    deployment_target: str,
-    vae_precision: str,
-) -> str:
-    """The recipe that `convert`'s options stand for."""
-    from convert.download import parse_source
-
-    found = parse_source(source, revision)
-    name = Path(found.location).resolve().name if found.kind == "path" else found.location
-    lines = [f"name = {json.dumps(name.rpartition('/')[2])}", "[source]"]
-    lines.append(f"{found.kind} = {json.dumps(found.location)}")
-    if found.revision:
-        lines.append(f"revision = {json.dumps(found.revision)}")
-    lines.append("[matrix]")
-    lines.append(f"attention = {json.dumps(attention or ['original'])}")
-    lines.append(f"resolution = {json.dumps(resolution or ['1024x1024'])}")
-    lines.append(f"bits = {json.dumps(bits or ['16'])}")
-    lines.append("[compress]")
-    if group_size is not None:
-        lines.append(f"group_size = {group_size}")
-    if allocation is not None:
-        lines.append(f"allocation = {json.dumps(str(allocation))}")
-    lines.append("[target]")
-    lines.append(f"deployment = {json.dumps(deployment_target)}")
-    lines.append(f"vae_precision = {json.dumps(vae_precision)}")
-    return "\n".join(lines) + "\n"

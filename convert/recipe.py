@@ -238,7 +238,7 @@ def parse_recipe(text: str, *, where: str, folder: Path | None = None) -> Recipe
         listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
         raise InputError("\n  ".join(listed), where=where) from error
     if folder is not None:
-        found = {"source": _at(folder, recipe.source)}
+        found: dict[str, Any] = {"source": _at(folder, recipe.source)}
         if recipe.compress.allocation is not None:
             file = _found(folder, recipe.compress.allocation)
             found["compress"] = recipe.compress.model_copy(update={"allocation": file})

@@ -54,6 +54,14 @@ def compressed_weights(
 ) -> dict[str, Decoded]:
     """Every weight that the package stores compressed, decoded, by the checkpoint's name."""
     evaluator = Evaluator(program)
+    return {
+        name: Decoded(evaluator.constant(op.outputs[0][0]).float(), _palettes(op))
+        for name, op in compressed_names(program, checkpoint, component).items()
+    }
+
+
+def compressed_names(program: Program, checkpoint: Checkpoint, component: str) -> dict[str, Op]:
+    """The decoder of every weight that the package stores compressed, by the checkpoint's name."""
     named = {name.replace(".", "_"): name for name in checkpoint.component_tensors(component)}
     found = {}
     for op in program.ops:
@@ -63,7 +71,7 @@ def compressed_weights(
         name = named.get(output) or named.get(ADDED.sub("", output))
         if name is None:
             continue  # a constant of the program itself, such as the mask: part of the conversion
-        found[name] = Decoded(evaluator.constant(output).float(), _palettes(op))
+        found[name] = op
     return found
 
 

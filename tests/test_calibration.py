@@ -1,0 +1,146 @@
+"""Calibration: what is expected of mixed bits comes true, and comes twice alike."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sdxl_coreml
+from convert.allocation import read_allocation
+from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.mixed_bits import Measured, make_allocation
+from convert.palette import Histogram, fit
+from convert.recipe_sections import Compress
+from convert.values import Bits, Resolution
+from verify.calibration import measure, sensitivities
+from verify.metrics import compare
+from verify.recording import Case, record
+from verify.reference import Reference
+
+COMPONENT = "text_encoder_2"
+
+
+@pytest.fixture(scope="module")
+def source(toy: Path) -> Checkpoint:
+    return open_checkpoint(toy)
+
+
+@pytest.fixture(scope="module")
+def cases(source: Checkpoint, one_thread: None) -> tuple[Case, ...]:
+    return record(source, [COMPONENT], resolution=Resolution(64, 64)).cases[COMPONENT]
+
+
+@pytest.fixture(scope="module")
+def measured(source: Checkpoint, cases: tuple[Case, ...]) -> dict[str, Measured]:
+    return measure(source, COMPONENT, cases)
+
+
+def noise(
+    source: Checkpoint, component: str, cases: tuple[Case, ...], widths: Mapping[str, str]
+) -> list[float]:
+    """Share of noise in every output of every case, with weights of these bits."""
+    tensors = source.component_tensors(component)
+    weights = {}
+    for name, bits in widths.items():
+        if bits != "16":
+            weight = tensors[name].read(np.float16)
+            histogram = Histogram()
+            histogram.add(weight)
+            palette = fit(histogram, int(bits), thorough=False)
+            decoded = palette.lut[palette.indices(weight)].reshape(weight.shape)
+            weights[name] = torch.from_numpy(decoded).float()
+    found = []
+    with Reference(source, component, weights=weights) as model:
+        for case in cases:
+            outputs = model(case.inputs)
+            for name, expected in case.outputs.items():
+                found.append(10 ** (-compare(expected, outputs[name]).snr_db / 10))
+    return found
+
+
+def snr_db(shares: list[float]) -> float:
+    return -10 * math.log10(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize("bits", ["4", "6"])
+def test_expected_errors_come_true(
+    source: Checkpoint, cases: tuple[Case, ...], measured: dict[str, Measured], bits: str
+) -> None:
+    expected = sum(facts.expected(bits) for facts in measured.values())
+    shares = noise(source, COMPONENT, cases, dict.fromkeys(measured, bits))
+    # What is expected is the sum over outputs, of which there are two.
+    assert -10 * math.log10(expected) == pytest.approx(snr_db(shares) - 3.01, abs=1.5)
+
+
+def test_mixed_bits_keep_more_than_uniform_ones(
+    source: Checkpoint, cases: tuple[Case, ...], measured: dict[str, Measured]
+) -> None:
+    allocation = make_allocation(
+        source, Bits("mixed-4.5"), "macOS14", Compress(), {COMPONENT: measured}
+    )
+    uniform = noise(source, COMPONENT, cases, dict.fromkeys(measured, "4"))
+    mixed = noise(source, COMPONENT, cases, allocation.widths(COMPONENT))
+    assert snr_db(mixed) > snr_db(uniform) + 2.5
+    assert allocation.expected_snr_db(COMPONENT) == pytest.approx(snr_db(mixed) - 3.01, abs=1.5)
+
+
+def test_an_output_feels_only_the_weights_before_it(
+    source: Checkpoint, cases: tuple[Case, ...], measured: dict[str, Measured]
+) -> None:
+    assert all(facts.sensitivity > 0 for facts in measured.values())
+    again = sensitivities(source, COMPONENT, cases)
+    assert again == {name: facts.sensitivity for name, facts in measured.items()}
+    # Only the pooled output comes after the last layer; the hidden states are the last but one's.
+    alone = [Case(c.name, c.inputs, {}) for c in cases[:1]]
+    assert sensitivities(source, COMPONENT, alone)["text_projection.weight"] > 0
+
+
+def convert(monkeypatch: pytest.MonkeyPatch, toy: Path, out: Path, *options: object) -> Path:
+    arguments = ["convert", toy, "--out", out, "--component", COMPONENT, "--bits", "mixed-4.5"]
+    words = [*arguments, "--resolution", "64x64", "--quiet", *options]
+    monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        sdxl_coreml.main()
+    assert stopped.value.code == 0
+    (artifact,) = out.glob("*mixed-4.5*")
+    return artifact
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_convert_measures_them_and_twice_gives_the_same_bytes(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = convert(monkeypatch, toy, tmp_path / "one")
+    other = convert(monkeypatch, toy, tmp_path / "other")
+    given = convert(monkeypatch, toy, tmp_path / "given", "--allocation", one / "allocation.json")
+    weights = "TextEncoder2.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    for file in (weights, "allocation.json"):
+        assert (
+            (one / file).read_bytes() == (other / file).read_bytes() == (given / file).read_bytes()
+        )
+    allocation = read_allocation(one / "allocation.json")
+    assert 4.3 < allocation.average_bits[COMPONENT] <= 4.5
+    assert len(set(allocation.widths(COMPONENT).values())) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_on_the_toys_unet_mixed_bits_keep_more_than_uniform_ones(source: Checkpoint) -> None:
+    cases = record(source, ["unet"], resolution=Resolution(128, 128)).cases["unet"]
+    measured = measure(source, "unet", cases)
+
+    def lowest(bits: str) -> float:
+        widths = dict.fromkeys(measured, bits)
+        if bits.startswith("mixed"):
+            made = make_allocation(source, Bits(bits), "macOS14", Compress(), {"unet": measured})
+            widths = made.widths("unet")
+        return -10 * math.log10(max(noise(source, "unet", cases, widths)))
+
+    assert lowest("mixed-4.5") >= lowest("4") + 3
+    assert lowest("mixed-6.0") >= lowest("6")
