@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import Resolution
 from verify.bisect import Bisection, bisect, worst_ops
+from verify.bisect_ops import worst_ops_of
 from verify.bisect_report import lines, write_findings
+from verify.checks import Results
 from verify.metrics import compare
 from verify.mil import load_program
 from verify.mil.evaluator import Evaluator
 from verify.recording import Recording
+from verify.report import to_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -289,6 +293,21 @@ def test_the_worst_ops_come_first_with_local_and_propagated_error(
     assert {op["op"]: op["type"] for op in found}.items() <= {
         op.name: op.type for op in program.ops
     }.items()
+
+
+def test_a_report_names_the_worst_ops_and_their_modules(
+    base: Checkpoint, recording: Recording, base_artifact: Path, good: Results
+) -> None:
+    programs = {
+        name: load_program(base_artifact / f"{COMPONENTS[name].file}.mlpackage")
+        for name in ("text_encoder", "vae_decoder")
+    }
+    inputs = {name: recording.cases[name][0].inputs for name in programs}
+    found = worst_ops_of(programs, base, inputs)
+    assert found.keys() == {"text_encoder"}  # the VAE computes in float32
+    assert all(op["module"].startswith("encoder.layers.") for op in found["text_encoder"])
+    assert "worst_ops" not in to_json(good)
+    assert to_json(replace(good, worst_ops=found))["worst_ops"] == found
 
 
 # ---- minimal packages ----

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert.checkpoint import Checkpoint
 from verify.bisect_modules import module_of, weight_names
+from verify.interface import precision
 from verify.metrics import Metrics, compare, json_number
 from verify.mil import Op, Program
 from verify.mil.evaluator import Evaluator
@@ -133,6 +135,34 @@ def worst_ops(
         }
         for e in found[:limit]
     ]
+
+
+def worst_ops_of(
+    programs: Mapping[str, Program],
+    checkpoint: Checkpoint,
+    inputs: Mapping[str, Mapping[str, Any]],
+    *,
+    device: str = "cpu",
+) -> dict[str, list[dict[str, Any]]]:
+    """`worst_ops` of every component that computes in float16, on inputs of a recorded run."""
+    found = {}
+    for component, program in programs.items():
+        if precision(program) == "fp16":
+            tensors = checkpoint.component_tensors(component)
+            found[component] = worst_ops(
+                program,
+                inputs[component],
+                modules=module_paths(tensors),
+                tensors=tensors,
+                device=device,
+            )
+    return found
+
+
+def module_paths(tensors: Collection[str]) -> set[str]:
+    """The torch modules that hold some tensors, themselves or further in."""
+    words = [name.split(".")[:-1] for name in tensors]
+    return {".".join(path[:end]) for path in words for end in range(1, len(path) + 1)}
 
 
 def first_overflow(

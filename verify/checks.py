@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from convert.errors import CannotExecute
 from convert.values import Level, Resolution
@@ -68,6 +68,8 @@ class Results:
     versions: Mapping[str, str] = field(default_factory=dict)
     bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
     generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity
+    # component → the ops that rounding costs most (`verify.bisect.worst_ops`), beside pictures
+    worst_ops: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.checks:

@@ -39,6 +39,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "versions": dict(sorted(results.versions.items())),
         "checks": [_check(check) for check in results.checks],
         **_generations(results),
+        **({"worst_ops": dict(results.worst_ops)} if results.worst_ops else {}),
     }
 
 

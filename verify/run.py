@@ -17,6 +17,7 @@ from convert.recipe_sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify import probe as probes
 from verify.artifact import Artifact, open_artifact
+from verify.bisect_ops import worst_ops_of
 from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
 from verify.compression import check_compression, compressed_weights, decoded_cases
 from verify.conversion import check_conversion
@@ -188,6 +189,14 @@ def verify(
             progress,
         )
         checks += found
+    rounding = {}
+    if generations and recording is not None:
+        broken = {check.component for check in checks if check.verdict == "fail"}
+        sound = {name: p for name, p in programs.items() if name not in broken}
+        first = {name: cases[0].inputs for name, cases in recording.cases.items()}
+        if progress:
+            progress("op by op")
+        rounding = worst_ops_of(sound, source, first, device=device)
     scope = runner.scope
     if probe is not None:
         scope += "; compared were " + probes.SCOPE.format(probe)
@@ -208,6 +217,7 @@ def verify(
         versions=versions(),
         bits=bits,
         generations=generations,
+        worst_ops=rounding,
     )
 
 
