@@ -33,6 +33,7 @@ format: $(READY)  ## Put style right
 
 bench: $(READY)  ## Measure at full size, beside the peers (needs 25 GB of disk and half an hour)
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.verification
 
 lock: $(READY)  ## Write requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock

@@ -16,6 +16,7 @@ from bench.measure import INTERVAL
 from bench.run import run_tasks
 from bench.table import markdown
 from bench.tasks import choose, make_setup, make_tasks
+from bench.verification import kept
 from convert.errors import UserError
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         what = "the toy checkpoint" if options.quick else "a full-size SDXL checkpoint"
         text = markdown(measurements, describe(options.folder), source=f"{what}, random weights")
-        results.write_text(text, "utf-8")
+        others = kept(results)
+        results.write_text(f"{text}\n{others}" if others else text, "utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

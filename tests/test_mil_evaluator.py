@@ -110,8 +110,10 @@ def test_typed_mode_rounds_every_value_to_its_declared_dtype(network, packages):
         assert all(t.dtype == torch.float32 for t in outputs.values())
 
 
-def test_in_place_work_changes_nothing(network, packages):
-    """`run` overwrites dying values, `steps` and `run_op` never do."""
+@pytest.mark.parametrize("smallest", [1 << 20, 1])
+def test_in_place_work_changes_nothing(network, packages, monkeypatch, smallest):
+    """`run` overwrites dying values and uses memory again, `steps` and `run_op` never do."""
+    monkeypatch.setattr("verify.mil.memory.SMALLEST", smallest)
     for mode in ("typed", "fp32"):
         evaluator = Evaluator(packages["FLOAT16"], mode=mode)
         x = network[1].clone()
@@ -130,6 +132,17 @@ def test_in_place_work_changes_nothing(network, packages):
                 assert torch.equal(kept[name], tensor), name
         assert torch.equal(plain["y"], kept["y"])
         assert torch.equal(plain["y"], again["y"])
+
+
+def test_memory_is_used_again_and_freed_at_the_end(network, packages, monkeypatch):
+    monkeypatch.setattr("verify.mil.memory.SMALLEST", 1)
+    evaluator = Evaluator(packages["FLOAT16"])
+    taken = []
+    take = evaluator._memory._take
+    monkeypatch.setattr(evaluator._memory, "_take", lambda n: taken.append(take(n)) or taken[-1])
+    evaluator.run({"x": network[1]})
+    assert sum(block is not None for block in taken) > len(taken) / 2
+    assert evaluator._memory.idle == 0
 
 
 def test_kept_values_are_returned_and_others_dropped(network, packages):

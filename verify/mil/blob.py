@@ -101,7 +101,7 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes: np.memmap | None = None
+        self._bytes: np.ndarray | None = None
 
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """The blob whose record is at `offset`: a view of the file, or a copy if sub-byte.
@@ -137,7 +137,7 @@ class WeightFile:
             )
         return decode(data[start : start + size], dtype, shape)
 
-    def _open(self) -> np.memmap:
+    def _open(self) -> np.ndarray:
         if self._bytes is None:
             if not self.path.is_file():
                 raise self._bad("the weight file is missing")
@@ -145,7 +145,7 @@ class WeightFile:
             if size < 64:
                 raise self._bad(f"not a weight file: only {size} bytes")
             # Copy-on-write: torch wants writable memory, and the file must never change.
-            data = np.memmap(self.path, np.uint8, "c")
+            data = np.memmap(self.path, np.uint8, "c").view(np.ndarray)  # which is cut faster
             if data[:20].tobytes() == b"version https://git-":
                 raise self._bad("this is a Git LFS pointer, the weights were not downloaded")
             version = int(data[4:8].view("<u4")[0])

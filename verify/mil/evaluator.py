@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.errors import CannotExecute, InputError, nearest
+from convert.errors import CannotExecute, InputError
 from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
     ops_constexpr,
     ops_elementwise,
@@ -21,6 +21,7 @@ from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
     ops_reduce,
     ops_shape,
 )
+from verify.mil.inputs import check_names, checked_inputs
 from verify.mil.memory import Memory, dense_strides
 from verify.mil.ops import TORCH_DTYPES, tensor_of
 from verify.mil.plan import Step, make_plan
@@ -83,7 +84,7 @@ class Evaluator:
             InputError: an input is missing, unknown or of the wrong shape; a kept name is unknown.
             CannotExecute: an op fails, or a weight cannot be read.
         """
-        self._check_kept(keep)
+        check_names(self.program, keep)
         wanted = {*keep, *self.program.main.outputs}
         values = self._feed(inputs, self._memory)
         for _ in self._iterate(values, wanted, reuse=True):
@@ -161,12 +162,13 @@ class Evaluator:
                     # A view of a weight: what works in place later must not reach the weight.
                     value = value.clone()
                 outputs[name] = self._declared(op, name, type_, value)
-                if kind != "move" and storage(value) not in foreign:
-                    temporary.append(value)  # if it was rounded, else it is the output itself
-            kept = {storage(tensor) for tensor in outputs.values()}
-            for tensor in temporary:
-                if storage(tensor) not in kept and not values.hold(tensor):
-                    self._memory.give(tensor)
+                if kind != "move" and outputs[name] is not value and storage(value) not in foreign:
+                    temporary.append(value)  # it was rounded
+            if temporary:
+                kept = {storage(tensor) for tensor in outputs.values()}
+                for tensor in temporary:
+                    if storage(tensor) not in kept and not values.hold(tensor):
+                        self._memory.give(tensor)
             return outputs
 
     def _arguments(
@@ -304,53 +306,12 @@ class Evaluator:
     def _feed(
         self, inputs: Mapping[str, "np.ndarray | Tensor"], memory: Memory | None = None
     ) -> Values:
-        declared = self.program.main.inputs
-        for name in inputs:
-            if name not in declared:
-                guess = nearest(name, list(declared))
-                raise InputError(
-                    f"unknown input {name!r}, the program has {', '.join(declared)}",
-                    where=self.program.path,
-                    hint=f"Did you mean {guess!r}?" if guess else None,
-                )
-        missing = [name for name in declared if name not in inputs]
-        if missing:
-            raise InputError(f"missing input: {', '.join(missing)}", where=self.program.path)
         values = Values(memory)
-        for name, type_ in declared.items():
-            value = torch.as_tensor(inputs[name])
-            if len(value.shape) != len(type_.shape) or any(
-                size not in (-1, found)
-                for size, found in zip(type_.shape, value.shape, strict=True)
-            ):
-                raise InputError(
-                    f"input {name!r} has the shape {list(value.shape)}, {list(type_.shape)} is "
-                    "needed",
-                    where=self.program.path,
-                )
-            dtype = self._dtype(None, type_)
-            if value.is_floating_point() and not dtype.is_floating_point:
-                if not torch.equal(value, value.trunc()):
-                    raise InputError(
-                        f"input {name!r} is {type_.dtype}, the array has fractions",
-                        where=self.program.path,
-                    )
-            elif value.dtype == torch.float64:
-                value = value.float()  # Core ML is fed fp32 and casts from there
+        for name, value in checked_inputs(self.program, inputs).items():
+            dtype = self._dtype(None, self.program.main.inputs[name])
             values.put(name, value.to(self.device, dtype))
             values.share(name)
         return values
-
-    def _check_kept(self, keep: Collection[str]) -> None:
-        known = [name for op in self.program.ops for name, _ in op.outputs]
-        known += self.program.main.inputs
-        for name in set(keep) - set(known):
-            guess = nearest(name, known)
-            raise InputError(
-                f"no value is called {name!r}",
-                where=self.program.path,
-                hint=f"Did you mean {guess!r}?" if guess else None,
-            )
 
 
 def _decodes(op: Op | None) -> bool:

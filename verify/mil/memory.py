@@ -63,7 +63,7 @@ class Memory:
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """The tensor in another dtype, laid out as it is; on other devices than the CPU as well."""
-        if tensor.device.type != "cpu":
+        if tensor.device.type != "cpu" or tensor.numel() * dtype.itemsize < SMALLEST:
             return tensor.to(dtype)
         strides = None if tensor.is_contiguous() else dense_strides(tensor)
         return self.empty(tensor.shape, dtype, strides).copy_(tensor)

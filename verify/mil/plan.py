@@ -1,4 +1,4 @@
-"""What is known of every op before a program runs: its function, its arguments, what dies with it."""
+"""What is known of every op before a program runs: its function, arguments, what dies with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
