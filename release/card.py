@@ -77,18 +77,20 @@ def _front(
     own = release.license is not None
     language = list(release.language or ()) or given.get("language")
     is_quantized = any(a["manifest"]["bits"] != "16" for a in manifest["archives"])
-    data = ModelCardData(
-        language=language,
-        base_model=base,
-        pipeline_tag="text-to-image",
-        tags=TAGS,
+    values: dict[str, Any] = {
+        "language": language,
+        "base_model": base,
+        "pipeline_tag": "text-to-image",
+        "tags": TAGS,
         **front_matter(
             license,
             release.license_name if own else given.get("license_name"),
             release.license_link if own else given.get("license_link"),
         ),
-        **({"base_model_relation": "quantized"} if base and is_quantized else {}),
-    )
+    }
+    if base and is_quantized:
+        values["base_model_relation"] = "quantized"
+    data = ModelCardData(**values)
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from convert.recipe import Recipe
@@ -49,7 +50,7 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
         "own size and of no other."
     )
     for system in dict.fromkeys(a["manifest"]["minimum_system"] for a in archives):
-        which = _which(archives, lambda a, s=system: a["manifest"]["minimum_system"] == s)
+        which = _which(archives, partial(_needs, system))
         found.append(f"System: {which} from {system.replace(', ', ' and ')} on.")
     with_encoder = _which(archives, lambda a: "vae_encoder" in a["manifest"]["components"])
     found.append(
@@ -84,6 +85,10 @@ def _which(archives: Sequence[Archive], holds: Callable[[Archive], bool]) -> str
     if len(found) == len(archives):
         return "all files"
     return ", ".join(code(a["archive"]) for a in found)
+
+
+def _needs(system: str, archive: Archive) -> bool:
+    return bool(archive["manifest"]["minimum_system"] == system)
 
 
 def _has_chunks(archive: Archive) -> bool:

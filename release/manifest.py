@@ -78,16 +78,12 @@ def deviations(components: Iterable[str]) -> list[Any]:
 
 
 def verification(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a verification found, in a few figures: the lowest SNR of each component, the images."""
+    """How a verification came out: verdict, gates and numbers of checks.
+
+    Nothing measured, because the last digits of that differ from run to run, and archives must not.
+    """
     checks = report["checks"]
-    compared = [c for c in checks if c["metrics"] and c["metrics"].get("snr_db") is not None]
-    lowest: dict[str, dict[str, Any]] = {}
-    for check in compared:
-        level = lowest.setdefault(check["level"], {})
-        here = level.get(check["component"])
-        value = check["metrics"]["snr_db"]
-        if here is None or float(value) < float(here):
-            level[check["component"]] = value
+    levels = list(dict.fromkeys(c["level"] for c in checks))
     return {
         "verdict": report["verdict"],
         "policy": report["policy"],
@@ -99,15 +95,28 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
                 v: sum(c["level"] == level and c["verdict"] == v for c in checks)
                 for v in ("pass", "fail", "indeterminate")
             }
-            for level in dict.fromkeys(c["level"] for c in checks)
+            for level in levels
         },
+        "gates": {
+            level: {c["component"]: c["gate"] for c in _compared(checks) if c["level"] == level}
+            for level in levels
+        },
+    }
+
+
+def measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verification measured: the lowest SNR of each component by level, and the images."""
+    lowest: dict[str, dict[str, Any]] = {}
+    for check in _compared(report["checks"]):
+        level = lowest.setdefault(check["level"], {})
+        here = level.get(check["component"])
+        value = check["metrics"]["snr_db"]
+        if here is None or float(value) < float(here):
+            level[check["component"]] = value
+    return {
         "lowest_snr_db": {
             level: {component: _rounded(value) for component, value in by_component.items()}
             for level, by_component in lowest.items()
-        },
-        "gates": {
-            level: {c["component"]: c["gate"] for c in compared if c["level"] == level}
-            for level in lowest
         },
         "conversion_snr_db": _rounded(lowest_snr(dict(report))),
         "images": [
@@ -115,6 +124,10 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
             for g in report.get("generations") or []
         ],
     }
+
+
+def _compared(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [c for c in checks if c["metrics"] and c["metrics"].get("snr_db") is not None]
 
 
 def release_manifest(
@@ -180,10 +193,7 @@ def parse_sums(content: str) -> dict[str, str]:
 
 
 def _rounded(value: float | str | None) -> float | str | None:
-    """Figures as people read them; "inf" is a string, because JSON has no token for it.
-
-    The last digits depend on the machine's processor, and archives should not.
-    """
+    """A figure as people read it; "inf" is a string, because JSON has no token for it."""
     if value is None or not math.isfinite(float(value)):
         return None if value is None else str(value)
     return round(float(value), 2)

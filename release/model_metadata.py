@@ -74,7 +74,8 @@ def metadata(model: Any, name: str) -> dict[str, Any]:
         isUpdatable="1" if model.isUpdatable else "0",
         availability=dict(zip(SYSTEMS, AVAILABILITY[version], strict=True)),
         modelType={"name": "MLModelType_mlProgram"},
-        userDefinedMetadata=dict(description.metadata.userDefined),
+        # Sorted, because a protobuf map has another order in every process.
+        userDefinedMetadata=dict(sorted(description.metadata.userDefined.items())),
         generatedClassName=re.sub(r"[^A-Za-z0-9_]", "_", name),
         method="predict",
     )

@@ -34,6 +34,7 @@ from release.bundle import Digests, find_report, make_bundle, open_artifact
 from release.manifest import (
     FILE,
     SHARED,
+    measured,
     parse_sums,
     release_manifest,
     sha256_sums,
@@ -124,6 +125,7 @@ def pack(
                     fresh.append(manifest["artifact"])
                 else:
                     entry["manifest"] |= {key: manifest[key] for key in SHARED}
+                entry["manifest"]["verification"] = _found(reports[path])
                 archives.append(entry)
                 # Written after each archive, so that a run that is killed goes on from here.
                 _record(release, archives, earlier, cache)
@@ -178,6 +180,11 @@ def _archive(
     shutil.rmtree(bundle)
     progress.done(f"{name}: {size(count)}" + (f" in {len(parts)} parts" if len(parts) > 1 else ""))
     return {"archive": name, "size": count, "sha256": whole, "files": files, "manifest": manifest}
+
+
+def _found(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Outcome and figures of a verification, for the release's manifest and its card."""
+    return {**verification(report), **measured(report)} if report else None
 
 
 def _record(

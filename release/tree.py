@@ -16,7 +16,9 @@ PIECE = 4 << 20
 class Tree(Protocol):
     """Files by path; paths are relative and separated by `/`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the folder is called; empty for an archive's top."""
 
     @property
     def files(self) -> Mapping[str, int]:
