@@ -102,8 +102,8 @@ def inputs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     for name in sorted(shapes):
         found[name] = generator.standard_normal(shapes[name]).astype(np.float16)
     height, width = (8 * size for size in shapes["sample"][2:])
-    found["time_ids"][:] = np.float16([height, width, 0, 0, height, width])
-    found["timestep"][:] = np.float16(500)
+    found["time_ids"][:] = [height, width, 0, 0, height, width]
+    found["timestep"][:] = 500
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import readme
+from bench import readme, verification
 from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents
 from bench.measure import Measured, Memory, measure
@@ -228,3 +228,35 @@ def test_what_goes_on_from_a_failure_is_not_run(tmp_path: Path) -> None:
     ]
     assert [len(row.runs) for row in found.rows] == [1, 0, 2]
     assert not out.exists()
+
+
+def test_the_part_on_verification_is_replaced_and_kept(tmp_path: Path) -> None:
+    memory = Memory(anonymous=10**9, file=5 * 10**9)
+    measured = Measured(0, 100, 110, 150, memory.total, memory, 9, "", "")
+    rows = [
+        verification.Row("diffusers, float32", measured, {"load": 1, "timestep": 80}),
+        verification.Row("evaluator", measured, {"load": 1, "timestep": 60, "snr_db": 57.123}),
+    ]
+    text = verification.section(rows, ["2 cores"], "a checkpoint")
+    line = next(line for line in text.splitlines() if line.startswith("| evaluator"))
+    assert line.strip("| ").split(" | ")[1:] == [
+        "60.0 s", "0.75", "100.0 s", "1.00", "150.0 s", "1.00 GB", "6.00 GB", "57.1 dB",
+    ]  # fmt: skip
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Measurements\n\nothers\n")
+    verification.put(text.replace("57.1", "50.0"), results)
+    verification.put(text, results)
+    assert results.read_text() == f"# Measurements\n\nothers\n\n{text}"
+    assert verification.kept(results) == text
+    assert verification.kept(tmp_path / "none") == ""
+
+
+@pytest.mark.slow
+def test_a_timestep_is_the_same_from_both(toy: Path, tmp_path: Path) -> None:
+    """Each in its process, as the bench does it; the toy at its own size."""
+    folder = tmp_path / "verification"
+    rows = verification.run(toy, folder, "128x128", say=lambda _: None)
+    assert [row.found.keys() >= {"load", "timestep"} for row in rows] == [True] * 5
+    assert all(row.found["snr_db"] > 35 for row in rows[1:])
+    assert rows[1].found["snr_db"] > rows[2].found["snr_db"]
+    assert not folder.exists()

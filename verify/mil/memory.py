@@ -43,7 +43,7 @@ class Memory:
         tensor = torch.empty(0, dtype=dtype)
         if strides is None:
             return tensor.set_(block, 0, shape)  # type: ignore[call-overload]
-        return tensor.set_(block, 0, shape, strides)  # type: ignore[call-overload]
+        return tensor.set_(block, 0, shape, strides)
 
     def give(self, tensor: Tensor) -> None:
         """Take back the memory behind a tensor, which nobody may read or write any more."""

@@ -51,7 +51,8 @@ def make_plan(program: Program, constants: Mapping[str, Constant]) -> tuple[list
     Raises:
         CannotExecute: as `bind`.
     """
-    steps, decoders = [], []
+    steps: list[Step] = []
+    decoders: list[Step] = []
     for op in program.ops:
         if op.type != "const":
             step = make_step(op, program, constants)
