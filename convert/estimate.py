@@ -26,7 +26,7 @@ START_BYTES = 260_000_000
 PARENT_BYTES = 35_000_000  # of the process that only waits for workers
 WEIGHTS_PER_SECOND = 300e6  # read, checked, hashed and written
 # Palettes: a fit takes as long for a large tensor as for a small one, and is quicker for a group.
-FIT_SECONDS = {"8": 0.075, "6": 0.032, "4": 0.016, "3": 0.012, "2": 0.007, "1": 0.006}
+FIT_SECONDS = {"8": 0.070, "6": 0.026, "4": 0.012, "3": 0.012, "2": 0.007, "1": 0.006}
 GROUP_SECONDS = {"8": 0.063, "6": 0.015, "4": 0.004, "3": 0.004, "2": 0.003, "1": 0.003}
 PALETTIZED_PER_SECOND = 180e6  # weights that are counted, looked up and packed
 QUANTIZED_PER_SECOND = 75e6  # weights to integers: once for these, once for their scales

@@ -207,8 +207,8 @@ def test_a_part_does_not_replace_the_whole(out: Path, toy: Path) -> None:
 
 
 def test_what_the_network_cannot_do_is_refused_before_any_work(toy: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bits mixed-4.5 cannot be made"):
-        convert(toy, tmp_path / "out", RECIPE + 'bits = ["mixed-4.5"]\n')
+    with pytest.raises(InputError, match=r"cannot average 1.0 bits"):
+        convert(toy, tmp_path / "out", RECIPE + 'bits = ["mixed-1.0"]\n')
     assert not (tmp_path / "out").exists()
 
 

@@ -32,7 +32,7 @@ from convert.mixed_bits import Measured, make_allocation, palette_errors, rounde
 from convert.plan import Plan
 from convert.progress import Progress, Silent
 from convert.run import checkpoint_digests
-from convert.values import Resolution, is_mixed
+from convert.values import Bits, Resolution, is_mixed
 from verify.recording import Case, record
 from verify.reference import Reference
 
@@ -156,7 +156,7 @@ def calibrate(
             shutil.rmtree(out, ignore_errors=True)
         raise
     recipe = plan.recipe
-    allocations: dict[str, Allocation] = {
+    allocations: dict[Bits, Allocation] = {
         bits: make_allocation(
             plan.checkpoint,
             bits,
