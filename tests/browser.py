@@ -8,6 +8,7 @@ file descriptors 3 and 4).
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -53,7 +54,7 @@ class Browser:
         # Chromium reads 3 and writes 4; the shell moves the pipes there. High numbers first, so
         # that neither is closed by the other's move.
         command = 'exec "$0" "$@" 3<&{} 4>&{}'
-        high = [os.dup2(fd, fd + 20) for fd in (to_browser, from_browser)]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (to_browser, from_browser)]
         self._process = subprocess.Popen(
             ["bash", "-c", command.format(*high), program, *FLAGS,
              f"--user-data-dir={self._profile.name}", "about:blank"],

@@ -14,6 +14,7 @@ from convert.apple import INSTALL, _attention, _import_unet, convert_component, 
 from convert.apple_networks import unet
 from convert.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
+from convert.compress import Compression
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import Description, write_package
 from convert.models.networks import build_network
@@ -247,6 +248,7 @@ def test_an_existing_package_is_not_overwritten(checkpoint, tmp_path):
 
 
 def test_a_job_of_fewer_bits_is_refused(checkpoint, tmp_path):
-    job = Job("unet", Resolution(16, 16), "original", "6", "float16", "macOS14", "apple")
+    sixes = Compression.uniform(checkpoint.component_tensors("unet"), "6")
+    job = Job("unet", Resolution(16, 16), "original", "6", sixes, "float16", "macOS14", "apple")
     with pytest.raises(InputError, match="16-bit packages, not 6-bit"):
         convert_job(checkpoint, job, {}, {}, tmp_path / "p.mlpackage", None, lambda n: None)

@@ -87,7 +87,7 @@ def test_mixed_bits_keep_more_than_uniform_ones(
     uniform = noise(source, COMPONENT, cases, dict.fromkeys(measured, "4"))
     mixed = noise(source, COMPONENT, cases, allocation.widths(COMPONENT))
     assert snr_db(mixed) > snr_db(uniform) + 2.5
-    assert allocation.expected_snr_db(COMPONENT) == pytest.approx(snr_db(mixed) - 3.01, abs=1.5)
+    assert allocation.expected_snr_db(COMPONENT) == pytest.approx(snr_db(mixed) - 3.01, abs=3)
 
 
 def test_an_output_feels_only_the_weights_before_it(

@@ -70,7 +70,7 @@ def same_as_coremltools(package: Path) -> None:
     program = load_program(package)
     evaluator = Evaluator(program)
     decoded = [op.outputs[0][0] for op in program.ops if op.type.startswith("constexpr")]
-    assert len(decoded) >= 24
+    assert len(decoded) >= 16
     for name in decoded:
         np.testing.assert_array_equal(evaluator.constant(name).numpy(), theirs[name])
 
@@ -146,7 +146,7 @@ def test_files_are_as_small_as_promised(made: dict[tuple[str, str], Result], toy
         result = made[planned.artifact.attention, planned.artifact.bits]
         size = weight_file(result, "Unet").stat().st_size
         assert size == pytest.approx(plan.weight_bytes(planned.jobs["unet"]), rel=0.01)
-    assert made["original", "6"].manifest["bits_per_weight"]["unet"] < 6.3
+    assert made["original", "6"].manifest["bits_per_weight"]["unet"] < 6.4
 
 
 def test_variants_share_each_weight_file(made: dict[tuple[str, str], Result]) -> None:

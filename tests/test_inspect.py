@@ -209,7 +209,7 @@ def test_grouped_palettes_and_integers_of_ios18(tmp_path):
         return ct.optimize.coreml.linear_quantize_weights(model, settings)
 
     model = compressed(tmp_path, ct.target.iOS18, palettize)
-    assert model.weights.formats == {"3-bit palette": 64 * 32 * 9}
+    assert model.weights.formats == {"3-bit palettes": 64 * 32 * 9}
     assert 3 < model.weights.bits_per_weight < 4
     (tmp_path / "int").mkdir()
     model = compressed(tmp_path / "int", ct.target.iOS18, quantize)

@@ -29,7 +29,7 @@ pytestmark = [
 def test_every_artifact_of_the_recipe_has_a_baseline(toy: Path) -> None:
     plan = make_plan(read_recipe("toy"), open_checkpoint(toy))
     accepted = {report["artifact"] for report in read_baseline(BASELINE)}
-    assert accepted == {planned.name for planned in plan.artifacts}
+    assert accepted == {planned.artifact.name for planned in plan.artifacts}
 
 
 def test_nothing_is_worse_than_the_baseline(toy: Path, tmp_path: Path) -> None:

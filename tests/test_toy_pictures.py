@@ -30,9 +30,9 @@ PROMPTS = (
     "a large green triangle on a white background",
     "a blue star on a yellow background",
     "a small white ring at the top on a red background",
-    "an orange cross on a grey background",
+    "a small cyan ring on a black background",
     "a large purple circle at the left on a green background",
-    "a pink square at the bottom on a cyan background",
+    "a large white square at the bottom on a cyan background",
 )
 RECIPE = """
 name = "toy"
