@@ -101,6 +101,7 @@ def run(
     terminal.result(document, outcome.table())
     if packed:
         terminal.say(packed_shown(packed)[1])
+    terminal.say(f"Report: {out / 'reports' / 'index.html'}")
     return code
 
 
