@@ -126,9 +126,7 @@ def assert_same_outputs(one: Program, other: Program) -> None:
     assert left.keys() == right.keys() == {f.name for f in one.outputs}
     for name, value in left.items():
         assert torch.isfinite(value).all()
-        # The programs are the same to the bit; two runs of one may differ in a float16's last
-        # bit, as torch's kernels depend on where in memory their tensors lie.
-        assert torch.allclose(value, right[name], rtol=0, atol=1e-3 * float(value.abs().max()))
+        assert torch.equal(value, right[name])
 
 
 # ---- the folder ----

@@ -179,6 +179,7 @@ class Evaluator:
         """
         kind = step.implementation.kind
         upcast = kind == "math" or (kind == "map" and self.mode == "fp32")
+        given: list[Tensor] = []
         reusable: list[Tensor] = []
         temporary: list[Tensor] = []
         foreign: set[int] = set()
@@ -196,6 +197,7 @@ class Evaluator:
                 foreign.add(storage(value))
             elif binding in dying and values.exclusive(str(binding)):
                 reusable.append(value)
+            given.append(value)
             return value
 
         arguments = dict(step.values)
@@ -207,34 +209,51 @@ class Evaluator:
             else:
                 arguments[name] = self._value(bindings, values)
         if step.implementation.takes_out:
-            arguments["out"] = self._out(step, reusable, temporary)
+            arguments["out"] = self._out(step, given, reusable, temporary)
         if step.implementation.takes_empty:
             arguments["empty"] = self._empty(temporary)
         return arguments, foreign, temporary
 
-    def _out(self, step: Step, reusable: list[Tensor], temporary: list[Tensor]) -> Tensor | None:
-        """A tensor that the op may write its result into, one of its own inputs if possible."""
+    def _out(
+        self, step: Step, given: list[Tensor], reusable: list[Tensor], temporary: list[Tensor]
+    ) -> Tensor | None:
+        """A tensor that the op may write its result into, one of its own inputs if possible.
+
+        It is laid out like the first input of its shape, whether that is used again or not: torch
+        adds in another order along other strides, and results must not depend on reuse.
+        """
         type_ = step.op.outputs[0][1]
+        if -1 in type_.shape:
+            return None
         is_math = step.implementation.kind == "math"
         dtype = torch.float32 if is_math else self._dtype(step.op, type_)
+        layouts = (dense_strides(t) for t in given if tuple(t.shape) == type_.shape)
+        layout = next((strides for strides in layouts if strides is not None), None)
         for tensor in reusable:
             if (
                 tensor.dtype == dtype
                 and tuple(tensor.shape) == type_.shape
-                and (tensor.is_contiguous() or dense_strides(tensor))
+                and (tensor.is_contiguous() if layout is None else tensor.stride() == layout)
             ):
                 return tensor
-        if type_.dtype not in ("fp16", "fp32") or -1 in type_.shape:
+        if type_.dtype not in ("fp16", "fp32"):
             return None
-        return self._empty(temporary)(type_.shape, dtype=dtype)
+        return self._empty(temporary)(type_.shape, dtype=dtype, strides=layout)
 
     def _empty(self, temporary: list[Tensor]) -> Callable[..., Tensor]:
         """A function like `torch.empty`; what it makes is temporary."""
 
-        def empty(shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+        def empty(
+            shape: Sequence[int],
+            *,
+            dtype: torch.dtype = torch.float32,
+            strides: Sequence[int] | None = None,
+        ) -> Tensor:
             if self.device.type != "cpu":
-                return torch.empty(shape, dtype=dtype, device=self.device)
-            tensor = self._memory.empty(shape, dtype)
+                if strides is None:
+                    return torch.empty(shape, dtype=dtype, device=self.device)
+                return torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
+            tensor = self._memory.empty(shape, dtype, strides)
             temporary.append(tensor)
             return tensor
 
@@ -309,8 +328,12 @@ class Evaluator:
         values = Values(memory)
         for name, value in checked_inputs(self.program, inputs).items():
             dtype = self._dtype(None, self.program.main.inputs[name])
-            values.put(name, value.to(self.device, dtype))
-            values.share(name)
+            given = value.to(self.device, dtype)
+            values.put(name, given)
+            # A copy is our own. To call it shared would outlive it: its address is used again, and
+            # whether a later op works in place, and so in which layout, would be left to chance.
+            if storage(given) == storage(value):
+                values.share(name)
         return values
 
 
