@@ -60,10 +60,6 @@ class PalettizedTensor:
 class _Indices:
     of: PalettizedTensor
 
-    def prepare(self) -> None:
-        """Fit the palette, so that another thread can do it ahead."""
-        self.of.palette()
-
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         palette, packer = self.of.palette(), Packer(self.of.bits)
         for chunk in self.of.tensor.chunks(np.float16):

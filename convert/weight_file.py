@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -24,7 +23,6 @@ import numpy as np
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
-AHEAD = 8  # blobs: enough that the thread which fits palettes never waits for the one which writes
 DTYPE_CODES = {
     np.dtype(np.float16): 1,
     np.dtype(np.float32): 2,
@@ -45,11 +43,7 @@ Progress = Callable[[int], None]  # is told how many bytes have been written sin
 
 
 class Source(Protocol):
-    """Where the values of a blob come from.
-
-    A source with a method `prepare` has work to do before its first chunk; `write` calls it from
-    another thread while earlier blobs are written.
-    """
+    """Where the values of a blob come from."""
 
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         """The elements in order, as flat arrays; each is valid until the next is asked for."""
@@ -126,14 +120,10 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
         InputError: a tensor that is truncated or not finite.
         OSError: the disk is full, for example; the caller removes what was written.
     """
-    with (
-        path.open("xb", buffering=0) as file,
-        ThreadPoolExecutor(1) as hasher,
-        ThreadPoolExecutor(1) as fitter,
-    ):
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
         out = _HashingWriter(file, hasher, progress)
         out.write(struct.pack("<II56x", len(plan.blobs), VERSION))
-        for blob in _prepared(plan.blobs, fitter):
+        for blob in plan.blobs:
             start = plan.offsets[blob.name]
             out.write(bytes(start - out.position))
             data, padding = start + ALIGNMENT, 8 * blob.nbytes - blob.bits
@@ -143,29 +133,6 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
                 out.write(chunk.view(np.uint8).data)
             assert out.position == data + blob.nbytes, blob.name
         return out.digest.hexdigest()
-
-
-def _prepared(blobs: Iterable[Blob], worker: ThreadPoolExecutor) -> Iterator[Blob]:
-    """The blobs in order; what has to be known before the first chunk of one is found ahead."""
-    waiting: deque[tuple[Blob, Future[object] | None]] = deque()
-    try:
-        for blob in blobs:
-            prepare = getattr(blob.source, "prepare", None)
-            waiting.append((blob, worker.submit(prepare) if prepare else None))
-            if len(waiting) > AHEAD:
-                yield _ready(*waiting.popleft())
-        while waiting:
-            yield _ready(*waiting.popleft())
-    finally:
-        for _, preparing in waiting:
-            if preparing:
-                preparing.cancel()
-
-
-def _ready(blob: Blob, preparing: Future[object] | None) -> Blob:
-    if preparing:
-        preparing.result()
-    return blob
 
 
 class _HashingWriter:

@@ -141,5 +141,6 @@ def bind(op: Op, program: Program) -> Call:
             where=program.path,
             hint="Open an issue with the op's name.",
         )
-    arguments = [(n, implementation.parameters[n], given[n]) for n in given]
+    # Sorted, because a protobuf map has no order, and layouts follow the first argument.
+    arguments = [(n, implementation.parameters[n], given[n]) for n in sorted(given)]
     return Call(implementation, arguments)
