@@ -139,19 +139,22 @@ def _cut(
     best[:, reach - 1] = 0  # no bins, no error
     before = np.lib.stride_tricks.sliding_window_view(best, reach, axis=1)[:, :bins]
     choices = np.zeros((levels, groups, bins), np.int32)
+    total = np.empty_like(cost)  # for every level the same memory: fresh pages cost more than sums
     for level in range(levels):
         if near is None:
-            total = before + cost
-            choices[level] = total.argmin(2)
-            best[:, reach:] = total.min(2)
+            chosen = np.add(before, cost, out=total).argmin(2)
+            choices[level] = chosen
+            best[:, reach:] = np.take_along_axis(total, chosen[..., None], axis=2)[..., 0]
             best[:, reach - 1] = np.inf
         else:
-            last = near[:, level + 1, None] - 1 + np.arange(-reach, reach + 1)
-            last = np.clip(last, 0, bins - 1)
-            total = before[row, last] + cost[row, last]
-            choices[level, row, last] = total.argmin(2)
-            best[:] = np.inf
-            best[row, reach + last] = total.min(2)
+            for group, middle in enumerate(near[:, level + 1]):
+                low, high = max(middle - 1 - reach, 0), min(middle + reach, bins)
+                some = total[group, : high - low]
+                np.add(before[group, low:high], cost[group, low:high], out=some)
+                chosen = some.argmin(1)
+                choices[level, group, low:high] = chosen
+                best[group] = np.inf
+                best[group, reach + low : reach + high] = some[np.arange(high - low), chosen]
     ends = np.full((groups, levels + 1), bins)
     for level in range(levels - 1, -1, -1):
         last = ends[:, level + 1] - 1

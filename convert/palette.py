@@ -19,6 +19,7 @@ from convert.kmeans import CODES, INFINITY, SIZE, VALUES, ZERO
 
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)
 
+_COUNTED_AT_ONCE = 1 << 17  # what numpy makes of as many codes stays in the cache
 _GROUPS_AT_ONCE = 16  # keeps the tables of a batch near 25 MB
 
 
@@ -30,7 +31,10 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         """Count a float16 array of any shape; its values must be finite (`Tensor.chunks` sees)."""
-        self.counts += np.bincount(_codes(values), minlength=1 << 16)
+        codes = _codes(values).reshape(-1)
+        for start in range(0, len(codes), _COUNTED_AT_ONCE):
+            piece = codes[start : start + _COUNTED_AT_ONCE]
+            self.counts += np.bincount(piece, minlength=1 << 16)
 
     def by_position(self) -> np.ndarray:
         """Counts int64 [63487] of the finite values in ascending order; -0 counts as +0."""
