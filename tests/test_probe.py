@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from checkpoints import edit_checkpoint, write_component
 from convert.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.mlpackage import WEIGHTS
-from convert.values import Resolution
+from convert.values import DeploymentTarget, Resolution
+from verify.compression import infer_compression
 from verify.mil import load_program
 from verify.probe import probe_package
 from verify.run import verify
@@ -19,6 +22,7 @@ from verify.run import verify
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Resolution(64, 64)
 LEVELS = ("conversion",)
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("component", ["unet", "vae_decoder"])
@@ -31,6 +35,51 @@ def test_a_probe_has_the_packages_own_weights(
     assert (package / WEIGHTS).samefile(shipped / WEIGHTS)
     shapes = {f.name: f.shape for f in load_program(package).inputs}
     assert {"sample": (2, 4, 8, 8), "z": (1, 4, 8, 8)}[next(iter(shapes))] in shapes.values()
+
+
+@pytest.mark.parametrize(
+    ("bits", "deployment"),
+    [("6", "macOS14"), ("int8", "macOS14"), ("3", "macOS15"), ("int8", "macOS15"),
+     ("int4", "macOS15")],
+)  # fmt: skip
+def test_compressed_weights_are_probed_as_they_are(
+    bits: str, deployment: DeploymentTarget, base: Checkpoint, tmp_path: Path
+) -> None:
+    shipped = write_component(
+        tmp_path / "a.mlpackage", base, "unet", bits=bits, deployment=deployment
+    )
+    program = load_program(shipped)
+    stored = infer_compression(program, base, "unet")
+    assert {m.bits for _, m in stored.methods} <= {bits, "int8"}
+    assert len(stored.methods) > 30
+    package = probe_package(program, "unet", base, tmp_path / "probe", size=SMALL)
+    assert (package / WEIGHTS).samefile(shipped / WEIGHTS)
+    assert infer_compression(load_program(package), base, "unet") == stored
+    results = verify(shipped, base, runtime="torch", levels=("conversion", "compression"),
+                     probe=SMALL, timesteps=(999,))  # fmt: skip
+    assert results, [c.message for c in results.failures]
+    assert {c.level for c in results.checks} == {"conversion", "compression"}
+
+
+def test_bisect_looks_at_a_probe(command: Run, base: Checkpoint, tmp_path: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["time_embedding.linear_2.bias"].zero_()
+
+    wrong = edit_checkpoint(base, tmp_path, "unet", change)
+    package = write_component(tmp_path / "a.mlpackage", wrong, "unet", size=(512, 512))
+    before, out = sorted(tmp_path.iterdir()), tmp_path / "out"
+    code, said, _ = command(
+        "bisect", package, "--source", base.path, "--case", "t=500", "--probe",
+        "--out", out, "--json", "--quiet",
+    )  # fmt: skip
+    assert code == 1
+    (found,) = json.loads(said)["bisections"]
+    assert found["case"] == "t=500"
+    assert found["divergence"]["op"] == "time_embedding_linear_2"
+    assert found["divergence"]["cause"] == "weights"
+    minimal = load_program(next(out.rglob("*.mlpackage")))
+    assert minimal.ops
+    assert sorted(tmp_path.iterdir()) == sorted([*before, out])
 
 
 def test_a_probe_says_what_it_looked_at_and_leaves_nothing(

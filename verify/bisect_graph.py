@@ -12,7 +12,7 @@ from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import ATTENTIONS, FORMATS, Resolution
-from verify.bisect_modules import ADDED
+from verify.compression import ADDED
 from verify.inspect_graph import infer_attention
 from verify.interface import precision
 from verify.mil import Constant, Op, Program, load_program

@@ -8,18 +8,16 @@ any converter that keeps the names of weights can be followed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from verify.compression import ADDED
 from verify.mil import Op, Program
 from verify.reference import Reference
 
-# What coremltools appends to the name of a weight that it casts and compresses.
-ADDED = re.compile(r"(_to_fp16)?(_palettized|_quantized|_sparsified)?(_\d+)?$")
 WEIGHTED = ("conv", "linear", "layer_norm", "batch_norm", "gather")  # ops that are a whole module
 PARAMETERS = ("weight", "gamma", "x")  # where such an op takes the module's `weight`
 

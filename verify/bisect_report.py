@@ -13,6 +13,7 @@ from verify.interface import infer_resolution
 from verify.metrics import SNR
 from verify.mil import Program, load_program
 from verify.minimal_package import write_minimal
+from verify.probe import probe_programs
 from verify.recording import Case, Progress, record
 from verify.run import SMALLEST
 
@@ -31,14 +32,19 @@ def bisect_artifact(
     *,
     components: Collection[str] | None = None,
     case: str | None = None,
+    probe: Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Found:
     """Bisect the packages of an artifact folder, or one package, each on one recorded run.
 
+    All outputs of torch's modules are held in memory, in float32: at full size, use a probe.
+
     Args:
         components: those to look at; all that are there if None.
         case: name of the run, the first that a component has if None.
+        probe: a folder for packages with the same weights at `verify.probe.PROBE`, which are
+            looked at instead, and which what is found refers to.
 
     Raises:
         InputError: nothing there, or no such component or case.
@@ -48,6 +54,8 @@ def bisect_artifact(
     found: Found = []
     for component, file in artifact.packages.items():
         program = load_program(file)
+        if probe is not None:
+            program = probe_programs({component: program}, checkpoint, probe)[component]
         resolution = infer_resolution(program, component, checkpoint)
         recording = record(
             checkpoint,

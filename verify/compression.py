@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint import Checkpoint
+from convert.compress import Compression, Method
 from convert.palette import Histogram, fit, fit_groups
 from verify.checks import Check, failed, passed
 from verify.gates import Gate
@@ -73,6 +74,34 @@ def compressed_names(program: Program, checkpoint: Checkpoint, component: str) -
             continue  # a constant of the program itself, such as the mask: part of the conversion
         found[name] = op
     return found
+
+
+def infer_compression(program: Program, checkpoint: Checkpoint, component: str) -> Compression:
+    """How the package stores each of the checkpoint's weights, as its decoders tell.
+
+    One that our converter cannot make counts as not compressed.
+    """
+    tensors = checkpoint.component_tensors(component)
+    return Compression.of(
+        {
+            name: _method(op, tensors[name].shape[0])
+            for name, op in compressed_names(program, checkpoint, component).items()
+        }
+    )
+
+
+def _method(op: Op, channels: int) -> Method | None:
+    palettes = _palettes(op)
+    if palettes is not None:
+        return Method(
+            str(palettes.bits), channels // palettes.groups if palettes.groups > 1 else None
+        )
+    if op.type == "constexpr_affine_dequantize":
+        return Method("int8")
+    if op.type == "constexpr_blockwise_shift_scale":
+        data = op.inputs["data"][0]
+        return Method(data.type.dtype) if isinstance(data, Constant) else None
+    return None
 
 
 def _palettes(op: Op) -> Palettes | None:

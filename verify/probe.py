@@ -8,8 +8,11 @@ timestep at the true resolution to show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import coremltools as ct
 import numpy as np
@@ -21,9 +24,10 @@ from convert.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.models.networks import build_network
 from convert.values import FORMATS, DeploymentTarget, Format, Resolution
 from convert.weight_file import layout
+from verify.compression import infer_compression
 from verify.inspect_graph import infer_attention
-from verify.interface import is_compressed, precision
-from verify.mil import Program, load_program
+from verify.interface import precision
+from verify.mil import Constant, Program, load_program
 
 PROBE = Resolution(256, 256)
 TIMESTEPS = (999, 500, 37)  # both ends and the middle: a probe is to be quick
@@ -44,11 +48,11 @@ def probe_package(
     """
     shipped = Path(program.path)
     weights = shipped / WEIGHTS
-    if is_compressed(program) or not weights.is_file():
+    if not weights.is_file():
         raise InputError(
-            "cannot be probed: only uncompressed .mlpackage models can",
+            "cannot be probed: only .mlpackage models can",
             where=shipped,
-            hint="Leave out --probe; --timesteps 999 makes a check at the true size short.",
+            hint="Leave out --probe; --timestep 999 makes a check at the true size short.",
         )
     attention = infer_attention(program) if component == "unet" else "original"
     target = _target(program)
@@ -59,15 +63,21 @@ def probe_package(
         attention=attention,
         dtype=np.float16 if precision(program) == "fp16" else np.float32,
         target=getattr(ct.target, target),
+        compression=infer_compression(program, source, component),
     )
     plan = layout(network.blobs.values())
     offsets = _offsets(program)
-    if plan.size != weights.stat().st_size or offsets != plan.offsets:
-        name = next((n for n in plan.offsets if offsets.get(n) != plan.offsets[n]), "their size")
+    elsewhere = [
+        blob.name
+        for blob in plan.blobs
+        if blob.tensor is not None and offsets.get(blob.name) != plan.offsets[blob.name]
+    ]
+    if elsewhere or plan.size != weights.stat().st_size:
+        name = next(iter(elsewhere), "their size")
         raise InputError(
             f"cannot be probed: its weights are not arranged as this version does it ({name})",
             where=shipped,
-            hint="Leave out --probe; --timesteps 999 makes a check at the true size short.",
+            hint="Leave out --probe; --timestep 999 makes a check at the true size short.",
         )
     spec = COMPONENTS[component]
     about = Description("a probe", "", "", "", spec.inputs, spec.outputs)
@@ -92,6 +102,15 @@ def probe_programs(
     }
 
 
+@contextmanager
+def probe_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `path`, where that can be written, for hard links."""
+    parent = path.resolve().parent
+    where = parent if os.access(parent, os.W_OK) else None
+    with TemporaryDirectory(prefix=".probe-", dir=where) as folder:
+        yield Path(folder)
+
+
 def _target(program: Program) -> DeploymentTarget:
     found = Format(program.specification_version, program.opset)
     for name, known in FORMATS.items():
@@ -101,7 +120,13 @@ def _target(program: Program) -> DeploymentTarget:
 
 
 def _offsets(program: Program) -> dict[str, int]:
-    """Where the program's weights are in its file, by name."""
-    return {
-        name: constant.offset for name, constant in program.constants() if constant.file is not None
-    }
+    """Where the program's weights are in its file, by the names that our converter gives them."""
+    found = dict(program.constants())
+    for op in program.ops:
+        if op.type.startswith("constexpr_"):
+            given = {name: values[0] for name, values in op.inputs.items()} | op.attributes
+            for parameter, value in given.items():
+                if isinstance(value, Constant):
+                    part = parameter.removeprefix("quantized_")
+                    found[f"{op.outputs[0][0]}_{part}"] = value
+    return {name: value.offset for name, value in found.items() if value.file is not None}

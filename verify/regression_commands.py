@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -119,6 +120,14 @@ def bisect(
         Path | None,
         typer.Option(metavar="DIR", help="Write the ops to blame as a package, with inputs."),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Look at 256x256, with the packages' own weights in graphs made for that size: "
+            "a full-size model does not fit into memory at its own.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -135,16 +144,25 @@ def bisect(
 
     with deferred_interrupt():
         from verify.bisect_report import bisect_artifact, lines, write_findings
+        from verify.probe import probe_folder
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     checkpoint = open_snapshot(fetch(parse_source(source), terminal))
-    with terminal.working("Bisecting") as say:
-        found = bisect_artifact(
-            path, checkpoint, components=component, case=case, device=device, progress=say
-        )
-    if out is not None:
-        for package in write_findings(found, out):
-            terminal.say(f"written: {package}")
+    with ExitStack() as stack:
+        folder = stack.enter_context(probe_folder(path)) if probe else None
+        with terminal.working("Bisecting") as say:
+            found = bisect_artifact(
+                path,
+                checkpoint,
+                components=component,
+                case=case,
+                probe=folder,
+                device=device,
+                progress=say,
+            )
+        if out is not None:
+            for package in write_findings(found, out):
+                terminal.say(f"written: {package}")
     document = {"schema": 1, "bisections": [b.to_json() for _, b in found]}
     terminal.result(document, "\n".join(line for _, b in found for line in lines(b)))
     return 0 if all(b for _, b in found) else 1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
@@ -34,7 +32,7 @@ from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
 from verify.pipeline import open_network
 from verify.policy import Policy, load_policy
-from verify.probe import probe_programs
+from verify.probe import probe_folder, probe_programs
 from verify.recording import Case, Progress, Recording, record
 from verify.runtimes import Runtime, choose
 from verify.sampling import Trace, kinds_of, settings_for, trace_all
@@ -130,8 +128,8 @@ def verify(
         with ExitStack() as stack:
             compared, size = programs, resolution
             if probe is not None:
-                folder = stack.enter_context(_folder_beside(Path(path)))
-                compared, size = probe_programs(programs, source, Path(folder), size=probe), probe
+                folder = stack.enter_context(probe_folder(Path(path)))
+                compared, size = probe_programs(programs, source, folder, size=probe), probe
             if recording is None:
                 recording = record(
                     source,
@@ -284,12 +282,6 @@ def _compare(
             # Its structure already says what is wrong; the other components are still checked.
             checks.append(failed("conversion", component, "run", "runs", error.problem))
     return checks
-
-
-def _folder_beside(path: Path) -> TemporaryDirectory[str]:
-    """A temporary folder on the disk of `path`, where that can be written, for hard links."""
-    parent = path.resolve().parent
-    return TemporaryDirectory(prefix=".probe-", dir=parent if os.access(parent, os.W_OK) else None)
 
 
 def _compressed_by_recording(
