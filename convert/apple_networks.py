@@ -35,6 +35,8 @@ def unet(
 ) -> Traceable:
     """Apple's UNet: five inputs, the noise.
 
+    Its group norms get the checkpoint's `norm_num_groups`, where Apple's own script leaves 32.
+
     Args:
         apple: `python_coreml_stable_diffusion.unet`.
         image_size: (height, width) in pixels.
@@ -59,7 +61,6 @@ def unet(
         "transformer_layers_per_block": [depth[0] for depth in c.transformer_layers],
         "attention_head_dim": c.heads,
         "cross_attention_dim": c.cross_attention_dim,
-        "norm_num_groups": c.groups,
         "norm_eps": c.epsilon,
         "flip_sin_to_cos": c.flip_sin_to_cos,
         "freq_shift": c.freq_shift,
@@ -68,7 +69,15 @@ def unet(
         "projection_class_embeddings_input_dim": c.text_embed_dim
         + c.time_ids * c.addition_time_embed_dim,
     }
-    network = _load(lambda: apple.UNet2DConditionModelXL(**settings), part)
+
+    def build() -> nn.Module:
+        network = apple.UNet2DConditionModelXL(**settings)
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = c.groups
+        return network
+
+    network = _load(build, part)
     for name, parameter in network.named_parameters():
         # Apple's layer norm adds the bias before it multiplies, so loading divides by the weight.
         if name.endswith(".bias") and not torch.isfinite(parameter).all():
@@ -93,7 +102,6 @@ def _require_supported(c: UNetConfig, where: Path) -> None:
     depths = [sorted(set(depth)) for depth in c.transformer_layers]
     mirrored = [sorted(set(depth)) for depth in c.up_transformer_layers][::-1]
     fixed: list[tuple[str, Any, Any]] = [
-        ("norm_num_groups", c.groups, 32),
         ("act_fn", "silu" if c.act == "swish" else c.act, "silu"),
         ("conv_in_kernel", c.conv_in_kernel, 3),
         ("conv_out_kernel", c.conv_out_kernel, 3),

@@ -187,7 +187,6 @@ def test_a_dependency_of_apples_package_that_is_missing_is_named(tmp_path, monke
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("norm_num_groups", 16),
         ("act_fn", "gelu"),
         ("conv_in_kernel", 5),
         ("time_embedding_dim", 64),
