@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import math
 import sys
 import types
 import warnings
@@ -9,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from checkpoints import edit_checkpoint
 
 from convert.apple import INSTALL, _attention, _import_unet, convert_component, convert_job
 from convert.apple_networks import unet
@@ -24,6 +26,7 @@ from convert.values import FORMATS, Resolution
 from verify.inspect import inspect_package
 from verify.mil import load_program
 from verify.mil.evaluator import Evaluator
+from verify.run import verify
 
 ct = pytest.importorskip("coremltools")
 
@@ -152,6 +155,37 @@ def test_unet_has_our_interface_and_ops_and_nearly_our_values(checkpoint, tmp_pa
     inputs["time_ids"][:] = [16, 16, 0, 0, 16, 16]
     left, right = (outputs(package, inputs)["noise_pred"] for package in (apple, native))
     assert snr(left, right) > 35
+
+
+def test_verification_shows_apples_larger_error_at_high_timesteps(tmp_path):
+    """Its embeddings are float16, whose steps near 999 are half a radian; SDXL's have 320 channels.
+
+    In networks of a tenth of that, most frequencies are too low for it to show.
+    """
+    pytest.importorskip(APPLE)
+    wide = {**TINY.unet, "block_out_channels": [320, 320], "attention_head_dim": [5, 5]}
+    write_checkpoint(tmp_path / "wide", replace(TINY, unet=wide), words=["cat"])
+    source, worst = open_checkpoint(tmp_path / "wide"), {}
+    for package in both(source, "unet", tmp_path):
+        results = verify(
+            package, source, runtime="torch", levels=["conversion"], timesteps=(999, 500, 37)
+        )
+        for check in results.checks:
+            key = package.stem, int(check.case.split()[0].removeprefix("t="))
+            worst[key] = min(worst.get(key, math.inf), check.metrics.snr_db)
+    assert worst["apple", 999] < worst["native", 999] - 10, worst
+    assert worst["apple", 500] < worst["native", 500] - 5, worst
+    assert worst["apple", 37] > worst["native", 37] - 3, worst
+
+
+def test_other_numbers_of_groups_are_built(checkpoint, tmp_path):
+    """Apple's own script would leave 32, and say nothing."""
+    pytest.importorskip(APPLE)
+    changed = edit_checkpoint(checkpoint, tmp_path, "unet", config={"norm_num_groups": 8})
+    apple, _ = both(changed, "unet", tmp_path)
+    right = verify(apple, changed, runtime="torch", levels=["conversion"], timesteps=(37,))
+    assert right, [c.message for c in right.failures]
+    assert not verify(apple, checkpoint, runtime="torch", levels=["conversion"], timesteps=(37,))
 
 
 def test_without_apples_package_the_error_names_how_to_install_it(
