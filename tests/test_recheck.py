@@ -136,6 +136,19 @@ def test_the_recipes_gate_on_compression_stays(saved: Path, policy: Path) -> Non
         assert (found["gate"], found["verdict"]) == ("snr_db >= 20", verdict)
 
 
+@pytest.mark.parametrize(("bits", "gate"), [("6", "psnr_db >= 28 and ssim >= 0.9"),
+                                            ("16", "ssim >= 0.9")])  # fmt: skip
+def test_the_recipes_gate_on_compressed_pictures_stays(
+    bits: str, gate: str, saved: Path, policy: Path
+) -> None:
+    (report,) = read_reports(saved)
+    (found,) = (
+        c for c in recheck({**report, "bits": bits}, load_policy(policy))["checks"]
+        if c["output"] == "image" and c["level"] == "generation"
+    )  # fmt: skip
+    assert found["gate"] == gate
+
+
 def test_a_policy_that_forgot_a_component_is_refused(saved: Path, policy: Path) -> None:
     policy.write_text(policy.read_text().replace('"text_encoder", "text_encoder_2", ', ""))
     found = command(saved, "--policy", policy)

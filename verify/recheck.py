@@ -10,14 +10,15 @@ from verify.policy import Policy
 from verify.saved import Report
 
 PROBLEM = "not finite"
+UNCOMPRESSED = "16"
 
 
 def recheck(report: Report, policy: Policy) -> Report:
     """A report with the verdicts of another policy.
 
     Where outputs were compared at a level that the policy has gates for, its gates take the place
-    of the old ones, except at level compression: there the recipe's stay, with the policy's beside
-    them. Checks without numbers, and levels without gates, keep their verdict. What is not finite
+    of the old ones, except for what compression does, at level compression and to pictures: there
+    the recipe's stay, with the policy's beside them. Checks without numbers, and levels without gates, keep their verdict. What is not finite
     fails, whatever was said of it.
 
     Raises:
@@ -37,7 +38,7 @@ def _judged(check: Report, policy: Policy, bits: str | None) -> dict[str, Any]:
         return {**check, "verdict": "fail", "message": check["message"] or PROBLEM}
     component = check["component"]
     recipe = None
-    if level == "compression":
+    if level == "compression" or (level == "generation" and bits not in (None, UNCOMPRESSED)):
         recipe = parse_gates(check["gate"], level, component)
     if level not in policy.levels and not recipe:
         return check
