@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -69,8 +70,14 @@ def run(
     if dry_run:
         show_plan(parsed, source, terminal, only=only)
         return 0
-    snapshot = fetch(wanted_source(parsed, source), terminal)
+    asked = wanted_source(parsed, source)
+    snapshot = fetch(asked, terminal)
     plan = make_plan(parsed, open_snapshot(snapshot), only=only)
+
+    def repeat(artifact: str) -> str:
+        words = ["verify", str(out / artifact), "--source", asked.location, "--recipe", recipe]
+        return shlex.join(["sdxl-coreml", *words, "--html", "report.html"])
+
     if release:
         archived = sum(plan.weight_bytes(job) for a in plan.artifacts for job in a.jobs.values())
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
@@ -78,7 +85,7 @@ def run(
     with deferred_interrupt():
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, progress=say)
+        outcome = verify_all(out, made, plan, command=repeat, progress=say)
     code = outcome.exit_code(strict=strict)
     packed = None
     if release and code == 0:

@@ -118,7 +118,9 @@ def test_run_verifies_and_reports_and_a_second_run_does_nothing(
         "reports/summary.json", "reports/summary.md", "reports/index.html",
     }  # fmt: skip
     assert 'href="r_original_16-bit_64x64.html"' in (out / "reports/index.html").read_text()
-    assert 'href="index.html"' in (out / "reports/r_original_16-bit_64x64.html").read_text()
+    page = (out / "reports/r_original_16-bit_64x64.html").read_text()
+    assert 'href="index.html"' in page
+    assert f"{out}/r_original_16-bit_64x64 --source {toy} --recipe {recipe}" in page
     summary = json.loads((out / "reports" / "summary.json").read_text())
     assert summary["verdict"] == "pass"
     manifest = out / "r_original_16-bit_64x64" / "manifest.json"

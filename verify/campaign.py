@@ -70,12 +70,17 @@ def verify_all(
     artifacts: Sequence[Result],
     plan: Plan,
     *,
+    command: Callable[[str], str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Verify the artifacts and write `out/reports`; a report that is still true is kept.
 
     Artifacts of one resolution are checked against one recording of the reference, made with the
     recipe's first prompt, and against the same whole runs of the reference, of all its prompts.
+
+    Args:
+        command: an artifact's name → the command line that repeats its verification, for its page;
+            one that knows no recipe if None.
 
     Raises:
         CannotExecute: a package that cannot be read or run.
@@ -105,19 +110,25 @@ def verify_all(
         outcome = Outcome(tuple(reports.values()))
         cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
         cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
-        _write_pages(cache, out / "reports", outcome.reports)
+        _write_pages(cache, out / "reports", outcome.reports, command)
     return outcome
 
 
-def _write_pages(cache: Cache, folder: Path, reports: Sequence[dict[str, Any]]) -> None:
+def _write_pages(
+    cache: Cache,
+    folder: Path,
+    reports: Sequence[dict[str, Any]],
+    command: Callable[[str], str] | None,
+) -> None:
     """An HTML page for each report, and one that links to them."""
     from verify.html_report import html, index_html, read_images
 
     images: dict[str, bytes] = {}
     for report in reports:
         found = read_images(report, folder)
-        page = html(report, found, index="index.html")
-        cache.write_text(folder / f"{report['artifact']}.html", page)
+        name = report["artifact"]
+        page = html(report, found, index="index.html", command=command and command(name))
+        cache.write_text(folder / f"{name}.html", page)
         images.update(found)
     cache.write_text(folder / "index.html", index_html(reports, images))
 
