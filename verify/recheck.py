@@ -18,8 +18,8 @@ def recheck(report: Report, policy: Policy) -> Report:
 
     Where outputs were compared at a level that the policy has gates for, its gates take the place
     of the old ones, except for what compression does, at level compression and to pictures: there
-    the recipe's stay, with the policy's beside them. Checks without numbers, and levels without gates, keep their verdict. What is not finite
-    fails, whatever was said of it.
+    the recipe's stay, with the policy's beside them. Checks without numbers, and levels without
+    gates, keep their verdict. What is not finite fails, whatever was said of it.
 
     Raises:
         InputError: the policy has gates for a level but none for a component compared at it.
