@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import edit_checkpoint, make_checkpoint
@@ -63,16 +64,24 @@ def test_the_reference_reads_every_form_of_weight_files(
         assert compare(case.outputs["noise_pred"], unet(case.inputs)["noise_pred"]).snr_db > 120
 
 
+@pytest.mark.parametrize("decoded", [False, True])
 def test_a_large_unet_is_computed_in_float32_from_half_the_memory(
-    recording: Recording, base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoded: bool,
+    recording: Recording,
+    base: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = open_checkpoint(make_checkpoint(tmp_path / "base", variant="fp16"))
-    case = recording.cases["unet"][0]
-    with Reference(half, "unet") as unet:
+    case, name = recording.cases["unet"][0], "conv_in.weight"
+    own = torch.from_numpy(half.component_tensors("unet")[name].read(np.float16))
+    weights = {name: own * 1.5} if decoded else None
+    with Reference(half, "unet", weights=weights) as unet:
         expected = unet(case.inputs)["noise_pred"]
         assert {p.dtype for p in unet._model.parameters()} == {torch.float32}
+    assert torch.equal(expected, case.outputs["noise_pred"]) != decoded
     monkeypatch.setattr("verify.reference.LARGE", 0)
-    with Reference(half, "unet") as unet:
+    with Reference(half, "unet", weights=weights) as unet:
         assert torch.equal(unet(case.inputs)["noise_pred"], expected)
         assert {p.dtype for p in unet._model.parameters()} == {torch.float16}
 

@@ -38,7 +38,7 @@ PALETTE_SLACK = 1.05
 class Decoded:
     """A weight that the package stores compressed."""
 
-    value: Tensor  # float32, in the package's shape
+    value: Tensor  # in the package's shape, and in its dtype: half the memory
     palettes: Palettes | None
 
 
@@ -56,7 +56,7 @@ def compressed_weights(
     """Every weight that the package stores compressed, decoded, by the checkpoint's name."""
     evaluator = Evaluator(program)
     return {
-        name: Decoded(evaluator.constant(op.outputs[0][0]).float(), _palettes(op))
+        name: Decoded(evaluator.constant(op.outputs[0][0]), _palettes(op))
         for name, op in compressed_names(program, checkpoint, component).items()
     }
 
@@ -183,7 +183,7 @@ def _check_weights(
     for name, decoded in weights.items():
         stored = tensors[name].read(np.float16)
         value = decoded.value.reshape(stored.shape)
-        metrics = compare(torch.from_numpy(stored).float(), value)
+        metrics = compare(torch.from_numpy(stored).float(), value.float())
         rank = metrics.snr_db if metrics.finite else -math.inf
         if worst is None or rank < worst[0]:
             worst = rank, name, metrics

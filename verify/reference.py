@@ -55,9 +55,8 @@ class Reference:
         self.device = torch.device(device)
         part = checkpoint.part(component)
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
-        self._widens = (
-            on_cpu and dtype == torch.float32 and not weights and _is_large_and_half(part)
-        )
+        half = all(value.dtype == torch.float16 for value in (weights or {}).values())
+        self._widens = on_cpu and dtype == torch.float32 and half and _is_large_and_half(part)
         model = _load(part, component, torch.float16 if self._widens else dtype)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
