@@ -19,7 +19,7 @@ from convert.errors import InputError
 from convert.pipeline_config import pipeline_config
 from convert.values import SCHEDULERS, Resolution
 from verify.noise import Noise
-from verify.pipeline import UNet, build_pipeline, load_pipeline, tokenizer
+from verify.pipeline import UNet, artifact_config, build_pipeline, load_pipeline, tokenizer
 from verify.recording import token_ids
 from verify.reference import quiet
 from verify.sampling import References, Settings, sample, start_image
@@ -88,6 +88,31 @@ def test_an_artifact_makes_pictures_without_its_checkpoint(base_artifact: Path) 
     assert found.image.shape == (96, 64, 3)
     again = sample(pipeline, settings(scheduler="dpmpp_2m_karras"), SIZE, Noise(0))
     assert np.array_equal(found.image, again.image)
+
+
+@pytest.mark.parametrize("kind", ["text-to-image", "image-to-image"])
+def test_a_released_bundle_makes_the_artifacts_pictures(
+    kind: Any, base_artifact: Path, base_bundle: Path
+) -> None:
+    """Compiled, under the names and with the second inputs that apps ask for."""
+    assert not list(base_bundle.rglob("*.mlpackage"))
+    start = start_image(SIZE) if kind == "image-to-image" else None
+    asked = settings(kind=kind, strength=None if start is None else 0.7)
+    config = artifact_config(base_artifact)
+    found = [
+        sample(
+            load_pipeline(
+                folder,
+                runtime="torch",
+                image_to_image=start is not None,
+                scheduler="euler_a",
+                config=config,
+            ),
+            asked, SIZE, Noise(3), start,
+        )
+        for folder in (base_artifact, base_bundle)
+    ]  # fmt: skip
+    assert np.array_equal(found[0].image, found[1].image)
 
 
 def test_tokens_are_those_of_the_checkpoint(base: Checkpoint, base_artifact: Path) -> None:
