@@ -1,6 +1,8 @@
 """Measure one timestep of the UNet: our evaluator in both modes beside diffusers in float32.
 
-    python -m bench.verification              # 12 GB of disk, a quarter of an hour, 16 GB of memory
+Then `verify` itself, at a small size with the same weights and for one timestep at the true one.
+
+    python -m bench.verification              # 20 GB of disk, half an hour, 16 GB of memory
     python -m bench.verification --quick      # the toy checkpoint: does the harness work?
 
 Writes its part of bench/RESULTS.md, and leaves the rest as it is.
@@ -13,7 +15,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ COLUMNS = (
     "one timestep, batch 2", "seconds", "× diffusers", "until exit", "× diffusers", "CPU",
     "peak memory: anonymous", "with mapped files", "SNR against diffusers",
 )  # fmt: skip
+CHECKS = (["--probe"], ["--timestep", "999"])  # options of `verify`
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         setup = make_setup(options.folder, quick=options.quick, checkpoint=options.checkpoint)
         resolution = setup.resolutions[0]
-        rows = run(
+        rows, checks = run(
             setup.checkpoint,
             setup.folder / "verification",
             resolution,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         what = "the toy checkpoint" if options.quick else "a full-size SDXL checkpoint"
-        text = section(rows, describe(options.folder), f"{what}, random weights, {resolution}")
+        text = section(
+            rows, checks, describe(options.folder), f"{what}, random weights, {resolution}"
+        )
         put(text, results)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,8 +85,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(
     checkpoint: Path, folder: Path, resolution: str, *, say: Callable[[str], None]
-) -> list[Row]:
-    """Convert both variants, then run diffusers and the evaluator in turn; removes `folder`.
+) -> tuple[list[Row], dict[str, Measured]]:
+    """Convert both variants, then run diffusers, the evaluator and `verify`; removes `folder`.
+
+    Returns:
+        The timesteps, and `verify` by what was asked of it.
 
     Raises:
         CannotExecute: a command fails.
@@ -100,7 +108,14 @@ def run(
             for mode in MODES:
                 title = f"evaluator, `{variant}`, `{mode}`"
                 rows.append(_row(title, mode, folder / variant, noise, say))
-        return rows
+        checks = {}
+        artifact = next((folder / VARIANTS[0]).glob("*/Unet.mlpackage")).parent
+        for options in CHECKS:
+            what = [*COMMAND, "verify", str(artifact), "--component", "unet", *options]
+            title = f"`verify {' '.join(options)}`, `{VARIANTS[0]}`"
+            checks[title] = _measured([*what, "--source", str(checkpoint), "--quiet"])
+            say(f"{title}: {checks[title].wall:.1f} s")
+        return rows, checks
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,7 +134,9 @@ def _measured(command: Sequence[str]) -> Measured:
     return measured
 
 
-def section(rows: Sequence[Row], machine: Sequence[str], source: str) -> str:
+def section(
+    rows: Sequence[Row], checks: Mapping[str, Measured], machine: Sequence[str], source: str
+) -> str:
     """The part of RESULTS.md, markers included; ratios are to the first row, which is diffusers."""
     first = rows[0]
     lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
@@ -156,10 +173,24 @@ def section(rows: Sequence[Row], machine: Sequence[str], source: str) -> str:
             "Seconds: of the timestep itself, weights in the page cache. Until exit: with imports, "
             "loading the model and reading its weights once. Mode `fp32` never rounds, `typed` "
             "rounds every result to its declared float16.",
+            "",
+            *("| " + " | ".join(cells) + " |" for cells in _checked(checks)),
+            "",
+            "The command as anyone runs it: PyTorch in float32 and float16, then the artifact; the "
+            "probe for three timesteps at 256x256.",
             END,
             "",
         ]
     )
+
+
+def _checked(checks: Mapping[str, Measured]) -> Iterator[tuple[str, ...]]:
+    yield "UNet", "seconds", "peak memory: anonymous", "with mapped files"
+    yield "---", "---:", "---:", "---:"
+    for title, measured in checks.items():
+        memory = measured.peak_memory
+        anonymous = size(memory.anonymous + memory.shared)
+        yield title, f"{measured.wall:.0f} s", anonymous, size(measured.peak)
 
 
 def put(text: str, results: Path) -> None:

@@ -237,7 +237,8 @@ def test_the_part_on_verification_is_replaced_and_kept(tmp_path: Path) -> None:
         verification.Row("diffusers, float32", measured, {"load": 1, "timestep": 80}),
         verification.Row("evaluator", measured, {"load": 1, "timestep": 60, "snr_db": 57.123}),
     ]
-    text = verification.section(rows, ["2 cores"], "a checkpoint")
+    text = verification.section(rows, {"`verify --probe`": measured}, ["2 cores"], "a checkpoint")
+    assert "| `verify --probe` | 100 s | 1.00 GB | 6.00 GB |" in text
     line = next(line for line in text.splitlines() if line.startswith("| evaluator"))
     assert line.strip("| ").split(" | ")[1:] == [
         "60.0 s", "0.75", "100.0 s", "1.00", "150.0 s", "1.00 GB", "6.00 GB", "57.1 dB",
@@ -255,8 +256,10 @@ def test_the_part_on_verification_is_replaced_and_kept(tmp_path: Path) -> None:
 def test_a_timestep_is_the_same_from_both(toy: Path, tmp_path: Path) -> None:
     """Each in its process, as the bench does it; the toy at its own size."""
     folder = tmp_path / "verification"
-    rows = verification.run(toy, folder, "128x128", say=lambda _: None)
+    rows, checks = verification.run(toy, folder, "128x128", say=lambda _: None)
     assert [row.found.keys() >= {"load", "timestep"} for row in rows] == [True] * 5
     assert all(row.found["snr_db"] > 35 for row in rows[1:])
     assert rows[1].found["snr_db"] > rows[2].found["snr_db"]
+    assert len(checks) == 2
+    assert all("`verify --" in title and check.wall > 0 for title, check in checks.items())
     assert not folder.exists()
