@@ -29,10 +29,10 @@ PROMPTS = (
     "a small yellow square on a black background",
     "a large green triangle on a white background",
     "a blue star on a yellow background",
-    "a small white ring at the top on a red background",
+    "a small white ring on a red background, at the top",
     "a small cyan ring on a black background",
-    "a large purple circle at the left on a green background",
-    "a large white square at the bottom on a cyan background",
+    "a large purple circle on a green background, on the left",
+    "a large white square on a cyan background, at the bottom",
 )
 RECIPE = """
 name = "toy"
@@ -69,8 +69,7 @@ def test_an_fp16_artifact_makes_the_same_pictures(
         psnr = compare_images(trace.picture.image, picture.image).psnr_db
         found[trace.settings.case] = cosine, psnr, degenerate(picture.image)
     assert len(found) == 2 * len(PROMPTS)
-    # The policy's gates hold for every picture, tighter ones for all but the odd one: an ancestral
-    # sampler carries a rounding error across an edge now and then, and this toy has little margin.
-    assert all(c >= 0.99 and p >= 28 and flaw is None for c, p, flaw in found.values()), found
-    close = [case for case, (c, p, _) in found.items() if c >= 0.999 and p >= 35]
-    assert len(close) >= len(found) - 1, found
+    for case, (cosine, psnr, flaw) in found.items():
+        assert cosine >= 0.999, (case, found)
+        assert psnr >= 35, (case, found)
+        assert flaw is None, (case, found)

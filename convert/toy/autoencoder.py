@@ -44,7 +44,7 @@ def train_autoencoder(folder: Path, *, steps: int, say: Callable[[str], None]) -
         kl_weight = KL_WEIGHT if step < steps / 3 else LATE_KL_WEIGHT
         return error.abs().mean() + EDGE_WEIGHT * edges + kl_weight * kl
 
-    train(network, loss, folder / "autoencoder.pt", steps=steps, rate=2e-3, say=say)
+    train(network, loss, folder / "autoencoder.pt", steps=steps, rate=0.02, say=say)
     _normalise(network)
     return network
 
@@ -67,11 +67,13 @@ def random_pictures(
 def _normalise(network: AutoencoderKL) -> None:
     """Move each latent channel to mean 0 and deviation 1 / SCALING_FACTOR, decoding unchanged.
 
-    The change goes into the 1×1 convolutions on both sides of the latents.
+    The change goes into the 1×1 convolutions on both sides of the latents. A channel that training
+    left all but unused stays small, or its rounding errors would become a part of the picture.
     """
     latents = network.encode(random_pictures(256, [1 << 20])).latent_dist.mean
     mean = latents.mean((0, 2, 3))  # [4]
-    scale = 1 / (SCALING_FACTOR * latents.std((0, 2, 3)))  # [4]
+    deviation = latents.std((0, 2, 3))  # [4]
+    scale = 1 / (SCALING_FACTOR * deviation.clamp(min=float(deviation.max()) / 5))  # [4]
     into, out = network.quant_conv, network.post_quant_conv
     channels = len(mean)
     out.bias += out.weight[:, :, 0, 0] @ mean

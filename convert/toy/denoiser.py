@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 SEED = 2
 BATCH = 32
 # (height, width) and number of the pictures; each size is met in proportion to it.
-BUCKETS = {(128, 128): 3600, (128, 192): 1200, (192, 128): 1200}
+BUCKETS = {(128, 128): 3600, (128, 192): 1800, (192, 128): 1800}
 EMPTY = 0.05  # the share of captions that are empty, and of those whose embeddings are all zero
-# The first steps learn to remove noise, mostly little of it. Where there is much, the picture
-# hardly changes the noise's error, but what captions decide is decided there: the other steps
-# weigh it by 1 / ᾱ, which makes it the velocity's (https://arxiv.org/abs/2202.00512), and see
-# much noise more often.
-DETAIL = 0.25  # the share of the first steps
+# CLIP's own deviation of 0.02 is so far below the UNet's that captions are not heard for long.
+EMBEDDING_DEVIATION = 0.5
+# Added to each latent channel as a whole, as SDXL's own training did (with 0.05): the mean of a
+# noisy latent then says little about the background's colour, which captions have to say.
+NOISE_OFFSET = 0.1
 MAX_SNR = 5.0  # of min-SNR weighting (Hang et al. 2023, https://arxiv.org/abs/2303.09556)
 
 
@@ -41,6 +41,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = make_unet()
         self.text_encoder, self.text_encoder_2 = make_text_encoders(vocab_size)
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            nn.init.normal_(encoder.get_input_embeddings().weight, std=EMBEDDING_DEVIATION)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, ids: Tensor, ids_2: Tensor, keep: Tensor
@@ -105,21 +107,22 @@ def train_denoiser(
         ]  # [N, 77] each
         latents = bucket.latents[chosen]
         noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32))
-        spread = (np.arange(count) + generator.random(count)) / count
-        if step >= DETAIL * steps:
-            spread = 1 - (1 - spread) ** 2
+        shift = generator.standard_normal((count, latents.shape[1], 1, 1), np.float32)
+        noise += NOISE_OFFSET * torch.from_numpy(shift)
+        # What captions decide is decided where there is much noise, so that is met more often.
+        spread = 1 - (1 - (np.arange(count) + generator.random(count)) / count) ** 2
         timestep = torch.from_numpy((spread * len(kept)).astype(np.int64))  # [N]
         share_kept = kept[timestep][:, None, None, None]
         noisy = share_kept.sqrt() * latents + (1 - share_kept).sqrt() * noise
         keep = torch.from_numpy((drop < 1 - EMPTY).astype(np.float32))
         error = (network(noisy, timestep, *ids, keep) - noise).square().mean((1, 2, 3))  # [N]
         snr = kept[timestep] / (1 - kept[timestep])
-        weight = snr.clamp(max=MAX_SNR) / snr
-        if step >= DETAIL * steps:
-            weight = weight / kept[timestep]
+        # The picture hardly changes the error where there is much noise: 1 / ᾱ makes it the
+        # velocity's (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512).
+        weight = snr.clamp(max=MAX_SNR) / snr / kept[timestep]  # [N]
         return (error * weight).mean()
 
-    train(network, loss, folder / "denoiser.pt", steps=steps, rate=2e-3, say=say)
+    train(network, loss, folder / "denoiser.pt", steps=steps, rate=0.005, say=say)
     return network
 
 

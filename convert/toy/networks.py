@@ -18,7 +18,7 @@ VAE: dict[str, Any] = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 1,
     "latent_channels": 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,  # four channels each, as in SDXL's first blocks
     "scaling_factor": SCALING_FACTOR,
 }
 TEXT_ENCODER: dict[str, Any] = {

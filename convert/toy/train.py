@@ -19,7 +19,7 @@ from convert.toy.denoiser import train_denoiser
 from convert.toy.export import write_networks, write_tokenizers
 
 AUTOENCODER_STEPS = 2400
-DENOISER_STEPS = 3500
+DENOISER_STEPS = 4000
 
 
 def main(arguments: list[str] | None = None) -> None:
