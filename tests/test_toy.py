@@ -106,11 +106,7 @@ def test_prompts_decide_what_is_drawn(
     made = generate(pipeline, prompts, height=height, width=width)
     assert made.shape == (len(scenes), height, width, 3)
     right = shares(scenes, made)
-    assert right["background"] >= 0.9, right
-    assert right["colour"] >= 0.9, right
-    assert right["shape"] >= 0.75, right
-    assert right["size"] >= 0.9, right
-    assert right["position"] >= 0.9, right
+    assert min(right.values()) >= 0.9, right
 
 
 def test_drawings_are_recognised() -> None:

@@ -1,4 +1,4 @@
-"""Train the toy checkpoint: about an hour on two CPU cores.
+"""Train the toy checkpoint: three quarters of an hour on two CPU cores.
 
 python -m convert.toy.train --out DIR
 
