@@ -153,7 +153,7 @@ def test_kept_values_are_returned_and_others_dropped(network, packages):
 
     alive, most = [], 0
     values = evaluator._feed({"x": network[1]})
-    for _, outputs in evaluator._iterate(values, {"y"}, reuse=True):
+    for _, outputs in evaluator._iterate(evaluator._plan, values, {"y"}, reuse=True):
         alive = [r for r in alive if r() is not None] + [weakref.ref(t) for t in outputs.values()]
         most = max(most, len(values.tensors))
     del outputs, _

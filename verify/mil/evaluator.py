@@ -21,10 +21,11 @@ from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
     ops_reduce,
     ops_shape,
 )
+from verify.mil.fusion import fuse_attention
 from verify.mil.inputs import check_names, checked_inputs
-from verify.mil.memory import Memory, dense_strides
+from verify.mil.memory import Memory, is_laid_out, like_strides
 from verify.mil.ops import TORCH_DTYPES, tensor_of
-from verify.mil.plan import Step, make_plan
+from verify.mil.plan import Step, make_plan, with_lifetimes
 from verify.mil.program import Constant, Op, Program, TensorType, load_program
 from verify.mil.values import Values, storage
 
@@ -62,6 +63,9 @@ class Evaluator:
         self._memory = Memory()
         self._constants = dict(self.program.constants())
         self._plan, decoders = make_plan(self.program, self._constants)
+        self._fused = self._plan
+        if mode == "fp32":
+            self._fused = with_lifetimes(fuse_attention(self._plan, self.program, self._constants))
         # Decoded weights are far larger than compressed ones, so each use decodes anew.
         self._decoders = {name: step for step in decoders for name, _ in step.op.outputs}
         self._steps = {id(step.op): step for step in (*self._plan, *decoders)}
@@ -87,7 +91,9 @@ class Evaluator:
         check_names(self.program, keep)
         wanted = {*keep, *self.program.main.outputs}
         values = self._feed(inputs, self._memory)
-        for _ in self._iterate(values, wanted, reuse=True):
+        # What is between the ops of an attention is there if it is asked for.
+        plan = self._plan if keep else self._fused
+        for _ in self._iterate(plan, values, wanted, reuse=True):
             pass
         return {name: self._lookup(name, values) for name in sorted(wanted)}
 
@@ -98,7 +104,8 @@ class Evaluator:
 
         `const` and `constexpr` ops are not steps: they happen inside the op that uses them.
         """
-        yield from self._iterate(self._feed(inputs), set(self.program.main.outputs), reuse=False)
+        wanted = set(self.program.main.outputs)
+        yield from self._iterate(self._plan, self._feed(inputs), wanted, reuse=False)
 
     def run_op(self, op: Op, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One op of the program on given values, which are left as they are.
@@ -124,10 +131,10 @@ class Evaluator:
     # ---- the run ----
 
     def _iterate(
-        self, values: Values, wanted: set[str], *, reuse: bool
+        self, plan: Sequence[Step], values: Values, wanted: set[str], *, reuse: bool
     ) -> Iterator[tuple[Op, dict[str, Tensor]]]:
         try:
-            for step in self._plan:
+            for step in plan:
                 dying = step.last - wanted
                 outputs = self._execute(step, values, dying if reuse else frozenset())
                 for name, tensor in outputs.items():
@@ -227,13 +234,13 @@ class Evaluator:
             return None
         is_math = step.implementation.kind == "math"
         dtype = torch.float32 if is_math else self._dtype(step.op, type_)
-        layouts = (dense_strides(t) for t in given if tuple(t.shape) == type_.shape)
+        layouts = (like_strides(t) for t in given if tuple(t.shape) == type_.shape)
         layout = next((strides for strides in layouts if strides is not None), None)
         for tensor in reusable:
             if (
                 tensor.dtype == dtype
                 and tuple(tensor.shape) == type_.shape
-                and (tensor.is_contiguous() if layout is None else tensor.stride() == layout)
+                and is_laid_out(tensor, layout)
             ):
                 return tensor
         if type_.dtype not in ("fp16", "fp32"):

@@ -4,11 +4,11 @@ An implementation is a function whose parameters have the names of the op's inpu
 op definitions (`converters/mil/mil/ops/defs`). Parameters annotated `Tensor` receive tensors,
 `list[Tensor]` receives a tuple input, anything else receives plain Python values. Two
 parameters are about memory: `out` asks for a tensor to write the result into, or None, and may get
-one of the inputs; `empty` for a function like `torch.empty` that uses memory again.
+one of the inputs; `empty` for a function like `fresh` that uses memory again.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from verify.mil.program import Constant, Op, Program
 
 Kind = Literal["move", "map", "math"]
 How = Literal["tensor", "tensors", "value"]
-Empty = Callable[..., Tensor]  # as torch.empty: (shape, *, dtype)
+Empty = Callable[..., Tensor]  # as `fresh`
 
 # Where torch has no arithmetic for a MIL dtype, the next wider type holds its values.
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -42,6 +42,15 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "uint4": torch.uint8,
     "uint6": torch.uint8,
 }
+
+
+def fresh(
+    shape: Sequence[int], *, dtype: torch.dtype, strides: Sequence[int] | None = None
+) -> Tensor:
+    """An uninitialised tensor, contiguous or with the strides of a dense one."""
+    if strides is None:
+        return torch.empty(shape, dtype=dtype)
+    return torch.empty_strided(shape, strides, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.mil.ops import Empty, op
+from verify.mil.memory import like_strides
+from verify.mil.ops import Empty, fresh, op
 
 
 def _logsum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
@@ -120,12 +121,13 @@ def layer_norm(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
-    empty: Empty = torch.empty,
+    empty: Empty = fresh,
 ) -> Tensor:
     """gamma · (x − mean) / sqrt(variance + epsilon) + beta; gamma has the shape x.shape[axes]."""
     over = list(range(x.dim())) if axes is None else sorted(a % x.dim() for a in axes)
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
-    x = torch.sub(x, x.mean(over, keepdim=True), out=empty(x.shape, dtype=x.dtype))
+    out = empty(x.shape, dtype=x.dtype, strides=like_strides(x))
+    x = torch.sub(x, x.mean(over, keepdim=True), out=out)
     variance = torch.linalg.vector_norm(x, dim=over, keepdim=True).square_()
     count = 1
     for axis in over:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import Empty, op
+from verify.mil.ops import Empty, fresh, op
 
 
 @op("reshape", kind="move")
@@ -50,7 +50,7 @@ def identity(x: Tensor) -> Tensor:
 
 @op("concat", kind="move")
 def concat(
-    values: list[Tensor], axis: int, interleave: bool = False, empty: Empty = torch.empty
+    values: list[Tensor], axis: int, interleave: bool = False, empty: Empty = fresh
 ) -> Tensor:
     if not interleave and values[0].dim() and all(v.dtype == values[0].dtype for v in values):
         shape = list(values[0].shape)

@@ -1,11 +1,13 @@
 """What is known of every op before a program runs: its function, arguments, what dies with it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from verify.mil.ops import How, Implementation, bind
 from verify.mil.program import Constant, Op, Program
+
+Argument = tuple[str, How, list[str | Constant]]  # a parameter, and what it is given
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Step:
     op: Op
     implementation: Implementation
     values: Mapping[str, Any]
-    open: list[tuple[str, How, list[str | Constant]]]
+    open: list[Argument]
     names: frozenset[str]  # of the values and constants it takes
     last: frozenset[str]  # of what it takes or gives, used by no later step
 
@@ -57,8 +59,15 @@ def make_plan(program: Program, constants: Mapping[str, Constant]) -> tuple[list
         if op.type != "const":
             step = make_step(op, program, constants)
             (decoders if op.type.startswith("constexpr_") else steps).append(step)
+    return with_lifetimes(steps), decoders
+
+
+def with_lifetimes(steps: Sequence[Step]) -> list[Step]:
+    """The same steps, with what no later one uses as `last`."""
+    found: list[Step] = []
     used: set[str] = set()
-    for index, step in reversed(list(enumerate(steps))):
-        steps[index] = Step(**{**vars(step), "last": step.last - used})
-        used |= step.last
-    return steps, decoders
+    for step in reversed(steps):
+        there = step.names | {name for name, _ in step.op.outputs}
+        found.append(replace(step, last=there - used))
+        used |= there
+    return found[::-1]
