@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from verify.mil.memory import SLACK, SMALLEST, Memory, dense_strides
+from verify.mil.memory import SLACK, SMALLEST, Memory, dense_strides, is_laid_out, like_strides
 from verify.mil.ops_linear import einsum
 from verify.mil.ops_reduce import softmax
 from verify.mil.values import Values, storage
@@ -99,3 +99,17 @@ def test_attention_weights_are_laid_out_as_their_softmax_reads_them(dtype):
     step = 1e-6 if dtype == torch.float32 else 1e-3  # one rounding
     torch.testing.assert_close(found, expected, rtol=step, atol=0)
     assert storage(found) == storage(weights)
+
+
+def test_what_is_computed_lies_as_its_input_does() -> None:
+    channels_last = torch.empty(2, 5, 1, 7).transpose(1, 3).contiguous().transpose(1, 3)
+    sliced = channels_last[:, :3]
+    assert dense_strides(sliced) is None
+    made = torch.empty_strided(sliced.shape, like_strides(sliced))
+    assert is_laid_out(made, torch.empty(2, 1, 7, 3).permute(0, 3, 1, 2).stride())
+    assert not made.is_contiguous()
+    plain = torch.empty(2, 3, 1, 7)
+    assert is_laid_out(plain, like_strides(plain))
+    assert is_laid_out(plain, None)
+    assert not is_laid_out(made, None)
+    assert like_strides(torch.empty(1, 3).expand(2, 3)) is None

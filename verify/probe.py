@@ -52,7 +52,7 @@ def probe_package(
         raise InputError(
             "cannot be probed: only .mlpackage models can",
             where=shipped,
-            hint="Leave out --probe; --timestep 999 makes a check at the true size short.",
+            hint="Leave out --probe; `verify --timestep 999` is a short check at the true size.",
         )
     attention = infer_attention(program) if component == "unet" else "original"
     target = _target(program)
@@ -77,7 +77,7 @@ def probe_package(
         raise InputError(
             f"cannot be probed: its weights are not arranged as this version does it ({name})",
             where=shipped,
-            hint="Leave out --probe; --timestep 999 makes a check at the true size short.",
+            hint="Leave out --probe; `verify --timestep 999` is a short check at the true size.",
         )
     spec = COMPONENTS[component]
     about = Description("a probe", "", "", "", spec.inputs, spec.outputs)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from convert.methods import UNCOMPRESSED
 from verify.checks import worst
 from verify.gates import parse_gates
 from verify.policy import Policy
 from verify.saved import Report
 
 PROBLEM = "not finite"
-UNCOMPRESSED = "16"
 
 
 def recheck(report: Report, policy: Policy) -> Report:

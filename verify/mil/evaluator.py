@@ -37,7 +37,8 @@ class Evaluator:
         program: a loaded program, or the path of a package.
         mode: `typed` accumulates in fp32 and rounds every result to its declared dtype, as fp16
             hardware with fp32 accumulators does; `fp32` never rounds, which tells the program's
-            structure from its precision.
+            structure from its precision. `run` then takes an attention in one step
+            (`verify.mil.fusion`) unless it is asked to keep something.
         device: where torch computes. Weights go there one op at a time.
 
     Weights are read, and compressed ones decoded, when an op uses them and dropped after it;

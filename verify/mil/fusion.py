@@ -52,7 +52,7 @@ class _Finder:
         Values are channels first: `matmul` has [B, h, d, S], `einsum` [B, d, 1, S].
         """
         kind = last.op.type
-        value, weights = _factors(last.op, last, transposed="y")
+        value, weights = _factors(last, transposed="y")
         softmax = self._maker(weights, "softmax")
         if softmax is None or not _is_over_keys(softmax, kind):
             return None
@@ -63,7 +63,7 @@ class _Finder:
         scale = self.constants.get(_name(scaled.op, "y"))
         if product is None or scale is None or scale.type.shape:
             return None
-        first, second = _factors(product.op, product, transposed="x")
+        first, second = _factors(product, transposed="x")
         if not first:
             return None
         # The weights are [B, h, Q, K] of a matmul, [B, K, 1, Q] of an einsum.
@@ -93,13 +93,13 @@ class _Finder:
         return step if step and step.op.type == type_ and self.uses[name] == 1 else None
 
 
-def _factors(op: Op, step: Step, *, transposed: str) -> tuple[str, str]:
+def _factors(step: Step, *, transposed: str) -> tuple[str, str]:
     """The values that a product of attention multiplies; empty if it is none.
 
     Args:
         transposed: which operand of a matmul is.
     """
-    names: list[str] = []
+    op, names = step.op, list[str]()
     if op.type == "matmul":
         if {side for side in "xy" if step.values.get(f"transpose_{side}")} == {transposed}:
             names = [_name(op, "x"), _name(op, "y")]
