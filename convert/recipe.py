@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from convert.errors import InputError, nearest
+from convert.git_lfs import refuse_pointer
 from convert.recipe_errors import explain, refusal, written
 from convert.recipe_fields import check_file_name, is_hub_repo
 from convert.recipe_sections import Compress, Matrix, Release, Section, Source, Target, Verify
@@ -201,7 +202,9 @@ def load_recipe(path: Path) -> Recipe:
                 where=where,
                 hint="A recipe is a TOML file; `sdxl-coreml convert` takes a checkpoint.",
             )
-        text = path.read_bytes().decode()
+        content = path.read_bytes()
+        refuse_pointer(path, content)
+        text = content.decode()
     except FileNotFoundError as error:
         raise InputError("there is no such recipe", where=where, hint=_beside(path)) from error
     except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 
 # safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -137,14 +138,18 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name, from its header alone.
 
     Raises:
-        InputError: not a safetensors file, a header that contradicts itself, or a truncated file.
+        InputError: not a safetensors file, a pointer of Git LFS, a header that contradicts itself,
+            or a truncated file.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(64)
+            refuse_pointer(path, start)
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or not 2 <= length <= min(size - 8, 100 << 20):
                 raise _damaged(path, f"its header claims {length} bytes of a file of {size}")
+            file.seek(8)
             header = json.loads(file.read(length))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from None

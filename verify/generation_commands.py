@@ -9,6 +9,7 @@ import typer
 
 from convert.commands import Json, Quiet
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
 
@@ -184,6 +185,7 @@ def _start(file: Path, pipeline: Any, terminal: Terminal) -> np.ndarray:
 
     size = pipeline.unet.resolution
     try:
+        refuse_pointer(file)
         image = Image.open(file).convert("RGB")
     except FileNotFoundError:
         raise InputError("no such image", where=file) from None

@@ -31,6 +31,7 @@ from convert import manifest as manifests
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint, open_without_weights
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 from convert.values import Resolution
 from verify.checks import versions
 from verify.recording import Case, Progress, Recording
@@ -199,6 +200,7 @@ def _require_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         file = path / name
         if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
             raise InputError("missing", where=file, hint="Copy the whole bundle again.")
+        refuse_pointer(file)
         if file.stat().st_size != facts["size"] or digest_file(file) != facts["sha256"]:
             raise InputError(
                 "has another SHA-256 than the bundle's manifest says",
