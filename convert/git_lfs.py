@@ -14,8 +14,8 @@ VERSIONS = (
     b"version https://git-lfs.github.com/spec/",
     b"version https://hawser.github.com/spec/",  # before its first release
 )
-PROBLEM = "is a pointer of Git LFS, not the file itself, which was not downloaded"
-REMEDY = "Run `git lfs pull` in its checkout, or download the file again."
+PROBLEM = "is a Git LFS pointer, not the file itself"
+REMEDY = "Fetch it with `git lfs pull` in its checkout, or download it again."
 
 
 def is_pointer(start: bytes) -> bool:

@@ -16,33 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 
 LARGEST = 64 << 20  # bytes; the largest tokenizer.json have a quarter of it
 DEEPEST = 64  # lists and objects in each other; documents of this field have about six
-POINTER = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SHOWN = 80  # letters of a value in an error
 
 
 class FileMissing(InputError):
     """There is no such file."""
-
-
-def is_pointer(data: bytes) -> bool:
-    """Whether a file's first bytes are a Git LFS pointer's, where its content was not fetched.
-
-    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
-    """
-    return data.startswith(POINTER)
-
-
-def pointer_error(path: object) -> InputError:
-    """The error for a Git LFS pointer where the file itself is needed."""
-    return InputError(
-        "is a Git LFS pointer, not the file itself",
-        where=path,
-        hint="Fetch it with `git lfs pull`, or download the checkpoint again.",
-    )
 
 
 def read_bytes(path: Path, *, largest: int = LARGEST) -> bytes:
@@ -67,8 +50,7 @@ def read_bytes(path: Path, *, largest: int = LARGEST) -> bytes:
         raise FileMissing("missing", where=path) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"cannot be read: {reason(error)}", where=path) from None
-    if is_pointer(data):
-        raise pointer_error(path)
+    refuse_pointer(path, data)
     return data
 
 
