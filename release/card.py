@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.methods import UNCOMPRESSED
 from convert.recipe import Recipe, parse_recipe
 from convert.units import size
 from release.card_facts import SCHEDULERS, facts
 from release.licenses import front_matter
 from release.markdown import block, bullets, code, escape, image, link, prose, table
 from release.source_card import MARK, SourceCard
+from verify.figures import NOT_MEASURED, decibels
+from verify.gates import FINITE
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
@@ -115,7 +118,7 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
     """The table of the files, and what its columns mean."""
     rows = []
     archives = manifest["archives"]
-    compressed = any(_snr(a, "compression") for a in archives)
+    is_compressed = any(a["manifest"]["bits"] != UNCOMPRESSED for a in archives)
     for archive in archives:
         own = archive["manifest"]
         parts = [link(f["name"], f["name"]) for f in archive["files"]]
@@ -128,23 +131,24 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
             size(archive["size"]).replace(" ", "&nbsp;"),
             UNITS.get(own["attention"], SPLIT_UNITS),
             own["minimum_system"],
-            _snr(archive, "conversion") or "not verified",
+            _snr(archive, "checkpoint"),
         ]
-        rows.append([*cells, _snr(archive, "compression") or "–"] if compressed else cells)
+        rows.append([*cells, _snr(archive, "program")] if is_compressed else cells)
     heads = [
         "File", "Variant", "Width × height", "Bits", "UNet, bits per weight", "Size",
-        "Compute units", "From", "Conversion, SNR",
+        "Compute units", "From", "SNR, checkpoint",
     ]  # fmt: skip
     notes = [
-        "Conversion: the lowest signal-to-noise ratio of any model's output against PyTorch in "
-        "float32 with the same weights, 10·log10(Σref² / Σ(ref − out)²)."
+        "SNR, checkpoint: the lowest signal-to-noise ratio of any model's output against PyTorch "
+        "in float32 with the checkpoint's own weights, 10·log10(Σref² / Σ(ref − out)²)."
+        + _asked(archives, "compression" if is_compressed else "conversion")
     ]
-    gates = _gates(archives)
-    if gates:
-        notes.append(f"What was asked of it: {gates}.")
-    if compressed:
-        heads.append("Compression, SNR")
-        notes.append("Compression: the same against the checkpoint's uncompressed weights.")
+    if is_compressed:
+        heads.append("SNR, program")
+        notes.append(
+            "SNR, program: the same with the file's own weights in PyTorch: what the networks and "
+            "their precision cost, compression left out." + _asked(archives, "conversion")
+        )
     notes.append("`sha256sum --check SHA256SUMS` checks what you have downloaded.")
     joined = [a for a in archives if len(a["files"]) > 1]
     if joined:
@@ -153,26 +157,33 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
             "Archives that come in parts are joined before they are unpacked: "
             f"{code(f'cat {name}.* > {name}')}."
         )
-    return [table(heads, rows, "lllrrrllr" + "r" * compressed), bullets(notes)]
+    return [table(heads, rows, "lllrrrllr" + "r" * is_compressed), bullets(notes)]
 
 
-def _snr(archive: Mapping[str, Any], level: str) -> str:
-    """The lowest SNR of a level, for people; empty where none was measured."""
-    found = (archive["manifest"].get("verification") or {}).get("lowest_snr_db", {}).get(level, {})
-    values = [float(v) for v in found.values() if v is not None]
-    return f"{min(values):.1f} dB" if values else ""
+def _snr(archive: Mapping[str, Any], figure: str) -> str:
+    """A figure of an archive for people: see `verify.figures`."""
+    own = archive["manifest"]
+    checked = own.get("verification")
+    if not checked:
+        return "not verified"
+    program = checked.get("program_snr_db", checked.get("conversion_snr_db"))
+    value = program
+    if figure == "checkpoint":  # releases of version 0.1.0 have the program's alone
+        value = checked.get("snr_db", program if own["bits"] == UNCOMPRESSED else None)
+    return NOT_MEASURED if value is None else decibels(value)
 
 
-def _gates(archives: Sequence[Mapping[str, Any]]) -> str:
-    """The gates of the conversion, each once with the models that it is for."""
+def _asked(archives: Sequence[Mapping[str, Any]], level: str) -> str:
+    """The gates of a level, each once with the models that it is for; empty without any."""
     found: dict[str, list[str]] = {}
     for archive in archives:
         checked = archive["manifest"].get("verification") or {}
-        for component, gate in checked.get("gates", {}).get("conversion", {}).items():
+        for component, gate in checked.get("gates", {}).get(level, {}).items():
             names = found.setdefault(gate, [])
-            if component not in names:
+            if component not in names and gate != FINITE:
                 names.append(component)
-    return "; ".join(f"{code(gate)} ({escape(', '.join(names))})" for gate, names in found.items())
+    asked = [f"{code(g)} ({escape(', '.join(names))})" for g, names in found.items() if names]
+    return f" What was asked of it: {'; '.join(asked)}." if asked else ""
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:

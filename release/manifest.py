@@ -17,7 +17,7 @@ from convert.cache import digest_file
 from convert.deviations import DEVIATIONS
 from convert.errors import InputError
 from convert.manifest import FILE, SCHEMA, read, text
-from verify.summary import lowest_snr
+from verify import figures
 
 __all__ = ["FILE", "SCHEMA", "bundle_manifest", "file_facts", "read", "release_manifest", "text"]
 
@@ -105,20 +105,31 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a verification measured: the lowest SNR of each component by level, and the images."""
-    lowest: dict[str, dict[str, Any]] = {}
-    for check in _compared(report["checks"]):
-        level = lowest.setdefault(check["level"], {})
-        here = level.get(check["component"])
-        value = check["metrics"]["snr_db"]
-        if here is None or float(value) < float(here):
-            level[check["component"]] = value
+    """What a verification measured: the figures of `verify.figures` and the images.
+
+    `lowest_snr_db` has the lowest SNR of each component by level: of its outputs, not of single
+    weights.
+    """
+    outputs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for check in report["checks"]:
+        if figures.kind(check) not in (None, "weights"):
+            level = outputs.setdefault(check["level"], {})
+            level.setdefault(check["component"], []).append(check)
+    found = figures.figures_json(report)
     return {
-        "lowest_snr_db": {
-            level: {component: _rounded(value) for component, value in by_component.items()}
-            for level, by_component in lowest.items()
+        "snr_db": _rounded(found["snr_db"]),
+        "program_snr_db": _rounded(found["program_snr_db"]),
+        "components": {
+            component: {name: _rounded(value) for name, value in both.items()}
+            for component, both in found["components"].items()
         },
-        "conversion_snr_db": _rounded(lowest_snr(dict(report))),
+        "lowest_snr_db": {
+            level: {
+                c: _rounded(min(of, key=figures.snr)["metrics"]["snr_db"]) for c, of in by.items()
+            }
+            for level, by in outputs.items()
+        },
+        "conversion_snr_db": _rounded(found["program_snr_db"]),
         "images": [
             {"case": g["case"], **{k: _rounded(g.get(k)) for k in ("psnr_db", "ssim")}}
             for g in report.get("generations") or []

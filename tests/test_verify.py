@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_good_artifact_passes(good: Results, base: Checkpoint) -> None:
-    assert good, [(c.place, c.message) for c in good.failures]
+    assert good, [(c.component, c.case, c.message) for c in good.failures]
     assert good.exit_code() == 0
     assert {c.component for c in good.checks} == {*base.components, "artifact"}
     cases = {c.case for c in good.checks if c.component == "unet" and c.level == "conversion"}

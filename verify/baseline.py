@@ -15,8 +15,9 @@ from typing import Any
 
 from convert.errors import InputError
 from verify.checks import worst
+from verify.figures import place
 from verify.gates import TENSOR_METRICS
-from verify.saved import Report, place, read_reports
+from verify.saved import Report, read_reports
 
 # What of a report a comparison needs; pictures and curves stay with the report.
 KEPT = (
@@ -26,6 +27,7 @@ KEPT = (
     "source",
     "resolution",
     "bits",
+    "compressed",
     "runtime",
     "scope",
     "policy",

@@ -15,16 +15,14 @@ from convert.plan import Plan
 from convert.recipe_sections import Verify
 from convert.run import Result
 from convert.values import Resolution
-from verify.checks import Verdict, versions, worst
+from verify.checks import Verdict, exit_code, versions, worst
 from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.report import SCHEMA
-from verify.summary import lowest_snr, summary_markdown, summary_table
+from verify.summary import summary_json, summary_markdown, summary_table
 
 if TYPE_CHECKING:
     from verify.sampling import Trace
-
-EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "indeterminate": 3}
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,15 @@ class Outcome:
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
-            "results": [
-                {
-                    "artifact": r["artifact"],
-                    "verdict": r["verdict"],
-                    "snr_db": lowest_snr(r),
-                    "failures": [c for c in r["checks"] if c["verdict"] != "pass"],
-                }
-                for r in self.reports
-            ],
+            "results": [summary_json(r) for r in self.reports],
         }
 
     def exit_code(self, *, strict: bool = False) -> int:
         """0 pass, 1 fail, 3 indeterminate (1 if `strict`)."""
-        code = EXIT_CODES[self.verdict]
-        return 1 if strict and code == 3 else code
+        return exit_code(self.verdict, strict=strict)
 
     def table(self) -> Any:
-        """The summary for a terminal: a row for each artifact, a column for each component."""
+        """The summary for a terminal: each artifact's figures, a column for each component."""
         return summary_table(self.reports)
 
 

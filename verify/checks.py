@@ -14,6 +14,7 @@ from verify.metrics import Metrics
 if TYPE_CHECKING:
     from verify.generation import Generation
 
+PIPELINE = "pipeline"  # the component that levels generation and sanity are of
 PICTURE_LEVELS: tuple[Level, ...] = ("generation", "sanity")
 Verdict = Literal["pass", "fail", "indeterminate"]
 
@@ -23,7 +24,7 @@ class Check:
     """One thing that was looked at."""
 
     level: Level
-    component: str  # of COMPONENTS, "artifact" or "pipeline"
+    component: str  # of COMPONENTS, "artifact" or PIPELINE
     case: str  # what of it, or which run: "inputs", "t=999 cond"
     gate: str  # what is asked, in words or as `snr_db >= 35`
     verdict: Verdict
@@ -33,11 +34,6 @@ class Check:
     fp16_error_ratio: float | None = None  # our error over the noise floor
     likeness: ImageMetrics | None = None  # of pictures
     message: str = ""  # what was found; never empty unless the verdict is pass
-
-    @property
-    def place(self) -> str:
-        """Where it is, in one line."""
-        return " · ".join(p for p in (self.component, self.case, self.output) if p)
 
 
 def passed(level: Level, component: str, case: str, gate: str, message: str = "") -> Check:
@@ -67,6 +63,7 @@ class Results:
     checks: tuple[Check, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
+    compressed: tuple[str, ...] = ()  # the components some of whose weights are compressed
     generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity
     # component → the ops that rounding costs most (`verify.bisect.worst_ops`), beside pictures
     worst_ops: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)

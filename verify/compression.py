@@ -19,6 +19,7 @@ from convert.checkpoint import Checkpoint
 from convert.compress import Compression, Method
 from convert.palette import Histogram, fit, fit_groups
 from verify.checks import Check, failed, passed
+from verify.figures import WORST_WEIGHT
 from verify.gates import Gate
 from verify.metrics import Metrics, compare
 from verify.mil import Constant, Op, Program
@@ -198,7 +199,7 @@ def _check_weights(
                 )
     if worst is not None:
         _, name, metrics = worst
-        yield _judge(component, f"weights, worst of {len(weights)}", name, metrics, policy)
+        yield _judge(component, f"{WORST_WEIGHT} {len(weights)}", name, metrics, policy)
     if any(decoded.palettes is not None for decoded in weights.values()):
         gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
         case = "palettes"

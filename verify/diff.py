@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from convert.errors import InputError
 from verify.checks import Verdict
+from verify.figures import WORST_WEIGHT, kind, place
 from verify.gates import METRICS, number, parse_gates
 from verify.policy import Policy, Tolerance
-from verify.saved import Report, place
+from verify.saved import Report
 
 Kind = Literal["gate", "vanished", "verdict", "number", "new"]
 RANK: dict[Verdict, int] = {"pass": 0, "indeterminate": 1, "fail": 2}
@@ -123,7 +124,7 @@ def _checks(report: Report) -> dict[Key, Report]:
     found: dict[Key, Report] = {}
     for check in report["checks"]:
         case, output = check["case"], check["output"] or ""
-        if case.startswith("weights, worst of"):
+        if case.startswith(WORST_WEIGHT):
             output = ""  # which weight that is may change
         again = 0
         while (key := (check["level"], check["component"], case, output, again)) in found:
@@ -188,20 +189,22 @@ def _numbers(where: str, old: Report, new: Report, policy: Policy) -> Iterator[C
         return
     before, after = old["metrics"], new["metrics"]
     both_snr = min(_snr(before), _snr(after))
+    of = kind(old)  # program, checkpoint, weights: an SNR alone says little
     tolerances = {t.metric: t for t in policy.tolerances if old["level"] in t.levels}
     for metric in METRICS:
         had, has = number(before, metric), number(after, metric)
         if had is None:
             continue
         if has is None:
-            yield Change("vanished", True, where, f"{metric} {had:.4g}", "not measured")
+            yield Change("vanished", True, where, f"{of} {metric} {had:.4g}", "not measured")
             continue
         tolerance: Tolerance | None = tolerances.get(metric)
         if tolerance is None or both_snr >= tolerance.up_to_snr_db:
             continue
         if tolerance.worse(had, has) or tolerance.better(had, has):
             worse = tolerance.worse(had, has)
-            yield Change("number", worse, where, f"{metric} {had:.4g}", f"{metric} {has:.4g}")
+            was, now = (f"{of} {metric} {value:.4g}" for value in (had, has))
+            yield Change("number", worse, where, was, now)
 
 
 def _snr(metrics: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify.checks import Verdict, worst
+from verify.checks import PIPELINE, Verdict, worst
 
 TENSOR_METRICS = ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs")
 RATIO = "fp16_error_ratio"
@@ -22,7 +22,7 @@ HIGHER_IS_BETTER = ("snr_db", "cosine", "psnr_db", "ssim")
 LEVELS: dict[str, tuple[str, ...]] = {
     "conversion": tuple(COMPONENTS),
     "compression": tuple(COMPONENTS),
-    "generation": ("pipeline",),
+    "generation": (PIPELINE,),
 }
 FINITE = "finite"  # the gate of what is recorded without a threshold
 

@@ -16,7 +16,7 @@ import numpy as np
 from convert.errors import CannotExecute
 from convert.recipe_sections import CompressionGate
 from convert.values import Level
-from verify.checks import Check
+from verify.checks import PIPELINE, Check
 from verify.gates import Gate
 from verify.image_metrics import ImageMetrics, compare_images
 from verify.metrics import Metrics, compare
@@ -26,7 +26,6 @@ from verify.recording import Progress
 from verify.sampling import Settings, Trace, replay, to_uint8
 from verify.sanity import degenerate
 
-COMPONENT = "pipeline"
 SANE = "finite; neither black, nor of one colour, nor noise"
 
 
@@ -148,7 +147,7 @@ def picture_gates(gates: Sequence[CompressionGate]) -> dict[str, tuple[Gate, ...
         ):
             if value is not None:
                 found[output].append(
-                    Gate("generation", (COMPONENT,), metric, True, value, "the recipe's")
+                    Gate("generation", (PIPELINE,), metric, True, value, "the recipe's")
                 )
     return {output: tuple(made) for output, made in found.items()}
 
@@ -164,7 +163,7 @@ def check_generation(made: Generation, asked: Asked) -> list[Check]:
         values |= likeness.to_json() if likeness else {}
         judged = asked.policy.judge(
             "generation",
-            COMPONENT,
+            PIPELINE,
             values,
             output=output,
             bits=asked.bits,
@@ -173,7 +172,7 @@ def check_generation(made: Generation, asked: Asked) -> list[Check]:
         checks.append(
             Check(
                 level="generation",
-                component=COMPONENT,
+                component=PIPELINE,
                 case=made.settings.case,
                 output=output,
                 metrics=metrics,
@@ -188,7 +187,7 @@ def check_generation(made: Generation, asked: Asked) -> list[Check]:
 
 def check_sanity(trace: Trace, image: np.ndarray) -> Check:
     """Judge whether the artifact's picture is one; where the reference's is none, nobody can."""
-    check = Check("sanity", COMPONENT, trace.settings.case, SANE, "pass", output="image")
+    check = Check("sanity", PIPELINE, trace.settings.case, SANE, "pass", output="image")
     flaw, excuse = degenerate(image), degenerate(trace.picture.image)
     if flaw and (excuse is None or flaw.kind != excuse.kind or flaw.kind == "not finite"):
         return replace(check, verdict="fail", message=f"the picture: {flaw}")

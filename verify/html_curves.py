@@ -4,48 +4,77 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from verify import figures
+from verify.figures import Json, decibels
 from verify.html_chart import Series, error_chart
-from verify.html_view import decibels, number
 
-Json = Mapping[str, Any]
 _SNR_GATE = re.compile(r"snr_db >= (-?[\d.]+)")
-_TIMESTEP = re.compile(r"t=([\d.]+) (cond|uncond)")
+_TIMESTEP = re.compile(r"t=([\d.]+)(?: (cond|uncond))?")
+Points = list[tuple[float, float | None]]
 
 
-def step_chart(checks: Sequence[Json]) -> dict[str, Any] | None:
-    """The UNet's error at each recorded timestep, beside PyTorch fp16's; None without any."""
-    of = [c for c in checks if c["level"] == "conversion" and c["component"] == "unet"]
-    points: dict[str, list[tuple[float, float | None]]] = {"cond": [], "uncond": []}
-    floor: dict[float, float] = {}
-    for check in of:
-        match = _TIMESTEP.fullmatch(check["case"])
-        if match is None or not check["metrics"]:
-            continue
-        timestep, metrics = float(match[1]), check["metrics"]
-        points[match[2]].append((timestep, number(metrics["snr_db"])))
-        fp16 = number(metrics.get("fp16_snr_db"))
-        if fp16 is not None:
-            floor[timestep] = min(fp16, floor.get(timestep, math.inf))
-    named = (
-        ("With the prompt", points["cond"]),
-        ("With the negative prompt", points["uncond"]),
-        ("PyTorch fp16, the worse of both", sorted(floor.items(), reverse=True)),
+def step_chart(document: Json) -> dict[str, Any] | None:
+    """The UNet's error at each recorded timestep, beside PyTorch fp16's; None without any.
+
+    Where its weights are compressed, the error against the checkpoint comes first.
+    """
+    of = [c for c in document["checks"] if c["component"] == "unet" and c["metrics"]]
+    program = [c for c in of if figures.kind(c) == "program"]
+    cond, uncond = (_points(program, half) for half in ("cond", "uncond"))
+    fp16 = ("PyTorch fp16, the worse of both", _points(program, key="fp16_snr_db"))
+    label = "The UNet’s SNR in dB at each timestep"
+    if not figures.compressed(document, "unet"):
+        named = (("With the prompt", cond), ("With the negative prompt", uncond), fp16)
+        return _chart(label, named, snr_gate(program), "limit")
+    checkpoint = [c for c in of if figures.kind(c) == "checkpoint"]
+    pairs = (
+        ("Against the checkpoint", _points(checkpoint)),
+        ("Program, the worse of both prompts", _points(program)),
+        fp16,
     )
-    return _chart("The UNet’s SNR in dB at each timestep", named, snr_gate(of), "limit")
+    gate = snr_gate(checkpoint)
+    if gate is None:
+        return _chart(label, pairs, snr_gate(program), "program’s limit")
+    return _chart(label, pairs, gate, "checkpoint’s limit")
 
 
-def generation_chart(generation: Json, gate: float | None) -> dict[str, Any] | None:
-    """The error at each step of one run, free-running and teacher-forced; None without any."""
+def _points(checks: Sequence[Json], half: str | None = None, *, key: str = "snr_db") -> Points:
+    """(timestep, dB), from noise to picture: of one half of the guidance, or the worse of both."""
+    found: dict[float, list[float | None]] = {}
+    for check in checks:
+        match = _TIMESTEP.fullmatch(check["case"])
+        if match is None or half not in (None, match[2]):
+            continue
+        value = number(check["metrics"].get(key))
+        if value is not None or key == "snr_db":
+            found.setdefault(float(match[1]), []).append(value)
+    return [
+        (t, None if None in values else min(v for v in values if v is not None))
+        for t, values in sorted(found.items(), reverse=True)
+    ]
+
+
+def generation_chart(generation: Json, document: Json) -> dict[str, Any] | None:
+    """The error at each step of one run, free-running and teacher-forced; None without any.
+
+    Both are against the checkpoint, so the limit is that of the UNet's figure against it.
+    """
     steps = generation["trajectory"]
     forced = [(float(s["timestep"]), number(s["noise_pred_snr_db"])) for s in steps]
     free = [(float(s["timestep"]), number(s["latents_snr_db"])) for s in steps]
     named = (("Free-running: latents", free), ("Teacher-forced: predicted noise", forced))
-    return _chart(
-        f"SNR in dB after each step of {generation['case']}", named, gate, "limit of one step"
-    )
+    wanted = "checkpoint" if figures.compressed(document, "unet") else "program"
+    unet = [c for c in document["checks"] if c["component"] == "unet" and figures.kind(c) == wanted]
+    label = f"SNR in dB after each step of {generation['case']}"
+    return _chart(label, named, snr_gate(unet), "limit of one step")
+
+
+def number(value: Any) -> float | None:
+    """A number of the JSON: "inf" and "-inf" are infinite, null is None."""
+    return None if value is None else float(value)
 
 
 def _chart(

@@ -21,10 +21,11 @@ from markupsafe import Markup
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from verify import figures
 from verify import html_curves as curves
 from verify import html_view as view
 from verify import html_words as words
-from verify.checks import worst
+from verify.checks import PICTURE_LEVELS, worst
 from verify.html_chart import swatch
 from verify.report import MARKS, SCHEMA
 from verify.summary import SHORT
@@ -61,12 +62,13 @@ def html(
         "report.html",
         report=document,
         index=index,
-        sentence=words.sentence(document["verdict"], checks),
+        sentence=words.sentence(document),
+        is_compressed=not figures.is_one(document),
         runtime=words.RUNTIMES.get(runtime, runtime),
         tiles=view.tiles(document),
         failures=view.failures(checks, document["artifact"], document["source"]),
-        runs=[_run(g, checks, images) for g in view.failed_first(document)],
-        step_chart=curves.step_chart(checks),
+        runs=[_run(g, document, images) for g in view.failed_first(document)],
+        step_chart=curves.step_chart(document),
         levels=levels,
         rows=rows,
         measurements=view.measurements(checks),
@@ -98,6 +100,7 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
             g["images"]["candidate"] for g in generations if g["images"]["candidate"] in images
         ]
         bad = [c for c in document["checks"] if c["verdict"] != "pass"]
+        counts = figures.count(document["checks"])
         psnr = [float(g["psnr_db"]) for g in generations if g["psnr_db"] is not None]
         rows.append(
             {
@@ -105,8 +108,8 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
                 "link": quote(f"{document['artifact']}.html"),
                 "thumbnail": _thumbnail(images[shown[0]]) if shown else None,
                 "cells": view.index_cells(document),
-                "psnr": view.show(min(psnr, default=None)),
-                "passed": len(document["checks"]) - len(bad),
+                "psnr": figures.show(min(psnr, default=None)),
+                "counts": counts,
                 "problems": bad[:3],
                 "more": len(bad[3:]),
             }
@@ -118,6 +121,7 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
         passed=sum(document["verdict"] == "pass" for document in documents),
         components=[(SHORT[c], words.NAMES[c]) for c in COMPONENTS],
         pictures=any(row["thumbnail"] for row in rows),
+        is_compressed=not all(map(figures.is_one, documents)),
         scopes=list(dict.fromkeys(document["scope"] for document in documents)),
     )
 
@@ -129,15 +133,14 @@ def read_images(document: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
 
 
 def _run(
-    generation: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], images: Images
+    generation: Mapping[str, Any], document: Mapping[str, Any], images: Images
 ) -> dict[str, Any]:
     """One generation with its pictures in the page, its chart and its verdict."""
     of = [
         c
-        for c in checks
-        if c["level"] in ("generation", "sanity") and c["case"] == generation["case"]
+        for c in document["checks"]
+        if c["level"] in PICTURE_LEVELS and c["case"] == generation["case"]
     ]
-    unet = [c for c in checks if c["level"] == "conversion" and c["component"] == "unet"]
     pictures = {
         name: _picture(images[path]) if path in images else None
         for name, path in generation["images"].items()
@@ -147,7 +150,7 @@ def _run(
         "verdict": worst(c["verdict"] for c in of) if of else None,
         "pictures": pictures,
         "has_start": generation["images"].get("start") is not None,
-        "chart": curves.generation_chart(generation, curves.snr_gate(unet)),
+        "chart": curves.generation_chart(generation, document),
     }
 
 
@@ -222,8 +225,9 @@ def _environment() -> Environment:
         swatch=lambda number: Markup(swatch(number)),
     )
     environment.filters.update(
-        show=view.show,
-        decibels=view.decibels,
+        show=figures.show,
+        decibels=figures.decibels,
+        found=figures.found,
         cosine=view.cosine,
         size=words.size,
         gate=words.gate_words,

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
+from verify import figures
 from verify import html_words as words
-from verify.checks import worst
+from verify.checks import PIPELINE, worst
+from verify.figures import FIGURES, Json, decibels, kind, lowest, show, snr_text
 
-Json = Mapping[str, Any]
 SHOWN_FAILURES = 5  # of one component at one level; the others are folded
-
-
-def number(value: Any) -> float | None:
-    """A number of the JSON: "inf" and "-inf" are infinite, null is None."""
-    return None if value is None else float(value)
-
-
-def show(value: Any, digits: int = 1, unit: str = "") -> str:
-    """A number for people; without a number, a dash."""
-    found = number(value)
-    if found is None:
-        return "–"
-    if math.isinf(found):
-        text = "∞" if found > 0 else "−∞"
-    else:
-        text = f"{found:.{digits}f}".replace("-", "−")
-    return f"{text} {unit}" if unit else text
-
-
-def decibels(value: Any) -> str:
-    """A level for people, `54.0 dB`."""
-    return show(value, 1, "dB")
 
 
 def cosine(value: Any) -> str:
     """A cosine with the digits that say something: 0.99999815, but never rounded up to 1."""
-    found = number(value)
-    if found is None:
+    if value is None:
         return "–"
+    found = float(value)
     for digits in (4, 6, 8, 10):
         text = f"{found:.{digits}f}"
         if found >= 1 or float(text) < 1:
@@ -50,21 +28,24 @@ def cosine(value: Any) -> str:
 
 
 def tiles(document: Json) -> list[tuple[str, str, str]]:
-    """(name, value, where) of the few numbers that say most."""
-    checks = document["checks"]
-    passed = sum(c["verdict"] == "pass" for c in checks)
-    found = [
-        ("Checks passed", f"{passed} of {len(checks)}", f"limits: policy {document['policy']}")
-    ]
-    lowest = _lowest([c for c in checks if c["level"] == "conversion"])
-    if lowest:
-        found.append(("Lowest SNR of a model", _snr_text(lowest), place(lowest)))
+    """(name, value, of what and where) of the few numbers that say most."""
+    counts = figures.count(document["checks"])
+    checked = f"{counts.passed} of {counts.total}"
+    found = [("Checks passed", checked, f"limits: policy {document['policy']}")]
+    if figures.compared(document):
+        names = FIGURES[:1] if figures.is_one(document) else FIGURES
+        for figure in names:
+            check = figures.figure(figure, document)
+            where = place(check) if check else "level compression was not asked for"
+            if check and check["verdict"] != "pass":
+                where += f"; asked: {words.gate_words(check['gate'])}"
+            found.append((words.LOWEST[figure], snr_text(check), where))
     pictures = document.get("generations", [])
     for name, key, text in (
         ("Lowest PSNR of a picture", "psnr_db", decibels),
         ("Lowest cosine of final latents", "latents_cosine", cosine),
     ):
-        known = [g for g in pictures if number(g.get(key)) is not None]
+        known = [g for g in pictures if g.get(key) is not None]
         if known:
             least = min(known, key=lambda g: float(g[key]))
             found.append((name, text(least[key]), least["case"]))
@@ -125,30 +106,37 @@ def matrix(checks: Sequence[Json]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _cell(checks: Sequence[Json]) -> dict[str, Any]:
-    verdict = worst(c["verdict"] for c in checks)
-    lowest = _lowest(checks)
-    passed = sum(c["verdict"] == "pass" for c in checks)
+    counts = figures.count(checks)
+    kinds = dict.fromkeys(filter(None, map(kind, checks)))
+    lowest_of = {k: snr_text(lowest(c for c in checks if kind(c) == k)) for k in kinds}
     return {
-        "verdict": verdict,
-        "count": f"{passed} of {len(checks)}",
-        "snr": _snr_text(lowest) if lowest else None,
+        "verdict": worst(c["verdict"] for c in checks),
+        "count": f"{counts.passed} of {counts.total}",
+        "lowest": list(lowest_of.items()),
+        "failed": next(filter(None, map(_other_number, checks)), None),
     }
 
 
-def index_cells(document: Json) -> list[tuple[bool, str]]:
-    """For each component whether all its checks passed, and its lowest SNR in dB (conversion)."""
+def _other_number(check: Json) -> str | None:
+    """What a check found, where the number that failed is no SNR."""
+    metrics = {gate.metric for gate, _ in figures.shortfalls(check)}
+    return figures.found(check) if metrics - {"snr_db"} else None
+
+
+def index_cells(document: Json) -> list[list[tuple[str, bool, str]]]:
+    """For each component (figure, whether its checks passed, the figure in dB or what failed): the
+    checkpoint's, and below it the program's where weights are compressed."""
+    names = FIGURES[:1] if figures.is_one(document) else FIGURES
     cells = []
     for component in COMPONENTS:
-        of = [c for c in document["checks"] if c["component"] == component]
-        lowest = _lowest([c for c in of if c["level"] == "conversion"])
-        text = _snr_text(lowest).removesuffix(" dB") if lowest else "–"
-        cells.append((all(c["verdict"] == "pass" for c in of), text))
+        found = [(str(name), *figures.cell(document, component, name)) for name in names]
+        cells.append([(name, ok, text or ("–" if ok else "")) for name, ok, text in found])
     return cells
 
 
 def components(checks: Sequence[Json]) -> list[str]:
     """The components that were checked, in the order of the pipeline; unknown ones last."""
-    known = ["artifact", *COMPONENTS, "pipeline"]
+    known = ["artifact", *COMPONENTS, PIPELINE]
     seen = {c["component"] for c in checks}
     return [c for c in known if c in seen] + sorted(seen - set(known))
 
@@ -162,17 +150,18 @@ def measurements(checks: Sequence[Json]) -> list[dict[str, Any]]:
             groups.setdefault(key, []).append(check)
     rows = []
     for (level, component, output), of in groups.items():
-        lowest = _lowest(of)
-        assert lowest is not None
-        metrics = lowest["metrics"]
+        least = lowest(of)
+        assert least is not None
+        metrics = least["metrics"]
         rows.append(
             {
-                "verdict": _cell(of)["verdict"],
+                "verdict": worst(c["verdict"] for c in of),
                 "level": level,
+                "kind": kind(least),
                 "component": words.component_name(component),
                 "output": output,
-                "snr": _snr_text(lowest),
-                "case": lowest["case"],
+                "snr": snr_text(least),
+                "case": least["case"],
                 "fp16": decibels(metrics.get("fp16_snr_db")),
                 "ratio": show(_greatest(of, "fp16_error_ratio"), 2),
                 "limits": [words.gate_words(g) for g in dict.fromkeys(c["gate"] for c in of)],
@@ -195,21 +184,6 @@ def command(document: Json) -> str:
     return shlex.join([*parts, "--html", "report.html"])
 
 
-def _lowest(checks: Iterable[Json]) -> Json | None:
-    """The check with the lowest SNR; what is not finite is lower than any number."""
-    compared = [c for c in checks if c["metrics"]]
-    return min(compared, key=_snr, default=None)
-
-
-def _snr(check: Json) -> float:
-    value = number(check["metrics"]["snr_db"])
-    return -math.inf if value is None or not check["metrics"]["finite"] else value
-
-
-def _snr_text(check: Json) -> str:
-    return decibels(check["metrics"]["snr_db"]) if check["metrics"]["finite"] else "not finite"
-
-
 def _greatest(checks: Iterable[Json], key: str) -> float | None:
-    found = [number(c["metrics"].get(key)) for c in checks]
-    return max((v for v in found if v is not None), default=None)
+    found = (c["metrics"].get(key) for c in checks)
+    return max((float(v) for v in found if v is not None), default=None)

@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
+from verify import figures
 from verify.checks import Verdict, worst
+from verify.figures import MEANINGS
 from verify.metrics import SNR
 
 VERDICTS: dict[Verdict, str] = {
@@ -69,11 +71,25 @@ RUNTIMES = {
     "torch": "The ML Program itself, op by op on PyTorch",
     "coreml": "Core ML on a Mac",
 }
+LOWEST = {
+    "checkpoint": "Lowest SNR against the checkpoint",
+    "program": "Lowest SNR of the program",
+}
 DEFINITIONS = (
     (
         "SNR",
         f"Signal-to-noise ratio in decibels: {SNR}. Each 20 dB more is an error ten times "
         "smaller: at 40 dB it is 1 % of the signal, at 60 dB 0.1 %. ∞ means equal.",
+    ),
+    (
+        "Checkpoint",
+        f"An SNR {MEANINGS['checkpoint']}: what a user gets, compression included. Where no weight "
+        "is compressed it is the program’s, too.",
+    ),
+    (
+        "Program",
+        f"An SNR {MEANINGS['program']}: what the graph and its precision cost, compression left "
+        "out.",
     ),
     (
         "PyTorch fp16",
@@ -110,8 +126,9 @@ def component_name(component: str) -> str:
     return NAMES.get(component, component)
 
 
-def sentence(verdict: str, checks: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict in one or two sentences that promise no more than was checked."""
+def sentence(report: Mapping[str, Any]) -> str:
+    """The verdict in a few sentences that promise no more than was checked."""
+    verdict, checks = report["verdict"], report["checks"]
     bad = [c for c in checks if c["verdict"] == verdict]
     if verdict == "fail":
         return (
@@ -133,10 +150,19 @@ def sentence(verdict: str, checks: Sequence[Mapping[str, Any]]) -> str:
         )
     if "conversion" not in levels:
         return f"All {len(checks)} checks passed. Outputs were not compared with PyTorch’s."
-    return (
-        f"All {len(checks)} checks passed. The Core ML models compute what the checkpoint computes "
-        "in PyTorch, within the limits listed below."
+    if figures.is_one(report):
+        return (
+            f"All {len(checks)} checks passed. The Core ML models compute what the checkpoint "
+            "computes in PyTorch, within the limits listed below."
+        )
+    text = (
+        f"All {len(checks)} checks passed. The weights are compressed: the Core ML models compute "
+        "what PyTorch computes with the same compressed weights, within the limits listed below. "
     )
+    found = figures.figure("checkpoint", report)
+    if found is None:
+        return text + "How near that is to the checkpoint was not measured."
+    return text + f"Against the checkpoint’s own weights their SNR is {figures.snr_text(found)}."
 
 
 def verified(checks: Sequence[Mapping[str, Any]]) -> list[tuple[Verdict, str, str]]:

@@ -74,12 +74,15 @@ def bless(
     """
     from verify.baseline import bless as accept
     from verify.baseline import write_baseline
+    from verify.figures import count, figures_line
     from verify.saved import read_reports
 
     accepted = accept(read_reports(results), reason)
     write_baseline(baseline, accepted)
-    names = ", ".join(report["artifact"] for report in accepted["reports"])
-    Terminal(quiet=quiet).say(f"{baseline}: {names}")
+    terminal = Terminal(quiet=quiet)
+    for report in accepted["reports"]:
+        counts, figures = count(report["checks"]), figures_line(report)
+        terminal.say(f"{baseline}: {report['artifact']}, {counts}. {figures}".rstrip())
 
 
 def diff(

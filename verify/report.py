@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from verify import figures
 from verify.checks import Check, Results, Verdict, worst
+from verify.figures import FIGURES, MEANINGS, Json, decibels
 from verify.image_metrics import PSNR
 from verify.metrics import SNR, json_number
 from verify.pictures import file_name, generation_json, png
@@ -25,22 +26,26 @@ def to_json(results: Results) -> dict[str, Any]:
     `fp16_snr_db` and `fp16_nrmse` are PyTorch float16's on the same inputs and
     `fp16_error_ratio` is our error over that floor, all null where the component does not compute
     in float16. So results can be judged again, under another policy, from their JSON alone.
+    `snr_db`, `program_snr_db` and `components` are the figures of `verify.figures`.
     """
-    return {
+    checks = [_check(check) for check in results.checks]
+    document = {
         "schema": SCHEMA,
         "verdict": results.verdict,
         "artifact": results.artifact,
         "source": results.source,
         "resolution": None if results.resolution is None else str(results.resolution),
         "bits": results.bits,
+        "compressed": list(results.compressed),
         "runtime": results.runtime,
         "scope": results.scope,
         "policy": results.policy,
         "versions": dict(sorted(results.versions.items())),
-        "checks": [_check(check) for check in results.checks],
+        "checks": checks,
         **_generations(results),
         **({"worst_ops": dict(results.worst_ops)} if results.worst_ops else {}),
     }
+    return document | figures.figures_json(document)
 
 
 def pictures(results: Results) -> dict[str, bytes]:
@@ -91,68 +96,74 @@ def _check(check: Check) -> dict[str, Any]:
 # ---- for people ----
 
 
-def rows(results: Results) -> list[tuple[Verdict, str, str, str, str]]:
+def rows(document: Json) -> list[tuple[Verdict, str, str, str, str]]:
     """(verdict, level, component, measured, problem) for each component and level."""
     found = []
-    for (level, component), checks in _grouped(results.checks).items():
-        bad = [c for c in checks if c.verdict != "pass"]
-        problem = f"{bad[0].case}: {bad[0].message}" if bad else ""
+    for (level, component), checks in _grouped(document["checks"]).items():
+        bad = [c for c in checks if c["verdict"] != "pass"]
+        problem = f"{bad[0]['case']}: {figures.problem(bad[0])}" if bad else ""
         if len(bad) > 1:
             problem += f" (and {len(bad) - 1} more)"
-        found.append(
-            (worst(c.verdict for c in checks), level, component, _measured(checks), problem)
-        )
+        verdict = worst(c["verdict"] for c in checks)
+        found.append((verdict, level, component, _measured(checks), problem))
     return found
 
 
-def _grouped(checks: Iterable[Check]) -> dict[tuple[str, str], list[Check]]:
-    groups: dict[tuple[str, str], list[Check]] = {}
+def _grouped(checks: Iterable[Json]) -> dict[tuple[str, str], list[Json]]:
+    groups: dict[tuple[str, str], list[Json]] = {}
     for check in checks:
-        groups.setdefault((check.level, check.component), []).append(check)
+        groups.setdefault((check["level"], check["component"]), []).append(check)
     return groups
 
 
-def _measured(checks: list[Check]) -> str:
-    """The worst SNR of some checks, and where; or how many there are."""
-    compared = [c for c in checks if c.metrics is not None]
-    if not compared:
-        return f"{len(checks)} checks"
-    lowest = min(compared, key=_snr)
-    text = f"SNR ≥ {decibels(_snr(lowest))} ({lowest.case}, {lowest.output})"
-    if lowest.fp16 is not None:
-        text += f"; PyTorch fp16 {decibels(lowest.fp16.snr_db)}"
-    if likest := [c.likeness for c in compared if c.likeness is not None]:
-        text += f"; PSNR ≥ {decibels(min(found.psnr_db for found in likest))}"
-        ssim = [found.ssim for found in likest if found.ssim is not None]
-        text += f", SSIM ≥ {min(ssim):.4f}" if len(ssim) == len(likest) else ", SSIM not measured"
+def _measured(checks: Sequence[Json]) -> str:
+    """The worst of some checks of one component and level, each kind of number by its name; how
+    many there are, where nothing was measured."""
+    by_kind: dict[str, list[Json]] = {}
+    for check in checks:
+        if kind := figures.kind(check):
+            by_kind.setdefault(kind, []).append(check)
+    if not by_kind:
+        return str(figures.count(checks))
+    return "; ".join(f"{kind}: {_worst(of)}" for kind, of in by_kind.items())
+
+
+def _worst(checks: Sequence[Json]) -> str:
+    """The lowest SNR, and where; beside it the number that failed, if that is another."""
+    lowest = figures.lowest(checks)
+    assert lowest is not None
+    where = ", ".join(p for p in (lowest["case"], lowest["output"]) if p)
+    text = f"lowest SNR {figures.snr_text(lowest)} ({where})"
+    if lowest["metrics"].get("fp16_snr_db") is not None:
+        text += f"; PyTorch fp16 {decibels(lowest['metrics']['fp16_snr_db'])}"
+    for name, unit, digits in (("psnr_db", "dB", 1), ("ssim", "", 4)):
+        if name in lowest["metrics"]:
+            values = [c["metrics"][name] for c in checks if c["metrics"].get(name) is not None]
+            all_of = len(values) == len(checks)
+            value = figures.show(min(values, key=float), digits, unit) if all_of else None
+            text += f", lowest {name.removesuffix('_db').upper()} {value or figures.NOT_MEASURED}"
+    others = [(g, v) for c in checks for g, v in figures.shortfalls(c) if g.metric != "snr_db"]
+    for metric in dict.fromkeys(g.metric for g, _ in others if g.metric not in text):
+        text += f"; {metric} of {sum(g.metric == metric for g, _ in others)} not as asked"
     return text
 
 
-def _snr(check: Check) -> float:
-    assert check.metrics is not None
-    return check.metrics.snr_db if check.metrics.finite else -math.inf
-
-
-def decibels(value: float) -> str:
-    """A level in dB with one decimal."""
-    return f"{value:.1f} dB"
-
-
-def headline(results: Results) -> str:
+def headline(document: Json) -> str:
     """Verdict, artifact and numbers of checks in one line."""
-    counts = f"{len(results.checks)} checks"
-    if results.failures:
-        counts += f", {len(results.failures)} failed"
-    return f"{results.verdict}: {results.artifact} against {results.source} ({counts})"
+    counts = figures.count(document["checks"])
+    return f"{document['verdict']}: {document['artifact']} against {document['source']} ({counts})"
 
 
-def footnotes(results: Results) -> tuple[str, str]:
-    """What the numbers mean, and what they do not prove."""
-    measures = f"{SNR}, {PSNR}" if results.generations else SNR
-    return (
-        f"{measures}, against PyTorch float32 on recorded inputs; policy {results.policy}.",
-        f"Scope: {results.scope}.",
-    )
+def footnotes(document: Json) -> list[str]:
+    """The figures, what the numbers mean, and what they do not prove."""
+    measures = f"{SNR}, {PSNR}" if document.get("generations") else SNR
+    line = figures.figures_line(document)
+    return [
+        *([f"{line}."] if line else []),
+        f"{measures}, on recorded inputs; policy {document['policy']}.",
+        *[f"{name}: {MEANINGS[name]}." for name in FIGURES if line],
+        f"Scope: {document['scope']}.",
+    ]
 
 
 def table(results: Results) -> Any:
@@ -161,63 +172,94 @@ def table(results: Results) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    document = to_json(results)
     view = Table("", "level", "component", "measured", box=None, pad_edge=False)
-    for verdict, level, component, measured, _ in rows(results):
+    for verdict, level, component, measured, _ in rows(document):
         view.add_row(Text(MARKS[verdict], STYLES[verdict]), level, component, Text(measured))
-    parts: list[Any] = [view]
-    for check in results.checks:
-        if check.verdict != "pass":
-            mark = f"{MARKS[check.verdict]} {check.place}: {check.message} (asked: {check.gate})"
-            parts.append(Text(mark, STYLES[check.verdict]))
-    parts += [Text(headline(results), STYLES[results.verdict])]
-    parts += [Text(line, "dim") for line in footnotes(results)]
+    parts: list[Any] = [view, *failures(document)]
+    parts += [Text(headline(document), STYLES[results.verdict])]
+    parts += [Text(line, "dim") for line in footnotes(document)]
     return Group(*parts)
+
+
+def failures(document: Json, artifact: str = "") -> list[Any]:
+    """A line for a terminal of each check that did not pass, with its level, number and gate."""
+    from rich.text import Text
+
+    return [
+        Text(
+            f"{MARKS[c['verdict']]} {figures.place(c, artifact)}: {figures.problem(c)}",
+            STYLES[c["verdict"]],
+        )
+        for c in document["checks"]
+        if c["verdict"] != "pass"
+    ]
 
 
 def markdown(results: Results) -> str:
     """A summary for a CI job's page."""
+    document = to_json(results)
     lines = [
-        f"### {MARKS[results.verdict]} {results.artifact}: {results.verdict}",
+        f"### {MARKS[results.verdict]} {results.artifact}: {results.verdict} "
+        f"({figures.count(document['checks'])})",
         "",
         "| | level | component | measured | problem |",
         "|---|---|---|---|---|",
     ]
-    for verdict, *cells in rows(results):
+    for verdict, *cells in rows(document):
         cells = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
         lines.append(f"| {MARKS[verdict]} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{line}  " for line in footnotes(results))]).rstrip() + "\n"
+    notes = (f"{line}  " for line in footnotes(document))
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
 def junit(results: Results) -> str:
-    """JUnit XML with one case per component × level × case.
+    """JUnit XML with one case per check, so that its counts are the report's.
 
-    An indeterminate case is an error, because CI systems count a skipped one as fine.
+    Cases are named by the check's case, and by the output where a case has several. An
+    indeterminate case is an error, because CI systems count a skipped one as fine.
     """
-    cases: dict[tuple[str, str, str], list[Check]] = {}
-    for check in results.checks:
-        cases.setdefault((check.level, check.component, check.case), []).append(check)
-    verdicts = {key: worst(c.verdict for c in checks) for key, checks in cases.items()}
-    counts = {
-        "tests": str(len(cases)),
-        "failures": str(sum(v == "fail" for v in verdicts.values())),
-        "errors": str(sum(v == "indeterminate" for v in verdicts.values())),
+    document = to_json(results)
+    checks = document["checks"]
+    counts = figures.count(checks)
+    numbers = {
+        "tests": str(counts.total),
+        "failures": str(counts.failed),
+        "errors": str(counts.undecided),
     }
-    root = ElementTree.Element("testsuites", counts)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": results.artifact, **counts})
+    root = ElementTree.Element("testsuites", numbers)
+    suite = ElementTree.SubElement(root, "testsuite", {"name": results.artifact, **numbers})
     properties = ElementTree.SubElement(suite, "properties")
     facts = {"runtime": results.runtime, "scope": results.scope, "snr": SNR}
+    for figure in FIGURES:
+        facts[f"{figure} snr"] = figures.said(figures.figure(figure, document))
+        facts[f"{figure} means"] = MEANINGS[figure]
     for name, value in (facts | ({"psnr": PSNR} if results.generations else {})).items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
-    for (level, component, case), checks in cases.items():
+    for check, name in zip(checks, _case_names(checks), strict=True):
         element = ElementTree.SubElement(
-            suite, "testcase", {"classname": f"{level}.{component}", "name": case}
+            suite, "testcase", {"classname": f"{check['level']}.{check['component']}", "name": name}
         )
-        bad = [c for c in checks if c.verdict != "pass"]
-        if bad:
-            kind = "failure" if verdicts[level, component, case] == "fail" else "error"
-            text = "\n".join(f"{c.output or c.case}: {c.message} (asked: {c.gate})" for c in bad)
-            ElementTree.SubElement(element, kind, {"message": bad[0].message}).text = text
-        elif any(c.metrics for c in checks):
-            ElementTree.SubElement(element, "system-out").text = _measured(checks)
+        if check["verdict"] != "pass":
+            what = "failure" if check["verdict"] == "fail" else "error"
+            message = f"{figures.place(check)}: {figures.problem(check)}"
+            ElementTree.SubElement(element, what, {"message": message}).text = message
+        elif check["metrics"]:
+            ElementTree.SubElement(element, "system-out").text = _measured([check])
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case_names(checks: Sequence[Json]) -> list[str]:
+    """A name for each check that no other of its component and level has."""
+    outputs: dict[tuple[str, str, str], set[str]] = {}
+    for c in checks:
+        outputs.setdefault((c["level"], c["component"], c["case"]), set()).add(c["output"])
+    names, seen = [], dict[tuple[str, str, str], int]()
+    for c in checks:
+        several = len(outputs[c["level"], c["component"], c["case"]]) > 1
+        name = f"{c['case']} {c['output']}" if several and c["output"] else c["case"]
+        key = (c["level"], c["component"], name)
+        seen[key] = again = seen.get(key, 0) + 1
+        names.append(name if again == 1 else f"{name} ({again})")
+    return names

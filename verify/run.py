@@ -16,11 +16,15 @@ from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify import probe as probes
 from verify.artifact import Artifact, open_artifact
 from verify.bisect_ops import worst_ops_of
-from verify.checks import PICTURE_LEVELS, Check, Results, failed, versions
-from verify.compression import check_compression, compressed_weights, decoded_cases
+from verify.checks import PICTURE_LEVELS, PIPELINE, Check, Results, failed, versions
+from verify.compression import (
+    check_compression,
+    compressed_names,
+    compressed_weights,
+    decoded_cases,
+)
 from verify.conversion import check_conversion
 from verify.generation import (
-    COMPONENT,
     Asked,
     Candidate,
     Generation,
@@ -214,6 +218,7 @@ def verify(
         checks=tuple(checks),
         versions=versions(),
         bits=bits,
+        compressed=tuple(n for n, p in programs.items() if _has_compressed(p, source, n)),
         generations=generations,
         worst_ops=rounding,
     )
@@ -320,7 +325,7 @@ def _pictures(
     level = next(level for level in PICTURE_LEVELS if level in levels)
     missing = ", ".join(artifact.missing)
     if missing:
-        return [failed(level, COMPONENT, "run", "runs", f"{missing} missing")], ()
+        return [failed(level, PIPELINE, "run", "runs", f"{missing} missing")], ()
     config = artifact.pipeline or pipeline_config(source)
     tokenizers = {name: artifact.path for name in config["pad_tokens"]}
     try:
@@ -333,7 +338,7 @@ def _pictures(
         if not any(check.verdict == "fail" for check in earlier):
             raise
         # What is wrong has been said already, where it can be told.
-        return [failed(level, COMPONENT, "run", "runs", error.problem)], ()
+        return [failed(level, PIPELINE, "run", "runs", error.problem)], ()
 
 
 def _require(
@@ -369,6 +374,13 @@ def _resolution(
         return Resolution.parse(artifact.claims["resolution"])
     found = (infer_resolution(program, name, source) for name, program in programs.items())
     return next((resolution for resolution in found if resolution is not None), None)
+
+
+def _has_compressed(program: Program, source: Checkpoint, component: str) -> bool:
+    """Whether weights of the checkpoint are compressed, not only constants of the program's own."""
+    if not is_compressed(program) or not source.part(component).tensors:
+        return is_compressed(program)
+    return bool(compressed_names(program, source, component))
 
 
 def _bits(programs: Mapping[str, Program]) -> str | None:

@@ -107,12 +107,6 @@ def _one_of(verdict: Any, where: str) -> None:
         raise InputError(f"`verdict` is {verdict!r}; known are {known}", where=where)
 
 
-def place(check: Report, artifact: str = "") -> str:
-    """Where a check is, in one line."""
-    parts = (artifact, check["level"], check["component"], check["case"], check["output"])
-    return " · ".join(p for p in parts if p)
-
-
 def as_document(reports: Sequence[Report], verdict: Verdict) -> dict[str, Any]:
     """One report as it is, several as one JSON object that `read_reports` reads again."""
     if len(reports) == 1:

@@ -1,4 +1,4 @@
-"""Several artifacts' reports in one table: a row each, a column for every component."""
+"""Several artifacts' reports in one table: rows for their figures, a column for each component."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify.checks import Verdict, worst
+from verify import figures
+from verify.checks import PIPELINE, Verdict, worst
+from verify.figures import FIGURES, MEANINGS
 from verify.image_metrics import PSNR
 from verify.metrics import SNR
-from verify.report import MARKS, STYLES
+from verify.report import MARKS, STYLES, failures
 
 Report = dict[str, Any]
-PICTURES = "pipeline"  # the component that levels generation and sanity are of
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.
 SHORT = {
     "text_encoder": "text",
@@ -20,23 +21,20 @@ SHORT = {
     "unet": "UNet",
     "vae_decoder": "VAE dec",
     "vae_encoder": "VAE enc",
-    "pipeline": "pictures",
+    PIPELINE: "pictures",
 }
 
 
-def lowest_snr(report: Report, component: str | None = None) -> float | None:
-    """The lowest SNR in dB at level `conversion` (of one component); None without any.
-
-    Infinite where all outputs equal the reference; not finite ones are failures, not numbers.
-    """
-    found = [
-        float(check["metrics"]["snr_db"])  # "inf" is a string in JSON
-        for check in report["checks"]
-        if check["level"] == "conversion" and check["metrics"]
-        if check["metrics"]["snr_db"] is not None
-        if component in (None, check["component"])
-    ]
-    return min(found, default=None)
+def summary_json(report: Report) -> dict[str, Any]:
+    """What reports/summary.json says of an artifact: verdict, figures, counts, failures."""
+    counts = figures.count(report["checks"])
+    return {
+        "artifact": report["artifact"],
+        "verdict": report["verdict"],
+        **figures.figures_json(report),
+        "checks": {"total": counts.total, "passed": counts.passed},
+        "failures": [c for c in report["checks"] if c["verdict"] != "pass"],
+    }
 
 
 def summary_table(reports: Sequence[Report]) -> Any:
@@ -49,70 +47,77 @@ def summary_table(reports: Sequence[Report]) -> Any:
     view = Table(box=None, pad_edge=False)
     view.add_column("")
     view.add_column("artifact", overflow="fold")
-    for name in (*(SHORT[c] for c in components), "structure"):
+    view.add_column("against", no_wrap=True)
+    for name in (*(SHORT[c] for c in components), "checks"):
         view.add_column(name, justify="right", no_wrap=True)
     for report in reports:
         verdict: Verdict = report["verdict"]
-        view.add_row(Text(MARKS[verdict], STYLES[verdict]), *_cells(report, components))
+        for mark, *cells in _rows(report, components):
+            view.add_row(Text(mark, STYLES[verdict]), *cells)
     parts: list[Any] = [view]
     for report in reports:
-        for check in report["checks"]:
-            if check["verdict"] != "pass":
-                place = " · ".join(
-                    p for p in (report["artifact"], check["component"], check["case"]) if p
-                )
-                text = f"{place}: {check['message']} (asked: {check['gate']})"
-                parts.append(Text(f"{MARKS[check['verdict']]} {text}", STYLES[check["verdict"]]))
+        parts += failures(report, report["artifact"])
     verdict = worst(r["verdict"] for r in reports)
-    count = sum(r["verdict"] == "pass" for r in reports)
-    parts.append(Text(f"{verdict}: {count} of {len(reports)} artifacts passed", STYLES[verdict]))
+    passed = sum(r["verdict"] == "pass" for r in reports)
+    parts.append(Text(f"{verdict}: {passed} of {len(reports)} artifacts passed", STYLES[verdict]))
     parts += [Text(line, "dim") for line in _footnotes(reports)]
     return Group(*parts)
 
 
 def summary_markdown(reports: Sequence[Report]) -> str:
-    """The table for a CI job's page."""
+    """The table for a CI job's page, failures below it."""
     components = _components(reports)
     lines = [
-        f"| | artifact | {' | '.join(components)} | structure |",
-        "|---|---|" + "---|" * (len(components) + 1),
+        f"| | artifact | against | {' | '.join(components)} | checks |",
+        "|---|---|---|" + "---|" * (len(components) + 1),
     ]
     for report in reports:
-        cells = " | ".join(_cells(report, components))
-        lines.append(f"| {MARKS[report['verdict']]} | {cells} |")
-    return "\n".join([*lines, "", *(f"{line}  " for line in _footnotes(reports))]).rstrip() + "\n"
+        lines += [f"| {' | '.join(row)} |" for row in _rows(report, components)]
+    bad = [
+        f"- {MARKS[c['verdict']]} {figures.place(c, r['artifact'])}: {figures.problem(c)}"
+        for r in reports
+        for c in r["checks"]
+        if c["verdict"] != "pass"
+    ]
+    lines += ["", *bad, ""] if bad else [""]
+    return "\n".join([*lines, *(f"{line}  " for line in _footnotes(reports))]).rstrip() + "\n"
 
 
 def _components(reports: Sequence[Report]) -> list[str]:
     seen = {check["component"] for report in reports for check in report["checks"]}
-    return [c for c in (*COMPONENTS, PICTURES) if c in seen]
+    return [c for c in (*COMPONENTS, PIPELINE) if c in seen]
 
 
-def _cells(report: Report, components: Sequence[str]) -> list[str]:
-    cells = [report["artifact"]]
+def _rows(report: Report, components: Sequence[str]) -> list[list[str]]:
+    """Mark, artifact, figure, a cell for each component, counts: a row for each figure, or one
+    where both are the same."""
+    counts = figures.count(report["checks"])
+    first = [MARKS[report["verdict"]], report["artifact"]]
+    last = f"{counts.passed}/{counts.total}"
+    if figures.is_one(report):
+        return [[*first, "both", *_cells(report, components, "checkpoint"), last]]
+    checkpoint, program = (_cells(report, components, name) for name in FIGURES)
+    return [[*first, "checkpoint", *checkpoint, last], ["", "", "program", *program, ""]]
+
+
+def _cells(report: Report, components: Sequence[str], name: str) -> list[str]:
+    found = []
     for component in components:
-        snr = lowest_snr(report, component)
-        bad = any(c["component"] == component and c["verdict"] != "pass" for c in report["checks"])
-        cells.append(("✗ " if bad else "") + ("" if snr is None else f"{snr:.1f}"))
-    if PICTURES in components:
-        cells[-1] = _pictures(report)
-    structure = [c for c in report["checks"] if c["level"] == "structure"]
-    passed = sum(c["verdict"] == "pass" for c in structure)
-    return [*cells, f"{passed}/{len(structure)}"]
-
-
-def _pictures(report: Report) -> str:
-    """The lowest PSNR of the report's pictures, marked if something about them failed."""
-    psnr = [float(g["psnr_db"]) for g in report.get("generations", []) if g["psnr_db"] is not None]
-    bad = any(c["component"] == PICTURES and c["verdict"] != "pass" for c in report["checks"])
-    return ("✗ " if bad else "") + (f"{min(psnr):.1f}" if psnr else "")
+        if name == "program" and component == PIPELINE:
+            found.append("")  # pictures are compared with the checkpoint's
+            continue
+        passed, text = figures.cell(report, component, name)
+        found.append(text if passed else f"{MARKS['fail']} {text}".rstrip())
+    return found
 
 
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
     pictures = f" Of pictures the lowest PSNR in dB; {PSNR}."
     return [
-        f"Numbers: the lowest SNR in dB against PyTorch float32; {SNR}."
+        f"Numbers: the lowest SNR in dB; {SNR}."
         + (pictures if any(r.get("generations") for r in reports) else ""),
+        *(f"{name}: {MEANINGS[name]}." for name in FIGURES),
+        *(["both: no weight is compressed."] if any(map(figures.is_one, reports)) else []),
         *(f"Scope: {s}." for s in scopes),
     ]
