@@ -125,7 +125,7 @@ def pack(
                     fresh.append(manifest["artifact"])
                 else:
                     entry["manifest"] |= {key: manifest[key] for key in SHARED}
-                entry["manifest"]["verification"] = _found(reports[path])
+                entry["manifest"]["verification"] = _found(reports[path], manifest)
                 archives.append(entry)
                 # Written after each archive, so that a run that is killed goes on from here.
                 _record(release, archives, earlier, cache)
@@ -182,9 +182,11 @@ def _archive(
     return {"archive": name, "size": count, "sha256": whole, "files": files, "manifest": manifest}
 
 
-def _found(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _found(report: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """Outcome and figures of a verification, for the release's manifest and its card."""
-    return {**verification(report), **measured(report)} if report else None
+    if report is None:
+        return None
+    return {**verification(report), **measured({"bits": manifest["bits"], **report})}
 
 
 def _record(
