@@ -16,7 +16,9 @@ from typing import Any
 
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
-from convert.repo_files import select_files
+from convert.json_files import kind, read_bytes
+from convert.repo_files import WeightFiles, select_files, weight_files
+from convert.snapshot import require_target, select_local
 from convert.tensors import Tensor, read_header
 
 CONFIG_CLASSES = {
@@ -35,6 +37,7 @@ class Part:
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     Raises:
         InputError: not a folder, not SDXL, a missing part, a damaged or incomplete weight file.
     """
+    require_target(path)
     if not path.exists():
         raise InputError("no such folder", where=path)
     if not path.is_dir():
@@ -111,9 +115,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             hint="Single .safetensors and .ckpt files follow in a later version.",
         )
     model_index = _model_index(path)
-    files = select_files(
-        sorted(str(file.relative_to(path)) for file in path.glob("**/*") if file.is_file())
-    )
+    files = select_local(path, select_files)
     folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
     missing = [n for n in ("unet", "vae", "text_encoder_2") if n not in folders]
     if missing:
@@ -221,35 +223,42 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
             f"is a {found}; this folder of SDXL holds a {CONFIG_CLASSES[name][-1]}",
             where=folder / "config.json",
         )
-    weights = [f for f in files if f.startswith(f"{name}/") and f.endswith(".safetensors")]
-    if not weights:
-        raise InputError(
-            "no .safetensors weights",
-            where=folder,
-            hint="Only safetensors are read; convert .bin files with diffusers' save_pretrained.",
-        )
-    _require_all_shards(root, name, files)
+    weights = weight_files(files, name, lambda file: read_bytes(root / file))
+    _require_same_choice(folder, config, weights)
     tensors: dict[str, Tensor] = {}
-    for file in weights:
-        for key, tensor in read_header(root / file).items():
-            if key in tensors:
-                raise InputError(
-                    f"tensor `{key}` is also in {tensors[key].path.name}", where=root / file
-                )
-            tensors[key] = tensor
-    return Part(name, folder, config, _normalise(name, tensors))
+    for file in weights.files:
+        header = read_header(root / file)
+        if weights.index:
+            _require_as_indexed(root / file, header, weights)
+        tensors |= header
+    return Part(name, folder, config, _normalise(name, tensors), weights.variant)
 
 
-def _require_all_shards(root: Path, name: str, files: list[str]) -> None:
-    for index in (f for f in files if f.startswith(f"{name}/") and ".safetensors.index" in f):
-        shards = set(_json(root / index).get("weight_map", {}).values())
-        missing = sorted(s for s in shards if f"{name}/{s}" not in files)
-        if missing:
-            raise InputError(
-                f"names the shard {missing[0]}, which is not there",
-                where=root / index,
-                hint="Download the checkpoint again.",
-            )
+def _require_same_choice(folder: Path, config: Mapping[str, Any], weights: WeightFiles) -> None:
+    """Raises InputError if config.json makes transformers load another file than its usual one."""
+    named, chosen = config.get("transformers_weights"), weights.index or weights.files[0]
+    if named is not None and f"{folder.name}/{named}" != chosen:
+        raise InputError(
+            f"`transformers_weights` is {kind(named)}; this tool reads {Path(chosen).name}",
+            where=folder / "config.json",
+            hint="Save the checkpoint again with save_pretrained, which drops that key.",
+        )
+
+
+def _require_as_indexed(file: Path, header: Mapping[str, Tensor], weights: WeightFiles) -> None:
+    """Raises InputError unless a shard holds the tensors that its index says, and no others."""
+    index = Path(str(weights.index)).name
+    wanted = {name for name, shard in weights.weight_map.items() if shard == file.name}
+    for name in sorted(wanted ^ header.keys()):
+        shard = weights.weight_map.get(name)
+        where = "does not name" if shard is None else f"places in {shard}"
+        raise InputError(
+            f"lacks tensor `{name}`, which {index} places there"
+            if name in wanted
+            else f"holds tensor `{name}`, which {index} {where}",
+            where=file,
+            hint="Index and shards are of two saves: save or download the checkpoint again.",
+        )
 
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

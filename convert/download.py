@@ -5,7 +5,6 @@ write holds a record of what it is, written last: no record, not done.
 """
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,9 +21,11 @@ from convert.hub import (
     quiet,
     require_space,
 )
+from convert.json_files import read_bytes
 from convert.repo_files import File, select_files
 from convert.snapshot import (
     RECORD,
+    Select,
     Snapshot,
     begin,
     claim,
@@ -37,11 +38,11 @@ from convert.snapshot import (
     link,
     read_json,
     recorded,
+    require_target,
+    select_local,
 )
 
 __all__ = ["File", "Snapshot", "Source", "download", "parse_source", "select_files"]
-
-Select = Callable[[Sequence[str]], list[str]]
 
 _REPO = re.compile(r"\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
@@ -61,6 +62,7 @@ def parse_source(text: str, revision: str | None = None) -> Source:
     Raises InputError if it is none of them, or a revision is given where none can be.
     """
     path = Path(text).expanduser()
+    require_target(path)
     if text and path.exists():
         if revision is not None:
             raise InputError(
@@ -146,7 +148,8 @@ def _from_hub(repo: Repo, out: Path | None, select: Select, progress: Progress) 
             raise
         return kept
     try:
-        files = [listing[name] for name in select(list(listing))]
+        names = select(list(listing), lambda name: repo.content(commit, listing[name]))
+        files = [listing[name] for name in names]
     except InputError as error:
         raise InputError(error.problem, where=repo, hint=error.hint) from None
     if out is None:
@@ -184,7 +187,7 @@ def _offline(repo: Repo, out: Path | None, select: Select) -> Snapshot | None:
     if commit is None or not path.is_dir():
         return None
     try:
-        names = select(file_names(path))
+        names = select_local(path, select)
     except InputError:
         return None
     # The listing of a cache that was never filled looks like that of a repo with fewer parts.
@@ -200,7 +203,7 @@ def _is_all(snapshot: Snapshot, select: Select) -> bool:
     """Whether the snapshot is what `select` would take, rather than another part of the repo."""
     names = [file.name for file in snapshot.files]
     try:
-        return sorted(select(names)) == sorted(names)
+        return sorted(select(names, lambda n: read_bytes(snapshot.path / n))) == sorted(names)
     except InputError:
         return False
 
@@ -222,11 +225,9 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
         return replace(snapshot, path=snapshot.path / path.name)
     here = recorded(path)
     if out is None or out.resolve() == path.resolve():
-        return here or Snapshot(path, None, None, tuple(file_at(path, n) for n in file_names(path)))
+        names = [name for name in file_names(path) if (path / name).exists()]
+        return here or Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
     if here is None:
-        try:
-            names = select(file_names(path))
-        except InputError as error:
-            raise InputError(error.problem, where=path, hint=error.hint) from None
+        names = select_local(path, select)
         here = Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
     return copy(here, out, str(path.resolve()), None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from convert.errors import InputError
+from convert.json_files import LARGEST
 from convert.repo_files import File
 from convert.snapshot import disk_error
 
@@ -132,6 +133,13 @@ class Repo:
         response = get_session().get(url, headers=headers, follow_redirects=True, timeout=30)
         hf_raise_for_status(response)
         return bytes(response.content[:count])
+
+    def content(self, commit: str, file: File) -> bytes:
+        """All of a small file, from the Hub's cache or from the Hub; InputError if it is large."""
+        if file.size > LARGEST:
+            raise InputError(f"{file.name} has {file.size} bytes; at most {LARGEST} are read")
+        cached = self.cached(commit, file)
+        return self.read(commit, file, file.size) if cached is None else cached.read_bytes()
 
     def fetch_into_cache(self, commit: str, files: Sequence[File], progress: Progress) -> Path:
         """The snapshot folder in the Hub's cache, with `files` in it."""

@@ -29,7 +29,8 @@ def outline(
     with quiet():
         try:
             commit, listing = repo.listing()
-            files = tuple(listing[name] for name in select_files(list(listing)))
+            names = select_files(list(listing), lambda name: repo.content(commit, listing[name]))
+            files = tuple(listing[name] for name in names)
             for file in files:
                 _fetch(repo, commit, file, folder)
         except InputError:

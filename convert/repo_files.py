@@ -1,14 +1,18 @@
 """Which files of a repo a conversion reads: a pure function of the listing.
 
 Hub repos hold the same weights many times over (.bin, ONNX, Flax, OpenVINO, single-file copies);
-one set of safetensors per folder is enough.
+one set of safetensors per folder is enough. Which one is not ours to decide: it is what diffusers
+loads of `unet` and `vae`, and transformers of the text encoders.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from convert.errors import InputError
+from convert.json_files import kind, parse_json, require_object, shown
+
+Read = Callable[[str], bytes]  # the content of a small file of the listing
 
 _WEIGHTS = {
     "text_encoder": "model",
@@ -16,6 +20,7 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+FOLDERS = (*_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
 _TOKENIZER = (
     "vocab.json",
     "merges.txt",
@@ -40,10 +45,19 @@ class File:
     etag: str = ""
 
 
-def select_files(siblings: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights of one folder: one safetensors file, or the shards of an index."""
+
+    variant: str | None  # what `from_pretrained` calls the set: fp16, or None
+    files: tuple[str, ...]
+    index: str | None = None
+    weight_map: Mapping[str, str] = field(default_factory=dict)  # the index's: tensor → shard
+
+
+def select_files(siblings: Sequence[str], read: Read) -> list[str]:
     """The files of an SDXL repo that a conversion reads, in one order for every listing.
 
-    One set of safetensors per folder: fp16 before full precision, one file before shards.
     Raises InputError if the listing is no diffusers SDXL layout or a folder lacks safetensors.
     """
     names = set(siblings)
@@ -58,9 +72,10 @@ def select_files(siblings: Sequence[str]) -> list[str]:
         )
     chosen = ["model_index.json", "scheduler/scheduler_config.json", "README.md"]
     chosen += [n for n in names if "/" not in n and n.startswith("LICENSE")]
-    for folder, stem in _WEIGHTS.items():
+    for folder in _WEIGHTS:
         if folder != "text_encoder" or any(n.startswith("text_encoder/") for n in names):
-            chosen += [f"{folder}/config.json", *_weights(names, folder, stem)]
+            weights = weight_files(names, folder, read)
+            chosen += [f"{folder}/config.json", weights.index or "", *weights.files]
     for folder in ("tokenizer", "tokenizer_2"):
         held = [f"{folder}/{n}" for n in _TOKENIZER if f"{folder}/{n}" in names]
         usable = {f"{folder}/vocab.json", f"{folder}/merges.txt"} <= set(held)
@@ -74,34 +89,105 @@ def select_files(siblings: Sequence[str]) -> list[str]:
     return sorted(names.intersection(chosen))
 
 
-def select_vae_files(siblings: Sequence[str]) -> list[str]:
+def select_vae_files(siblings: Sequence[str], read: Read) -> list[str]:
     """The same for a VAE alone: in the root of its own repo, or in `vae/` of a checkpoint."""
     names, folder = set(siblings), "vae" if "vae/config.json" in siblings else ""
+    weights = weight_files(names, folder, read)
     config = f"{folder}/config.json".lstrip("/")
-    return sorted({config, *_weights(names, folder, _WEIGHTS["vae"])} & names)
+    return sorted(names.intersection((config, weights.index or "", *weights.files)))
 
 
-def _weights(names: set[str], folder: str, stem: str) -> list[str]:
-    """The one set of safetensors to read from `folder`; both places of `fp16` occur on the Hub."""
-    start = f"{folder}/{stem}" if folder else stem
-    for infix in (".fp16", ""):
-        if f"{start}{infix}.safetensors" in names:
-            return [f"{start}{infix}.safetensors"]
-        indexes = {
-            f"{start}.safetensors.index{infix}.json",
-            f"{start}{infix}.safetensors.index.json",
-        }
-        for before, after in ((infix, ""), ("", infix)):
-            shard = re.escape(start + before) + r"-(\d+)-of-(\d+)" + re.escape(after)
-            found = [m for n in sorted(names) if (m := re.fullmatch(shard + r"\.safetensors", n))]
-            if found and len(found) == int(found[0][2]) and indexes & names:
-                return [*sorted(indexes & names)[:1], *(m[0] for m in found)]
-    held = sorted(n for n in names if n.startswith(f"{folder}/" if folder else stem))
-    listed = ", ".join(n.rpartition("/")[2] for n in held[:6])
+def weight_files(names: Collection[str], folder: str, read: Read) -> WeightFiles:
+    """The one set of safetensors that is the weights of `folder`; "" is a VAE's own repo.
+
+    The variant fp16 goes before full precision, unless a shard of it is missing. Within a variant,
+    diffusers follows an index that is there, and transformers takes a single file before it.
+    Sources: diffusers `ModelMixin.from_pretrained`, transformers `_get_resolved_checkpoint_files`.
+
+    Raises:
+        InputError: there is no whole set that they load, or an index is damaged.
+    """
+    stem = _WEIGHTS.get(folder, _WEIGHTS["vae"])
+    place = f"{folder}/" if folder else ""
+    of_diffusers = stem == _WEIGHTS["vae"]
+    incomplete = None
+    for variant, infix in (("fp16", ".fp16"), (None, "")):
+        single = f"{place}{stem}{infix}.safetensors"
+        indexes = [f"{place}{stem}.safetensors.index{infix}.json"]
+        if variant and of_diffusers:  # an older spelling, which it still reads
+            indexes.append(f"{place}{stem}.safetensors{infix}.index.json")
+        index = next((name for name in indexes if name in names), None)
+        if index and (of_diffusers or single not in names):
+            weight_map = _weight_map(index, read)
+            shards = [f"{place}{name}" for name in sorted(set(weight_map.values()))]
+            missing = [name for name in shards if name not in names]
+            if not missing:
+                return WeightFiles(variant, tuple(shards), index, weight_map)
+            incomplete = (index, missing[0], single)
+        elif single in names:
+            return WeightFiles(variant, (single,))
+    if incomplete is None:
+        raise _no_weights(names, folder, stem)
+    index, shard, single = incomplete
     raise InputError(
-        f"{folder or 'the repo'}/ has no complete safetensors weights, found {listed or 'nothing'}",
-        hint="Save it with diffusers' save_pretrained, which writes safetensors, or look for a "
-        "revision or repo that holds them."
-        if held
-        else "SDXL has unet/, vae/, text_encoder_2/ (and text_encoder/, but for the refiner).",
+        f"{index} names the shard {shard}, which is not there",
+        hint=f"diffusers follows the index: if {single} holds the weights, delete the index."
+        if single in names
+        else "Download the checkpoint again.",
+    )
+
+
+def _weight_map(index: str, read: Read) -> dict[str, str]:
+    """An index's shards by tensor; they lie beside it."""
+
+    def bad(problem: str, hint: str | None = None) -> InputError:
+        again = "Save or download the checkpoint again."
+        return InputError(f"{index}: {problem}", hint=hint or again)
+
+    try:
+        values = require_object(parse_json(read(index), index), index)
+    except InputError as error:
+        raise bad(error.problem, error.hint) from None
+    for key in ("metadata", "weight_map"):  # neither library does without them
+        if key not in values:
+            raise bad(f"`{key}` is missing")
+        if not isinstance(values[key], dict):
+            raise bad(f"`{key}` is {kind(values[key])}; allowed is an object")
+    weight_map: dict[str, str] = values["weight_map"]
+    if not weight_map:
+        raise bad("`weight_map` names no tensor")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", shard):
+            raise bad(
+                f"`weight_map` gives tensor {shown(tensor)} to {kind(shard)}; allowed is the name "
+                "of a .safetensors file beside the index"
+            )
+    return weight_map
+
+
+def _no_weights(names: Collection[str], folder: str, stem: str) -> InputError:
+    """What lies in `folder` instead of weights, and what to do about it."""
+    place = f"{folder}/" if folder else ""
+    inside = sorted(name for name in names if name.casefold().startswith(place))
+    held = [name for name in inside if name.casefold().startswith(f"{place}{stem}")]
+    held += [n for n in inside if n not in held and n.casefold().endswith(".safetensors")]
+    listed = [name.removeprefix(place) for name in held]
+    if any(re.search(r"-\d+-of-\d+(\.\w+)?\.safetensors$", name) for name in listed):
+        hint = (
+            f"Shards are found by their index, which is called {stem}.safetensors.index.json, or "
+            f"{stem}.safetensors.index.fp16.json for those called fp16."
+        )
+    elif f"{stem}.bin" not in listed and any(n.lower().endswith(".safetensors") for n in listed):
+        hint = f"diffusers and transformers load {stem}.safetensors or {stem}.fp16.safetensors."
+    elif listed:
+        hint = (
+            "Save it with diffusers' save_pretrained, which writes safetensors, or look for a "
+            "revision or repo that holds them."
+        )
+    else:
+        hint = "SDXL has unet/, vae/, text_encoder_2/ (and text_encoder/, but for the refiner)."
+    return InputError(
+        f"{folder or 'the repo'}/ has no complete safetensors weights, "
+        f"found {', '.join(listed[:6]) or 'nothing'}",
+        hint=hint,
     )

@@ -10,17 +10,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.repo_files import File
+from convert.json_files import read_bytes
+from convert.repo_files import FOLDERS, File, Read
 
 RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"
+
+Select = Callable[[Sequence[str], Read], list[str]]
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,50 @@ def file_at(folder: Path, name: str) -> File:
 
 
 def file_names(folder: Path) -> list[str]:
-    """The files below `folder`, hidden ones left out, sorted."""
-    paths = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
-    return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    """The files of `folder` and of the folders in it, hidden ones left out, sorted.
+
+    A link to a folder is that folder. A link that leads nowhere is listed like a file, so that
+    it is missed by whoever needs it.
+    """
+    names = []
+    for place in (folder, *(p for p in folder.iterdir() if p.is_dir())):
+        paths = [p for p in place.iterdir() if p.is_file() or (p.is_symlink() and not p.exists())]
+        names += [p.relative_to(folder).as_posix() for p in paths]
+    return sorted(n for n in names if not n.startswith(".") and "/." not in n)
+
+
+def select_local(folder: Path, select: Select) -> list[str]:
+    """What `select` takes of the files in `folder`.
+
+    Raises:
+        InputError: as `select` does, or a link among the files that leads nowhere.
+    """
+    for name in FOLDERS:
+        require_target(folder / name)
+    try:
+        names = select(file_names(folder), lambda name: read_bytes(folder / name))
+    except InputError as error:
+        raise InputError(error.problem, where=folder, hint=error.hint) from None
+    for name in names:
+        require_target(folder / name)
+    return names
+
+
+def require_target(path: Path) -> None:
+    """Raise InputError if `path` is a link that leads nowhere, or to a folder that it lies in."""
+    if not path.is_symlink():
+        return
+    try:
+        loops = path.stat() and path.parent.resolve().is_relative_to(path.resolve())
+        problem = "a folder that holds it" if loops else None
+    except OSError as error:
+        problem = "itself" if error.errno == errno.ELOOP else "nothing that is there"
+    if problem:
+        raise InputError(
+            f"is a link to {path.readlink()}, {problem}",
+            where=path,
+            hint="Link it to the folder or file that belongs there, or copy that.",
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

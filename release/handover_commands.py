@@ -203,7 +203,7 @@ def _source_texts(
     return source_card(snapshot), license_texts(snapshot)
 
 
-def _texts(names: Sequence[str]) -> list[str]:
+def _texts(names: Sequence[str], _read: object) -> list[str]:
     return [name for name in names if name == "README.md" or name.startswith("LICENSE")]
 
 

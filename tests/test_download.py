@@ -1,20 +1,20 @@
 """Downloading: what is fetched, how it goes on after an interruption, what the errors say."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hub_server import TOKENIZER, HubServer, sdxl_repo
 
+from convert import repo_files
 from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot, Source, download, parse_source, select_files
+from convert.download import Snapshot, Source, download, parse_source
 from convert.errors import InputError
 from convert.hub import Progress
 from convert.outline import outline
 from convert.plan import make_plan
 from convert.recipe import parse_recipe
-from convert.repo_files import select_vae_files
 from convert.snapshot import RECORD
 
 REPO = "cagliostrolab/animagine-xl-3.1"
@@ -113,6 +113,16 @@ def test_revision_of_a_local_path_is_refused(tmp_path: Path) -> None:
 # Which files
 
 
+def select_files(names: Sequence[str]) -> list[str]:
+    """What is chosen of a listing; its indexes, if any, name the shards beside them."""
+
+    def read(index: str) -> bytes:
+        shards = [n.rpartition("/")[2] for n in names if n.startswith(UNET) and "-of-" in n]
+        return json.dumps({"metadata": {}, "weight_map": {n: n for n in shards}}).encode()
+
+    return repo_files.select_files(names, read)
+
+
 def test_only_needed_files_of_a_cluttered_repo() -> None:
     assert set(select_files(list(sdxl_repo(FULL)))) == AROUND | set(FULL)
 
@@ -129,7 +139,7 @@ def test_fp16_is_preferred_and_order_does_not_depend_on_the_listing() -> None:
         shards(""),
         shards(".fp16", index=".safetensors.index.fp16.json"),
         shards("", ".fp16", index=".safetensors.index.fp16.json"),
-        shards("", ".fp16", index=".fp16.safetensors.index.json"),
+        shards("", ".fp16", index=".safetensors.fp16.index.json"),
     ],
 )
 def test_shards_come_with_their_index(unet: list[str]) -> None:
@@ -139,8 +149,11 @@ def test_shards_come_with_their_index(unet: list[str]) -> None:
 
 
 def test_an_incomplete_fp16_set_is_passed_over() -> None:
-    partial = shards(".fp16", index=".safetensors.index.fp16.json")[:-1]
-    chosen = select_files([*sdxl_repo(FULL), *partial])
+    index, *partial = shards(".fp16", index=".safetensors.index.fp16.json")
+    map_ = {str(n): name.rpartition("/")[2] for n, name in enumerate(partial)}
+    content = json.dumps({"metadata": {}, "weight_map": map_}).encode()
+    names = [*sdxl_repo(FULL), index, partial[0]]
+    chosen = repo_files.select_files(names, lambda name: content)
     assert [n for n in chosen if n.startswith(UNET)] == [f"{UNET}.safetensors"]
 
 
@@ -179,8 +192,8 @@ def test_other_architectures_are_no_sdxl_layout() -> None:
 
 def test_vae_alone_from_its_own_repo_or_from_a_checkpoint() -> None:
     root = ["config.json", "diffusion_pytorch_model.safetensors", "sdxl_vae.safetensors"]
-    assert select_vae_files(root) == root[:2]
-    assert select_vae_files(list(sdxl_repo(HALF))) == [
+    assert repo_files.select_vae_files(root, lambda name: b"") == root[:2]
+    assert repo_files.select_vae_files(list(sdxl_repo(HALF)), lambda name: b"") == [
         "vae/config.json",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
@@ -441,6 +454,25 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def test_of_several_sets_of_shards_only_those_of_the_index_are_fetched(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    index, *now = shards("")
+    stale = [f"{UNET}-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
+    files = {n: n.encode() for n in (*now, *stale)} | {
+        n: b for n, b in FULL.items() if not n.startswith("unet/")
+    }
+    map_ = {f"t{i}": name.rpartition("/")[2] for i, name in enumerate(now)}
+    files[index] = json.dumps({"metadata": {}, "weight_map": map_}).encode()
+    hub.push(REPO, sdxl_repo(files))
+    wanted = AROUND | files.keys() - set(stale)
+    assert files_in(fetch(hub, tmp_path, tmp_path / "out").path) == wanted | {RECORD}
+    assert {f.name for f in fetch(hub, tmp_path).files} == wanted
+    hub.stop()  # and what is there complete is known to be, index and all
+    assert {f.name for f in fetch(hub, tmp_path, tmp_path / "out").files} == wanted
+    assert {f.name for f in fetch(hub, tmp_path).files} == wanted
 
 
 def test_local_folder_is_used_in_place(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """The reference: each component as diffusers and transformers run it, with the Core ML interface.
 
-The weights are read by the libraries' own `from_pretrained`, from the files that the checkpoint
-says are its weights, so a mistake in our reader or in our networks shows as a difference.
+The libraries' own `from_pretrained` loads the checkpoint's folder; our reader says no more than the
+variant. So a wrong choice of files, or a mistake in our reader or networks, shows as a difference.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import warnings
@@ -224,24 +223,28 @@ def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
 
             projected = component == "text_encoder_2"
             kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
-            stem, options = "model", {"dtype": dtype}
+            options = {"dtype": dtype}
         else:
             from diffusers import AutoencoderKL, UNet2DConditionModel
 
             kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
-            stem, options = "diffusion_pytorch_model", {"torch_dtype": dtype}
-        _view(part, Path(folder), stem)
+            options = {"torch_dtype": dtype}
+        # diffusers looks for indexes of older spelling by splitting the whole path at its dots.
+        place = Path(folder, "part")
+        place.symlink_to(part.path.resolve())
         try:
             model, info = kind.from_pretrained(
-                folder,
+                place,
+                variant=part.variant,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            said = str(error).strip().replace(str(place), str(part.path)).splitlines()
             raise InputError(
-                f"{kind.__name__} cannot be loaded: {str(error).strip().splitlines()[0]}",
+                f"{kind.__name__} cannot be loaded: {next(iter(said), type(error).__name__)}",
                 where=part.path,
             ) from error
     # The libraries fill in what is missing with random numbers and only warn.
@@ -261,27 +264,6 @@ def _replace(model: Any, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value.reshape(own[name].shape))
-
-
-def _view(part: Part, folder: Path, stem: str) -> None:
-    """Show the part's weights under the names that `from_pretrained` looks for without a variant.
-
-    A Hub repo may hold several sets, `fp16` before or after the shard number; the reference must
-    load the one that was converted.
-    """
-    (folder / "config.json").symlink_to((part.path / "config.json").resolve())
-    files = sorted({tensor.path for tensor in part.tensors.values()})
-    if len(files) == 1:
-        (folder / f"{stem}.safetensors").symlink_to(files[0].resolve())
-        return
-    shards = {f: f"{stem}-{n:05}-of-{len(files):05}.safetensors" for n, f in enumerate(files, 1)}
-    for file, name in shards.items():
-        (folder / name).symlink_to(file.resolve())
-    index = {
-        "metadata": {"total_size": sum(file.stat().st_size for file in files)},
-        "weight_map": {tensor.name: shards[tensor.path] for tensor in part.tensors.values()},
-    }
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
 
 
 @contextmanager

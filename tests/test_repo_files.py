@@ -1,0 +1,180 @@
+"""Which files are the weights: those that diffusers and transformers load, or an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from convert.errors import InputError
+from convert.repo_files import WeightFiles, weight_files
+from verify.reference import quiet
+
+STEMS = {"vae": "diffusion_pytorch_model", "text_encoder_2": "model"}
+SETS: dict[str, Callable[[str], tuple[str, ...]]] = {  # one file, or an index and its shards
+    "single": lambda s: (f"{s}.safetensors",),
+    "shards": lambda s: (f"{s}.safetensors.index.json", *shards(s)),
+    "fp16 single": lambda s: (f"{s}.fp16.safetensors",),
+    "fp16 shards": lambda s: (f"{s}.safetensors.index.fp16.json", *shards(f"{s}.fp16")),
+    "fp16 shards, old": lambda s: (f"{s}.safetensors.fp16.index.json", *shards(s, ".fp16")),
+}
+SUBSETS = [set_ for size in range(1, 6) for set_ in combinations(SETS, size)]
+
+
+def shards(start: str, end: str = "") -> tuple[str, ...]:
+    return tuple(f"{start}-{i:05}-of-00002{end}.safetensors" for i in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A folder for each library with all five sets of one small network; each is of one number."""
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)
+    config = CLIPTextConfig(
+        vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=1, projection_dim=2,
+    )  # fmt: skip
+    models = {"vae": vae, "text_encoder_2": CLIPTextModelWithProjection(config)}
+    root = tmp_path_factory.mktemp("stores")
+    for part, model in models.items():
+        folder = root / part
+        with quiet():
+            model.save_pretrained(folder)
+        stem = STEMS[part]
+        names = load_file(folder / f"{stem}.safetensors")
+        for number, files in enumerate((sets(stem) for sets in SETS.values()), 1):
+            tensors = {k: torch.full_like(v, number) for k, v in names.items()}
+            write_set(folder, files, tensors)
+    return {part: root / part for part in models}
+
+
+def write_set(folder: Path, files: tuple[str, ...], tensors: Mapping[str, torch.Tensor]) -> None:
+    if len(files) == 1:
+        save_file(dict(tensors), folder / files[0], {"format": "pt"})
+        return
+    index, *places = files
+    weight_map = {key: places[i % 2] for i, key in enumerate(sorted(tensors))}
+    for place in places:
+        part = {k: v for k, v in tensors.items() if weight_map[k] == place}
+        save_file(part, folder / place, {"format": "pt"})
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / index).write_text(text)
+
+
+def load(part: str, folder: Path, variant: str | None) -> float | None:
+    """The number that the library loads, or None."""
+    kind: Any = AutoencoderKL if part == "vae" else CLIPTextModelWithProjection
+    try:
+        with quiet():
+            model = kind.from_pretrained(folder, variant=variant, use_safetensors=True)
+    except (OSError, ValueError):
+        return None
+    return float(next(model.parameters()).detach().flatten()[0])
+
+
+@pytest.mark.parametrize("part", STEMS)
+def test_the_choice_is_that_of_the_library_for_every_mixture_of_sets(
+    part: str, stores: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every subset of five sets; diffusers finds old indexes by the dots of the whole path."""
+    monkeypatch.chdir(tmp_path)
+    kept = set()
+    for number, chosen in enumerate(SUBSETS):
+        folder = Path(f"{number}")
+        folder.mkdir()
+        names = ["config.json", *(f for set_ in chosen for f in SETS[set_](STEMS[part]))]
+        for name in names:
+            (folder / name).hardlink_to(stores[part] / name)
+        listing = [f"{part}/{name}" for name in names]
+
+        def read(name: str, folder: Path = folder) -> bytes:
+            return (folder / name.rpartition("/")[2]).read_bytes()
+
+        loaded = {variant: load(part, folder, variant) for variant in ("fp16", None)}
+        try:
+            ours = weight_files(listing, part, read)
+        except InputError:
+            assert set(loaded.values()) == {None}, chosen
+            continue
+        file = folder / ours.files[0].rpartition("/")[2]
+        assert float(next(iter(load_file(file).values())).flatten()[0]) == loaded[ours.variant]
+        assert ours.variant == ("fp16" if loaded["fp16"] else None)
+        kept.add(ours.files)
+    assert len(kept) == (5 if part == "vae" else 4)  # transformers never read the old spelling
+
+
+S = "unet/diffusion_pytorch_model"
+INDEX = f"{S}.safetensors.index.json"
+GOOD = {"metadata": {}, "weight_map": {"a": f"{S[5:]}-00001-of-00001.safetensors"}}
+SHARD = f"{S}-00001-of-00001.safetensors"
+
+
+def choose(names: list[str], index: Any = GOOD, part: str = "unet") -> WeightFiles:
+    content = index if isinstance(index, bytes) else json.dumps(index).encode()
+    return weight_files(names, part, lambda name: content)
+
+
+def mapped(shard: Any) -> dict[str, Any]:
+    return {"metadata": {}, "weight_map": {"a": shard}}
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        (b"{", "not readable as JSON"),
+        ([], "a list where an object"),
+        ({"weight_map": {}}, "`metadata` is missing"),
+        ({"metadata": 1, "weight_map": {}}, "`metadata` is the number 1"),
+        ({"metadata": {}}, "`weight_map` is missing"),
+        ({"metadata": {}, "weight_map": []}, "`weight_map` is a list"),
+        ({"metadata": {}, "weight_map": {}}, "names no tensor"),
+        *((mapped(s), 'gives tensor "a" to') for s in ("../x.safetensors", "/x.safetensors", "")),
+        *((mapped(s), 'gives tensor "a" to') for s in ("b/x.safetensors", "..", 3, None, "x.bin")),
+        (mapped("other.safetensors"), r"names the shard unet/other\.safetensors, which is not"),
+    ],
+)
+def test_a_damaged_index_is_named(index: Any, problem: str) -> None:
+    with pytest.raises(InputError, match=problem) as error:
+        choose([INDEX, SHARD], index)
+    assert error.value.problem.startswith(INDEX)
+    assert error.value.hint
+
+
+def test_an_index_that_lost_its_shards_names_the_file_beside_it() -> None:
+    with pytest.raises(InputError, match="names the shard") as error:
+        choose([INDEX, f"{S}.safetensors"])
+    assert f"if {S}.safetensors holds the weights, delete the index" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (
+            [SHARD],
+            "found by their index, which is called diffusion_pytorch_model.safetensors.index",
+        ),
+        ([SHARD, f"{S}.fp16.safetensors.index.json"], "found by their index"),  # nobody reads it
+        ([f"{S}.SAFETENSORS"], "load diffusion_pytorch_model.safetensors or"),
+        (["UNet/diffusion_pytorch_model.safetensors"], "load diffusion_pytorch_model.safetensors"),
+        (["unet/model.safetensors"], "load diffusion_pytorch_model.safetensors or"),
+        ([f"{S}.bin"], "save_pretrained"),
+        (["vae/diffusion_pytorch_model.safetensors"], "SDXL has unet/"),
+    ],
+)
+def test_what_lies_there_instead_of_weights_is_told(names: list[str], hint: str) -> None:
+    with pytest.raises(InputError, match=r"unet/ has no complete safetensors weights") as error:
+        choose(names)
+    assert hint in str(error.value.hint)
+    assert names[0].removeprefix("unet/") in error.value.problem or "SDXL has" in hint
+
+
+def test_safetensors_go_before_bin() -> None:
+    both = [f"{S}.bin", f"{S}.bin.index.json", f"{S}.safetensors"]
+    assert choose(both).files == (f"{S}.safetensors",)
