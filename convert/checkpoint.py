@@ -179,6 +179,7 @@ def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def _model_index(path: Path) -> dict[str, Any]:
     file = path / "model_index.json"
+    require_target(file)
     if not file.exists():
         kept = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

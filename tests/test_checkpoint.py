@@ -67,24 +67,57 @@ def test_old_and_new_spellings_give_the_same_tensors(toy: Path, copy: Path) -> N
             np.testing.assert_array_equal(same.read(np.float32), tensor.read(np.float32))
 
 
-def test_shards_are_read_as_one_file(toy: Path, copy: Path) -> None:
-    single = weights(copy / "unet")
+def shard(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda _: None) -> None:
+    """Save a folder's weights in two shards; `change` alters what is saved after the index."""
+    single = weights(folder)
     tensors = load_file(single)
-    names = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    keys = sorted(tensors)
-    weight_map = {k: names[i % 2] for i, k in enumerate(keys)}
-    for name in names:
-        chosen = {k: tensors[k] for k in keys if weight_map[k] == name}
-        save_file(chosen, copy / "unet" / name)
-    index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    stem = single.name.removesuffix(".safetensors")
+    names = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {key: names[i % 2] for i, key in enumerate(sorted(tensors))}
+    index = {"metadata": {}, "weight_map": weight_map}
+    parts = {n: {k: v for k, v in tensors.items() if weight_map[k] == n} for n in names}
+    change({"index": weight_map, **{str(i): parts[name] for i, name in enumerate(names, 1)}})
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    for name, part in parts.items():
+        save_file(part, folder / name)
     single.unlink()
+
+
+def test_shards_are_read_as_one_file(toy: Path, copy: Path) -> None:
+    shard(copy / "unet")
     ours, expected = open_checkpoint(copy).parts["unet"], open_checkpoint(toy).parts["unet"]
     assert ours.tensors.keys() == expected.tensors.keys()
     key = "mid_block.resnets.0.conv1.weight"
     np.testing.assert_array_equal(
         ours.tensors[key].read(np.float16), expected.tensors[key].read(np.float16)
     )
+
+
+def move(shards: dict[str, Any]) -> None:
+    key = next(iter(shards["1"]))
+    shards["2"][key] = shards["1"].pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (move, r"1-of-00002.*: lacks tensor `.*index\.json places there"),
+        (lambda s: s["1"].pop("conv_out.bias"), "1-of-00002.*: lacks tensor `conv_out.bias`"),
+        (lambda s: s["2"].update(x=torch.ones(1)), "`x`, which .*index.json does not name"),
+        (lambda s: s["index"].pop("conv_out.bias"), "conv_out.bias`, which .* does not name"),
+        (
+            lambda s: s["2"].update({"conv_out.bias": torch.ones(4)}),
+            "2-of-00002.*: holds tensor `conv_out.bias`, which .* places in .*1-of-00002",
+        ),
+    ],
+)
+def test_an_index_and_shards_of_two_saves_are_one_error(
+    change: Callable[[dict[str, Any]], Any], problem: str, copy: Path
+) -> None:
+    shard(copy / "unet", change)
+    with pytest.raises(InputError, match=problem) as error:
+        open_checkpoint(copy)
+    assert "of two saves" in str(error.value.hint)
 
 
 def test_vocabulary_and_merges_follow_from_tokenizer_json(toy: Path, copy: Path) -> None:
@@ -177,10 +210,31 @@ def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_named(copy: Path) -> None:
-    single = weights(copy / "unet")
-    shard = "diffusion_pytorch_model.fp16-00001-of-00002.safetensors"
-    single.rename(copy / "unet" / shard)
-    index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json"
-    index.write_text(json.dumps({"weight_map": {"a": shard, "b": shard.replace("1-", "2-", 1)}}))
-    with pytest.raises(InputError, match="unet"):
+    shard(copy / "unet")
+    gone = sorted((copy / "unet").glob("*-of-*"))[0]
+    gone.unlink()
+    with pytest.raises(InputError, match=f"ck: unet/.*index.json names the shard unet/{gone.name}"):
         open_checkpoint(copy)
+
+
+def test_another_file_that_transformers_is_told_to_load_is_not_overlooked(copy: Path) -> None:
+    edit(
+        copy / "text_encoder/config.json",
+        lambda v: {**v, "transformers_weights": "ema.safetensors"},
+    )
+    with pytest.raises(InputError, match=r'`transformers_weights` is the text "ema.safetensors"'):
+        open_checkpoint(copy)
+    name = weights(copy / "text_encoder").name
+    edit(copy / "text_encoder/config.json", lambda v: {**v, "transformers_weights": name})
+    assert open_checkpoint(copy).parts["text_encoder"].tensors
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_git_lfs_did_not_fetch_are_called_that(part: str, copy: Path) -> None:
+    weights(copy / part).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\nsize 167335342\n"
+    )
+    with pytest.raises(InputError, match="is a Git LFS pointer") as error:
+        open_checkpoint(copy)
+    assert error.value.where == str(weights(copy / part))
+    assert "git lfs pull" in str(error.value.hint)
