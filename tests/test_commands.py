@@ -257,6 +257,9 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_half_done(toy: Path, tmp_
         [sys.executable, "-m", "sdxl_coreml", "run", "toy", "--source", toy, "--out", out],
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever started the tests with Ctrl-C ignored (nohup, a job in the background) has passed
+        # that on; the child is to have what a terminal gives.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (out / ".cache").exists():
         assert process.poll() is None

@@ -86,7 +86,7 @@ class Reference:
         Args:
             inputs: as the Core ML model has them, in any float dtype.
         """
-        with torch.inference_mode():
+        with torch.no_grad():  # in `inference_mode` views forget what `_float` asks for
             outputs = self._forward(inputs)
         return {name: value.float().cpu().clone() for name, value in outputs.items()}
 
@@ -181,8 +181,12 @@ class _HalfOnCPU(TorchFunctionMode):
 class _Widened(TorchFunctionMode):
     """float32 arithmetic on weights that are held in float16, widened where a layer uses them.
 
-    The values are those of a float32 model, in half its memory. Layers are told by having an
-    input that is float32 already; embeddings, which have none, give float16 that widens next.
+    The weights are those of a float32 model, in half its memory, and so are the operations on
+    them: the outputs differ by no more than float32 rounds. Bits are not promised; a library that
+    picks its kernel by where a tensor lies in memory may add in another order.
+
+    Layers are told by having an input that is float32 already; embeddings, which have none, give
+    float16 that widens next.
     """
 
     def __torch_function__(
@@ -196,8 +200,11 @@ class _Widened(TorchFunctionMode):
 
 
 def _float(value: Any) -> Any:
-    half = isinstance(value, Tensor) and value.dtype == torch.float16
-    return value.float() if half else value
+    if not isinstance(value, Tensor) or value.dtype != torch.float16:
+        return value
+    # `matmul` multiplies a whole batch at once only where the weight asks for a gradient, as
+    # parameters do; else image by image, with another kernel: other bits on some processors.
+    return value.float().requires_grad_(value.requires_grad)
 
 
 # ---- loading ----
