@@ -16,7 +16,8 @@ from typing import Any
 
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
-from convert.json_files import kind, read_bytes
+from convert.json_files import FileMissing, kind, read_bytes, read_object, shown
+from convert.models.config import Config
 from convert.repo_files import WeightFiles, select_files, weight_files
 from convert.snapshot import require_target, select_local
 from convert.tensors import Tensor, read_header
@@ -27,6 +28,7 @@ CONFIG_CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
+SCHEDULER = Path("scheduler", "scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Checkpoint:
     @property
     def text_embed_dim(self) -> int:
         """The width of text encoder 2's pooled output, which the UNet's `text_embeds` must have."""
-        return int(self.part("text_encoder_2").config.get("projection_dim", 512))
+        part = self.part("text_encoder_2")
+        return Config(part.config, part.path / "config.json").integer("projection_dim", 512)
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
@@ -135,7 +138,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         tokenizers={
             n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
         },
-        scheduler=_json(path / "scheduler" / "scheduler_config.json", default={}),
+        scheduler=_json(path / SCHEDULER, default={}),
         model_index=model_index,
     )
 
@@ -156,25 +159,19 @@ def open_without_weights(path: Path, name: str) -> Checkpoint:
         tokenizers={
             n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
         },
-        scheduler=_json(path / "scheduler" / "scheduler_config.json", default={}),
+        scheduler=_json(path / SCHEDULER, default={}),
         model_index=_json(path / "model_index.json"),
     )
 
 
 def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        return read_object(path, infinities=path.name == SCHEDULER.name)
+    except FileMissing as error:
         if default is not None:
             return default
-        raise InputError("missing", where=path, hint="Download the checkpoint again.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"not readable as JSON: {error}", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-    if not isinstance(value, dict):
-        raise InputError("holds no JSON object", where=path)
-    return value
+        hint = "Download the checkpoint again."
+        raise InputError(error.problem, where=path, hint=hint) from None
 
 
 def _model_index(path: Path) -> dict[str, Any]:
@@ -190,7 +187,10 @@ def _model_index(path: Path) -> dict[str, Any]:
             + (" Download model_index.json again." if kept else ""),
         )
     index = _json(file)
-    pipeline = str(index.get("_class_name", "?"))
+    pipeline = index.get("_class_name", "?")
+    if not isinstance(pipeline, str):
+        problem = f"`_class_name` is {shown(pipeline)}; allowed is the name of a pipeline"
+        raise InputError(problem, where=file)
     if not pipeline.startswith(("StableDiffusionXL", "LatentConsistencyModelXL", "AnimagineXL")):
         known = {
             "StableDiffusionPipeline": "Stable Diffusion 1 or 2",
@@ -209,7 +209,7 @@ def _require_sdxl(unet: Part) -> None:
     kind = unet.config.get("addition_embed_type")
     if kind != "text_time":
         raise InputError(
-            f"`addition_embed_type` is {kind!r}; SDXL's UNet has 'text_time'",
+            f"`addition_embed_type` is {shown(kind)}; SDXL's UNet has 'text_time'",
             where=unet.path / "config.json",
             hint="This is the UNet of Stable Diffusion 1 or 2, or of another family, not SDXL's.",
         )
@@ -218,10 +218,12 @@ def _require_sdxl(unet: Part) -> None:
 def _open_part(root: Path, name: str, files: list[str]) -> Part:
     folder = root / name
     config = _json(folder / "config.json")
-    found = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if found is not None and found not in CONFIG_CLASSES[name]:
+    found = config.get("_class_name") or config.get("architectures")
+    found = found[0] if isinstance(found, list) and found else found
+    if found and found not in CONFIG_CLASSES[name]:
+        what = found if isinstance(found, str) else shown(found)
         raise InputError(
-            f"is a {found}; this folder of SDXL holds a {CONFIG_CLASSES[name][-1]}",
+            f"is a {what}; this folder of SDXL holds a {CONFIG_CLASSES[name][-1]}",
             where=folder / "config.json",
         )
     weights = weight_files(files, name, lambda file: read_bytes(root / file))

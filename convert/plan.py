@@ -21,7 +21,7 @@ from convert.methods import (
     require_sense,
 )
 from convert.mixed_bits import budget, options, provisional, require_reachable
-from convert.models.configs import UNetConfig, VAEConfig
+from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 
@@ -245,5 +245,9 @@ def _check(checkpoint: Checkpoint, artifacts: list[Artifact]) -> None:
     unet, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
     UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
     config = VAEConfig.parse(vae.config, vae.path / "config.json")
+    for part in checkpoint.parts.values():
+        if part.name.startswith("text_encoder"):
+            projected = part.name == "text_encoder_2"
+            CLIPConfig.parse(part.config, part.path / "config.json", projected=projected)
     for artifact in artifacts:
         config.latent_size((artifact.resolution.height, artifact.resolution.width))

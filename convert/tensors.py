@@ -7,7 +7,6 @@ so a checkpoint of any size is opened in milliseconds.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 
 from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
+from convert.json_files import kind, parse_json, shown
 
 # safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -28,6 +28,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 }
 OTHER_DTYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "I8": 1, "I16": 2, "F64": 8}
 CHUNK_BYTES = 4 << 20
+MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -150,31 +151,67 @@ def read_header(path: Path) -> dict[str, Tensor]:
             if size < 8 or not 2 <= length <= min(size - 8, 100 << 20):
                 raise _damaged(path, f"its header claims {length} bytes of a file of {size}")
             file.seek(8)
-            header = json.loads(file.read(length))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _damaged(path, f"its header is not JSON ({error})") from None
+            data = file.read(length)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-            begin, end = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
-            raise _damaged(path, f"the entry of tensor `{name}` is malformed") from None
-        width = FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else OTHER_DTYPES.get(dtype)
-        if width is not None and end - begin != width * math.prod(shape):
-            raise _damaged(path, f"tensor `{name}` of {dtype}{list(shape)} has {end - begin} bytes")
-        if begin < 0 or 8 + length + end > size:
-            raise InputError(
-                f"truncated: tensor `{name}` ends at byte {8 + length + end} of {size}",
-                where=path,
-                hint="Download the file again.",
-            )
-        tensors[name] = Tensor(name, dtype, shape, path, 8 + length + begin)
+    try:
+        header = parse_json(data, path)
+    except InputError as error:
+        raise _damaged(path, f"its header {error.problem}") from None
+    if not isinstance(header, dict):
+        raise _damaged(path, f"its header is {kind(header)}, not an object")
+    tensors = {
+        name: _entry(name, entry, path, 8 + length, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _require_contiguous(header, path, size - 8 - length)
     return tensors
+
+
+def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> Tensor:
+    """A tensor as the header has it; `start` is where the data begins in a file of `size`."""
+    facts = entry if isinstance(entry, dict) else {}
+    dtype, offsets = facts.get("dtype"), _counts(facts.get("data_offsets"), most=2)
+    shape = _counts(facts.get("shape"), most=MOST_AXES)
+    if not isinstance(dtype, str) or shape is None:
+        raise _damaged(path, f"the entry of tensor `{name}` is malformed: {shown(entry)}")
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        found = shown(facts.get("data_offsets"))
+        raise _damaged(path, f"tensor `{name}` lies at {found}, not between two offsets")
+    begin, end = offsets
+    width = FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else OTHER_DTYPES.get(dtype)
+    if width is not None and end - begin != width * math.prod(shape):
+        raise _damaged(path, f"tensor `{name}` of {dtype}{shape} has {end - begin} bytes")
+    if start + end > size:
+        raise InputError(
+            f"truncated: tensor `{name}` ends at byte {start + end} of {size}",
+            where=path,
+            hint="Download the file again.",
+        )
+    return Tensor(name, dtype, tuple(shape), path, start + begin)
+
+
+def _counts(values: Any, *, most: int) -> list[int] | None:
+    """The values, if they are a list of at most `most` integers that can be sizes or offsets."""
+    if not isinstance(values, list) or len(values) > most:
+        return None
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+    return values if whole and all(0 <= n < 1 << 60 for n in values) else None
+
+
+def _require_contiguous(header: dict[str, Any], path: Path, size: int) -> None:
+    """Tensors fill the data without holes and do not overlap, as the format demands."""
+    places = sorted(
+        (*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__"
+    )
+    at = 0
+    for begin, end, name in places:
+        if begin != at:
+            raise _damaged(path, f"tensor `{name}` begins at byte {begin} of the data, not at {at}")
+        at = end
+    if at != size:
+        raise _damaged(path, f"its tensors have {at} bytes of data, the file {size}")
 
 
 def _damaged(path: Path, what: str) -> InputError:

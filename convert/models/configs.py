@@ -15,6 +15,10 @@ DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")  # the latter in Segmind's SSD-1B
 
+MOST_LAYERS = 512  # in a block, or of a text encoder
+MOST_KERNEL = 63
+NESTED = "a text encoder's config, with its keys at the top, not that of a whole CLIP model"
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -55,11 +59,12 @@ class UNetConfig:
         c.only("downsample_padding", 1)
         c.only("mid_block_scale_factor", 1)
         c.only("resnet_out_scale_factor", 1)
-        c.ignore("sample_size", "dropout", "upcast_attention", "addition_embed_type_num_heads")
-        c.ignore("use_linear_projection")  # a 1×1 convolution here in either case
-        channels = c.get("block_out_channels")
-        if not isinstance(channels, list | tuple) or not channels:
-            raise c.error("block_out_channels", channels, "a list of widths")
+        c.ignore("sample_size", int, list)
+        c.ignore("dropout", int, float)
+        c.ignore("upcast_attention", bool)
+        c.ignore("addition_embed_type_num_heads", int)
+        c.ignore("use_linear_projection", bool)  # a 1×1 convolution here in either case
+        channels = c.integers("block_out_channels")
         down = block_type(c, "down_block_types", DOWN_BLOCKS)
         up = block_type(c, "up_block_types", UP_BLOCKS)
         count = len(channels)
@@ -69,31 +74,8 @@ class UNetConfig:
                 where=where,
                 hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
             )
-        layers = c.per_block("layers_per_block", count, 2)
-        depths = [
-            list(depth) if isinstance(depth, list | tuple) else [depth] * n
-            for depth, n in zip(
-                c.per_block("transformer_layers_per_block", count, 1), layers, strict=True
-            )
-        ]
-        reverse = c.get("reverse_transformer_layers_per_block", None)
-        if reverse is None:
-            up_depths = [[d[-1]] * (n + 1) for d, n in zip(depths, layers, strict=True)][::-1]
-            if any(len(set(d)) > 1 for d in depths):
-                raise c.error(
-                    "transformer_layers_per_block",
-                    values["transformer_layers_per_block"],
-                    "nested lists only beside `reverse_transformer_layers_per_block`",
-                )
-        else:
-            up_depths = [
-                list(d) if isinstance(d, list | tuple) else [d] * (n + 1)
-                for d, n in zip(
-                    c.per_block("reverse_transformer_layers_per_block", count),
-                    layers[::-1],
-                    strict=True,
-                )
-            ]
+        layers = c.per_block("layers_per_block", count, 2, most=MOST_LAYERS)
+        depths, up_depths = _transformer_layers(c, layers)
         # diffusers calls the number of heads `attention_head_dim`, for compatibility with itself
         heads = c.per_block("attention_head_dim", count, 8)
         if c.get("num_attention_heads", None) is not None:
@@ -101,11 +83,9 @@ class UNetConfig:
         for width, n in zip(channels, heads, strict=True):
             if width % n:
                 raise c.error("attention_head_dim", heads, f"heads that divide the width {width}")
-        cross = c.get("cross_attention_dim")
-        if isinstance(cross, list | tuple):
-            if len(set(cross)) != 1:
-                raise c.error("cross_attention_dim", cross, "one width for all blocks")
-            cross = cross[0]
+        cross = c.per_block("cross_attention_dim", count)
+        if len(set(cross)) != 1:
+            raise c.error("cross_attention_dim", cross, "one width for all blocks")
         embed_dim = c.integer("addition_time_embed_dim")
         in_features = c.integer("projection_class_embeddings_input_dim")
         time_ids, rest = divmod(in_features - text_embed_dim, embed_dim)
@@ -119,29 +99,59 @@ class UNetConfig:
         config = UNetConfig(
             in_channels=c.integer("in_channels", 4),
             out_channels=c.integer("out_channels", 4),
-            channels=list(channels),
+            channels=channels,
             down_blocks=down,
             up_blocks=up,
-            mid_block=c.get("mid_block_type", MID_BLOCKS[0]),
+            mid_block=c.text("mid_block_type", MID_BLOCKS[0]),
             layers=layers,
             transformer_layers=depths,
             up_transformer_layers=up_depths,
             heads=heads,
-            cross_attention_dim=int(cross),
+            cross_attention_dim=cross[0],
             groups=c.integer("norm_num_groups", 32),
-            epsilon=float(c.get("norm_eps", 1e-5)),
-            act=c.get("act_fn", "silu"),
-            conv_in_kernel=c.integer("conv_in_kernel", 3),
-            conv_out_kernel=c.integer("conv_out_kernel", 3),
-            time_embed_dim=c.get("time_embedding_dim", None) or 4 * channels[0],
-            flip_sin_to_cos=bool(c.get("flip_sin_to_cos", True)),
-            freq_shift=float(c.get("freq_shift", 0)),
+            epsilon=c.number("norm_eps", 1e-5, least=0, most=1),
+            act=c.text("act_fn", "silu"),
+            conv_in_kernel=_kernel(c, "conv_in_kernel"),
+            conv_out_kernel=_kernel(c, "conv_out_kernel"),
+            time_embed_dim=4 * channels[0]
+            if c.get("time_embedding_dim", None) is None
+            else c.integer("time_embedding_dim"),
+            flip_sin_to_cos=c.flag("flip_sin_to_cos", True),
+            freq_shift=_freq_shift(c, channels[0], embed_dim),
             addition_time_embed_dim=embed_dim,
             text_embed_dim=text_embed_dim,
             time_ids=time_ids,
         )
         c.finish()
         return config
+
+
+def _transformer_layers(c: Config, layers: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """The transformer layers of every attention, of the down blocks and of the up blocks."""
+    key, reverse = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
+    depths = c.nested_per_block(key, layers, 1, least=0, most=MOST_LAYERS)
+    ups = [n + 1 for n in layers[::-1]]
+    if c.get(reverse, None) is not None:
+        return depths, c.nested_per_block(reverse, ups, least=0, most=MOST_LAYERS)
+    if any(len(set(d)) > 1 for d in depths):
+        raise c.error(key, c.values[key], f"nested lists only beside `{reverse}`")
+    return depths, [[d[-1]] * n for d, n in zip(depths[::-1], ups, strict=True)]
+
+
+def _kernel(c: Config, key: str) -> int:
+    """The size of a square convolution that keeps the picture's size, so an odd one."""
+    size = c.integer(key, 3, most=MOST_KERNEL)
+    if size % 2 == 0:
+        raise c.error(key, size, "odd sizes")
+    return size
+
+
+def _freq_shift(c: Config, *widths: int) -> float:
+    """The shift of the sinusoids' frequencies, which is taken off half of each width."""
+    shift = c.number("freq_shift", 0, least=0, most=1)
+    if shift >= min(widths) // 2:
+        raise c.error("freq_shift", shift, f"less than half of the width {min(widths)}")
+    return shift
 
 
 @dataclass(frozen=True)
@@ -168,9 +178,7 @@ class VAEConfig:
     def parse(values: Mapping[str, Any], where: Path) -> VAEConfig:
         """Read config.json; raises InputError for anything this network cannot express."""
         c = Config(values, where)
-        channels = c.get("block_out_channels")
-        if not isinstance(channels, list | tuple) or not channels:
-            raise c.error("block_out_channels", channels, "a list of widths")
+        channels = c.integers("block_out_channels")
         down = block_type(c, "down_block_types", ("DownEncoderBlock2D",))
         up = block_type(c, "up_block_types", ("UpDecoderBlock2D",))
         if not len(channels) == len(down) == len(up):
@@ -180,19 +188,23 @@ class VAEConfig:
                 hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
             )
         # How latents are scaled and images tiled is the pipeline's business, not the network's.
-        c.ignore("sample_size", "force_upcast", "scaling_factor", "shift_factor")
-        c.ignore("latents_mean", "latents_std")
+        c.ignore("sample_size", int, list)
+        c.ignore("force_upcast", bool)
+        c.ignore("scaling_factor", int, float)
+        c.ignore("shift_factor", int, float)
+        c.ignore("latents_mean", list)
+        c.ignore("latents_std", list)
         config = VAEConfig(
             in_channels=c.integer("in_channels", 3),
             out_channels=c.integer("out_channels", 3),
             latent_channels=c.integer("latent_channels", 4),
-            channels=list(channels),
-            layers=c.integer("layers_per_block", 1),
+            channels=channels,
+            layers=c.integer("layers_per_block", 1, most=MOST_LAYERS),
             groups=c.integer("norm_num_groups", 32),
-            act=c.get("act_fn", "silu"),
-            mid_attention=bool(c.get("mid_block_add_attention", True)),
-            quant_conv=bool(c.get("use_quant_conv", True)),
-            post_quant_conv=bool(c.get("use_post_quant_conv", True)),
+            act=c.text("act_fn", "silu"),
+            mid_attention=c.flag("mid_block_add_attention", True),
+            quant_conv=c.flag("use_quant_conv", True),
+            post_quant_conv=c.flag("use_post_quant_conv", True),
         )
         c.finish()
         return config
@@ -231,17 +243,19 @@ class CLIPConfig:
     def parse(values: Mapping[str, Any], where: Path, *, projected: bool) -> CLIPConfig:
         """Read config.json; raises InputError for anything this network cannot express."""
         c = Config(values, where)
+        if "text_config" in values:
+            raise c.error("text_config", values["text_config"], NESTED)
         c.only("max_position_embeddings", MAX_TOKENS)
         c.only("model_type", "clip_text_model")
         config = CLIPConfig(
             vocabulary=c.integer("vocab_size", 49408),
             width=c.integer("hidden_size", 512),
             intermediate=c.integer("intermediate_size", 2048),
-            layers=c.integer("num_hidden_layers", 12),
+            layers=c.integer("num_hidden_layers", 12, most=MOST_LAYERS),
             heads=c.integer("num_attention_heads", 8),
-            act=c.get("hidden_act", "quick_gelu"),
-            epsilon=float(c.get("layer_norm_eps", 1e-5)),
-            eos_token_id=c.integer("eos_token_id", 49407),
+            act=c.text("hidden_act", "quick_gelu"),
+            epsilon=c.number("layer_norm_eps", 1e-5, least=0, most=1),
+            eos_token_id=c.integer("eos_token_id", 49407, least=0),
             projection=c.integer("projection_dim", 512) if projected else None,
         )
         if config.layers < 2:
