@@ -1,4 +1,20 @@
-"""Compression of weights: which tensors, how, and how many bytes that takes."""
+"""Compression of weights: which tensors, how, and how many bytes that takes.
+
+The one rule of what an artifact's bits make of a tensor (`choose_method`). `verify/stored_bits.py`
+asks it of every tensor that is stored, in words of its own, so that it holds of the file and not
+only of what was meant:
+
+- Weights of convolutions and linear layers are compressed: neither embeddings, norms and biases
+  nor tensors of fewer than `SMALLEST` elements.
+- `8` … `1`: one palette, or one for each `group_size` output channels; a tensor of no more channels
+  than that is one group. A group size that does not divide the channels is refused before any work
+  (`convert.methods.require_divisible`): it was asked for, and nothing else is put in its place.
+- `int8`: a scale for each output channel.
+- `int4`: a scale for each block of `BLOCK` input channels; `int8` where that does not divide them,
+  as in the first convolution, which has four or nine.
+- `mixed-N.N`: a palette of any width, so that all that is stored averages no more.
+- What would take no fewer bytes than the float16 weights stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +46,20 @@ class Method:
     bits: str
     group_size: int | None = None
 
-    def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of this shape in a weight file, records and padding included."""
+    def stored_bytes(self, shape: tuple[int, ...], width: int = 2) -> int:
+        """Bytes of a tensor of this shape in a weight file, records and padding included.
+
+        Args:
+            width: bytes of an entry of a palette, or of a scale.
+        """
         size = math.prod(shape)
         if self.bits in INTEGERS:
             bits = INTEGERS[self.bits]
             blocks = shape[1] // BLOCK if bits == 4 else 1
-            return _record(size * bits // 8) + _record(2 * shape[0] * blocks)
+            return _record(size * bits // 8) + _record(width * shape[0] * blocks)
         bits = int(self.bits)
         palettes = 1 if self.group_size is None else shape[0] // self.group_size
-        return _record(-(-size * bits // 8)) + _record(palettes * (2 << bits))
+        return _record(-(-size * bits // 8)) + _record(palettes * (width << bits))
 
     def __str__(self) -> str:
         """For people and manifests: `6`, `6 in groups of 16`, `int8`."""
@@ -58,19 +78,14 @@ def is_compressible(tensor: Tensor) -> bool:
 
 
 def choose_method(tensor: Tensor, bits: str, group_size: int | None = None) -> Method | None:
-    """How a tensor is stored where `bits` is asked for; None if it stays as it is.
-
-    A tensor with no more than `group_size` output channels is one group, with one palette. One
-    that its palettes would make larger stays as it is.
-    """
+    """How a tensor is stored where `bits` is asked for, by the rule above; None: as it is."""
     if bits not in METHODS or not is_compressible(tensor):
         return None
-    if bits == "int4" and tensor.shape[1] % BLOCK:
-        return Method("int8")  # the first convolution, mostly: it has four input channels
     if bits in INTEGERS:
-        return Method(bits)
-    is_grouped = group_size is not None and tensor.shape[0] > group_size
-    method = Method(bits, group_size if is_grouped else None)
+        method = Method("int8" if bits == "int4" and tensor.shape[1] % BLOCK else bits)
+    else:
+        is_grouped = group_size is not None and tensor.shape[0] > group_size
+        method = Method(bits, group_size if is_grouped else None)
     return method if method.stored_bytes(tensor.shape) < plain_bytes(tensor, 2) else None
 
 
@@ -103,12 +118,14 @@ class Compression:
 
         Args:
             tensors: by the names that `methods` has.
-            width: bytes of an element that is not compressed.
+            width: bytes of an element that is not compressed, a palette's entry or a scale.
         """
         total = 0
         for name, tensor in tensors.items():
             method = self.method(name)
-            total += method.stored_bytes(tensor.shape) if method else plain_bytes(tensor, width)
+            total += (
+                method.stored_bytes(tensor.shape, width) if method else plain_bytes(tensor, width)
+            )
         return total
 
     def to_json(self) -> dict[str, Any]:

@@ -9,17 +9,44 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from convert import __version__
 from convert.cache import key_of
+from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.documents import Document
+from convert.methods import UNCOMPRESSED, own_bits
 from convert.packages import Context, Package
 from convert.pipeline_config import pipeline_config
 from convert.plan import Job, PlannedArtifact
-from convert.recipe import Recipe
+from convert.recipe import Artifact, Recipe
+from convert.recipe_fields import GroupSize, WidthText
 from convert.values import FORMATS
 
 FILE = "manifest.json"
 SCHEMA = 1
+
+
+class AskedOfTensor(Document):
+    """What a recipe asks for a single tensor."""
+
+    bits: WidthText
+    group_size: GroupSize | None = None
+
+
+class Asked(Document):
+    """What a recipe asks for a component beside its artifact's bits.
+
+    Attributes:
+        bits: of the component instead of the artifact's.
+        group_size: output channels that share a palette.
+        tensors: the tensors that have bits of their own, by name.
+    """
+
+    bits: WidthText | None = None
+    group_size: GroupSize | None = None
+    tensors: dict[str, AskedOfTensor] = Field(default_factory=dict)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -70,7 +97,10 @@ def compose(
         "vae_precision": recipe.target.vae_precision,
         "engine": next(iter(planned.jobs.values())).engine,
         "components": components,
-        "compression": {c: _compression(job) for c, job in planned.jobs.items()},
+        "compression": {
+            c: _compression(job, _asked(c, artifact, recipe, context.checkpoint))
+            for c, job in planned.jobs.items()
+        },
         "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
         "files": dict(sorted(files.items())),
         "pipeline": pipeline_config(context.checkpoint),
@@ -89,12 +119,30 @@ def compose(
     return {**manifest, "fingerprint": key_of(manifest), "verdict": None}
 
 
-def _compression(job: Job) -> dict[str, Any]:
-    """What was done to a component's weights: its bits, and the tensors by method."""
+def _asked(component: str, artifact: Artifact, recipe: Recipe, checkpoint: Checkpoint) -> Asked:
+    if artifact.bits == UNCOMPRESSED:
+        return Asked()
+    compress = recipe.compress
+    own = own_bits(checkpoint.component_tensors(component), component, compress)
+    return Asked(
+        bits=getattr(compress.components, component),
+        group_size=compress.group_size,
+        tensors={
+            name: AskedOfTensor(bits=o.bits, group_size=o.group_size) for name, o in own.items()
+        },
+    )
+
+
+def _compression(job: Job, asked: Asked) -> dict[str, Any]:
+    """A component's weights: its bits, what was asked beside them, and the tensors by method."""
     tensors: dict[str, list[str]] = {}
     for name, method in job.compression.methods:
         tensors.setdefault(str(method), []).append(name)
-    return {"bits": job.bits, "tensors": dict(sorted(tensors.items()))}
+    return {
+        "bits": job.bits,
+        "asked": asked.model_dump(exclude_defaults=True),
+        "tensors": dict(sorted(tensors.items())),
+    }
 
 
 def is_complete(folder: Path, manifest: Mapping[str, Any]) -> bool:

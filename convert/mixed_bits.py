@@ -20,7 +20,13 @@ import numpy as np
 
 from convert.allocation import Allocation, Allotted
 from convert.checkpoint import Checkpoint
-from convert.compress import PALETTES, choose_method, is_compressible, plain_bytes
+from convert.compress import (
+    PALETTES,
+    Compression,
+    choose_method,
+    is_compressible,
+    plain_bytes,
+)
 from convert.errors import InputError
 from convert.methods import UNCOMPRESSED, own_bits
 from convert.palette import Histogram, fit
@@ -104,6 +110,24 @@ def require_reachable(
             f"{component} cannot average {average} bits: its narrowest palettes take more",
             where=bits,
             hint=f"The smallest is mixed-{smallest:.1f}.",
+        )
+
+
+def require_average(
+    tensors: Mapping[str, Tensor], component: str, compression: Compression, bits: Bits
+) -> None:
+    """Raise InputError if what is stored averages more bits than it is called after.
+
+    So it may with an allocation that was edited, or made for other groups or overrides.
+    """
+    able = {name: tensor for name, tensor in tensors.items() if is_compressible(tensor)}
+    stored, limit = compression.stored_bytes(able, 2), budget(tensors, bits)
+    if stored > limit:
+        average = 8 * stored / sum(tensor.size for tensor in able.values())
+        raise InputError(
+            f"the widths of {component} average {average:.2f} bits, more than {bits}",
+            hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
+            f"mixed-{math.ceil(10 * average) / 10:.1f}.",
         )
 
 

@@ -20,7 +20,7 @@ from convert.methods import (
     require_divisible,
     require_sense,
 )
-from convert.mixed_bits import budget, options, provisional, require_reachable
+from convert.mixed_bits import budget, options, provisional, require_average, require_reachable
 from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.recipe import Artifact, Recipe
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
@@ -203,6 +203,8 @@ def _compressions(
                     tensors, component, own, recipe.compress, widths
                 )
                 require_divisible(tensors, component, found[component, bits])
+                if is_mixed(own):
+                    require_average(tensors, component, found[component, bits], own)
     return found
 
 

@@ -118,6 +118,11 @@ def test_inspect_shows_every_weight(grouped: Result) -> None:
     )
 
 
+def test_the_folder_has_the_structure_that_it_claims(grouped: Result, source: Checkpoint) -> None:
+    results = verify(grouped.path, source, levels=("structure",))
+    assert results, [c.message for c in results.failures]
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", ["TextEncoder", "VAEDecoder"])
 def test_they_are_verified(grouped: Result, source: Checkpoint, model: str) -> None:

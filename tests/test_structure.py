@@ -113,7 +113,7 @@ def test_exchanged_text_encoders_fail(
 VAE = ("vae_decoder", "vae_encoder")
 CLAIMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "attention": ({"attention": "original"}, {"unet/attention"}),
-    "bits": ({"bits": "6"}, {"unet/bits"}),
+    "bits": ({"bits": "6"}, {"unet/bits", "text_encoder_2/bits"}),
     "deployment": (
         {"deployment": "macOS15"},
         {f"{c}/format" for c in ("unet", "text_encoder", "text_encoder_2", *VAE)},

@@ -10,7 +10,9 @@ from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.documents import checked
 from convert.errors import InputError, nearest
+from convert.manifest import Asked
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
 from verify.inspect_graph import infer_component
 from verify.mil import Program, load_program
@@ -32,6 +34,7 @@ class Artifact:
     components: Mapping[str, str] = field(default_factory=dict)  # and their files
     files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
     pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.pipeline_config`
+    asked: Mapping[str, Asked] = field(default_factory=dict)  # by component
     problems: tuple[str, ...] = ()  # with the manifest
 
     @property
@@ -87,6 +90,7 @@ def open_artifact(
         tables[key] = values[key] if isinstance(values.get(key), dict) else {}
         if not tables[key]:
             problems.append(f"`{key}` is no object, or empty")
+    asked = _asked(values.get("compression"), wanted, problems)
     return Artifact(
         path,
         claims.get("artifact", path.resolve().name),
@@ -94,6 +98,7 @@ def open_artifact(
         wanted,
         is_folder=True,
         claims=claims,
+        asked=asked,
         problems=tuple(problems),
         **tables,
     )
@@ -126,6 +131,19 @@ def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     if values.get("schema") != 1:
         return {}, [f"`schema` is {values.get('schema')!r}, this tool reads 1"]
     return values, []
+
+
+def _asked(values: Any, components: Collection[str], problems: list[str]) -> dict[str, Asked]:
+    """What was asked of each component's weights beside the artifact's bits."""
+    found = {}
+    for component in components:
+        facts = values.get(component) if isinstance(values, dict) else None
+        asked = facts.get("asked", {}) if isinstance(facts, dict) else {}
+        try:
+            found[component] = checked(Asked, asked, f"compression.{component}.asked")
+        except InputError as error:
+            problems.append(f"{error.where}: {error.problem}")
+    return found
 
 
 def _claims(values: Mapping[str, Any], problems: list[str]) -> dict[str, str]:

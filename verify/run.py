@@ -121,7 +121,12 @@ def verify(
             if progress:
                 progress(f"structure of {component}")
             checks += check_package(
-                program, component, source, resolution=resolution, claims=artifact.claims
+                program,
+                component,
+                source,
+                resolution=resolution,
+                claims=artifact.claims,
+                asked=artifact.asked.get(component),
             )
     if probe is not None and (set(PICTURE_LEVELS) & set(wanted) or golden is not None):
         raise InputError(

@@ -12,6 +12,7 @@ from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
+from convert.manifest import Asked
 from convert.pipeline_config import pipeline_config
 from convert.values import FORMATS, Format, Resolution
 from verify.artifact import Artifact
@@ -26,6 +27,7 @@ from verify.interface import (
     with_aliases,
 )
 from verify.mil import Feature, Program, TensorType
+from verify.stored_bits import deviations
 
 SCAN_BYTES = 16 << 20
 
@@ -106,12 +108,14 @@ def check_package(
     *,
     resolution: Resolution | None = None,
     claims: Mapping[str, str] | None = None,
+    asked: Asked | None = None,
 ) -> Iterator[Check]:
     """One package.
 
     Args:
         resolution: what it must be made for; its own if None.
         claims: the manifest's; without them what is found is told and only has to be consistent.
+        asked: what the manifest says was asked of the component's weights beside its bits.
     """
     claims = claims or {}
     # In a folder, another package's resolution or the manifest's may be the one that is asked.
@@ -153,7 +157,7 @@ def check_package(
         component, "metadata", "description, author, license, version", problem and f"no {problem}"
     )
     yield _verdict(component, "weights", "readable and finite", _weights(program))
-    yield _bits(program, component, claims.get("bits"))
+    yield _bits(program, component, source, claims.get("bits"), asked or Asked())
 
 
 def _verdict(component: str, case: str, gate: str, problem: str, found: str = "") -> Check:
@@ -248,21 +252,17 @@ def _weights(program: Program) -> str:
     return ""
 
 
-def _bits(program: Program, component: str, claimed: str | None) -> Check:
+def _bits(
+    program: Program, component: str, source: Checkpoint, claimed: str | None, asked: Asked
+) -> Check:
     weights = count_weights(program)
     total = weights.elements
     shares = [f"{name} {count / total:.0%}" for name, count in weights.formats.items()]
     found = f"{weights.bits_per_weight:.2f} bits per weight: {', '.join(shares)}"
-    compressed = weights.formats.keys() - {"fp16", "fp32"}
-    problem = ""
-    if total == 0:
-        problem = "no weights"
-    elif claimed == "16" and compressed:
-        problem = f"compressed: {found}"
-    elif claimed not in (None, "16") and component == "unet":
-        # Small tensors stay dense, so what is compressed has to be in the claimed format.
-        wanted = {f"{claimed}-bit palette", f"{claimed} linear", f"u{claimed} linear"}
-        mixed = str(claimed).startswith("mixed-")
-        if not compressed or (not mixed and not compressed <= wanted):
-            problem = f"{found}, where {claimed} is claimed"
+    problem = "" if total else "no weights"
+    if total and claimed is not None:
+        wrong = list(deviations(program, component, source, claimed, asked))
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            problem = f"{wrong[0]}{more}; {found}"
     return _verdict(component, "bits", claimed or "any", problem, found)
