@@ -194,6 +194,10 @@ def test_an_allocation_that_does_not_fit_is_refused(
     file = tmp_path / "allocation.json"
     name = sorted(measured)[0]
 
+    def widen(t: dict[str, dict[str, object]]) -> None:
+        for facts in t.values():
+            facts["bits"] = "8"
+
     def refused(change: object, says: str, **options: str) -> None:
         document = json.loads(made.text())
         change(document["components"]["text_encoder_2"]["tensors"])
@@ -208,11 +212,7 @@ def test_an_allocation_that_does_not_fit_is_refused(
     refused(lambda t: t[name].update(bits="5"), f"gives text_encoder_2's `{name}` 5 bits")
     refused(lambda t: t[name].update(bits="3"), "3 bits, which need a deployment target of macOS15")
     refused(lambda t: t[name].pop("bits"), "is not an allocation of bits")
-    wide = "8"
-    refused(
-        lambda t: [facts.update(bits=wide) for facts in t.values()],
-        "the widths of text_encoder_2 average 8.",
-    )
+    refused(widen, "the widths of text_encoder_2 average 8.")
     refused(lambda t: None, "is for mixed-4.5; mixed-6.0 is asked for", bits="mixed-6.0")
     file.write_text("no JSON", "utf-8")
     with pytest.raises(InputError, match="is not an allocation of bits"):
