@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from convert.latents import SCALING_FACTOR
+
 MAX_TOKENS = 77
 BATCH = 2  # [unconditional, conditional]; Apple's XL pipeline hard-codes it
 
@@ -108,12 +110,13 @@ def user_metadata(
 ) -> dict[str, str]:
     """The settings that Guernika reads from a model's user-defined metadata (GuernikaKit).
 
-    Only what the checkpoint states is written: an absent key means the app's own default.
+    Only what the checkpoint states is written of the scheduler: an absent key means the app's own
+    default. A VAE's scaling factor is that which its networks expect (`convert.latents`).
     """
     if component.startswith("text_encoder"):
         return {"hidden_size": str(config["hidden_size"])}
     if component.startswith("vae"):
-        return {"scaling_factor": str(config.get("scaling_factor", 0.18215))}
+        return {"scaling_factor": str(SCALING_FACTOR)}  # others are folded into the networks
     found: dict[str, str] = {}
     for key in ("prediction_type", "timestep_spacing", "steps_offset", "set_alpha_to_one"):
         if scheduler.get(key) is not None:

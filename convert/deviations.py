@@ -42,6 +42,12 @@ DEVIATIONS = (
         "of 1e-5 scales every one of them by 1 - 5e-6.",
     ),
     Deviation(
+        "vae",
+        "Where latents are scaled by other numbers than 0.13025 (`scaling_factor`, `shift_factor`, "
+        "`latents_mean`, `latents_std`), decoder and encoder have a `mul` and an `add` for that.",
+        "Apps scale by 0.13025 whatever the checkpoint says, and would draw wrong colours.",
+    ),
+    Deviation(
         "unet",
         "`split_einsum_v2` makes the last query chunk shorter where 512 does not divide the area.",
         "Apple's converter fails there: 8 of SDXL's 9 usual sizes.",

@@ -1,7 +1,8 @@
 """What diffusers' SDXL pipelines ask of a checkpoint beside its networks, as plain JSON.
 
 It travels in an artifact's manifest, so that pictures can be made without the checkpoint. The keys
-are those that `StableDiffusionXLPipeline` and `StableDiffusionXLImg2ImgPipeline` read (diffusers).
+are those that `StableDiffusionXLPipeline` and `StableDiffusionXLImg2ImgPipeline` read (diffusers),
+and `shift_factor`, which they do not, of what is folded into the VAE (`convert.latents`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.checkpoint import Checkpoint
+from convert.latents import DEFAULT, SCALING_FACTOR
 from convert.tokenizer import END
 
 CONFIGS: dict[str, tuple[str, ...]] = {
@@ -25,6 +27,7 @@ CONFIGS: dict[str, tuple[str, ...]] = {
         "block_out_channels",
         "latent_channels",
         "scaling_factor",
+        "shift_factor",
         "latents_mean",
         "latents_std",
         "force_upcast",
@@ -36,20 +39,33 @@ DEFAULTS = {
     "in_channels": 4,
     "sample_size": None,
     "latent_channels": 4,
-    "scaling_factor": 0.18215,
+    "scaling_factor": DEFAULT,
     "force_upcast": True,
     "projection_dim": 512,
 }
 PAD = {"tokenizer": END, "tokenizer_2": "!"}
+# Of an artifact's VAE, whose networks have folded in whatever the checkpoint says instead.
+FOLDED = {
+    "scaling_factor": SCALING_FACTOR,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+}
 INDEX = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": False}
 
 
-def pipeline_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configs of UNet, VAE and text encoder 2, the scheduler's, and the padding tokens."""
+def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str, Any]:
+    """The configs of UNet, VAE and text encoder 2, the scheduler's, and the padding tokens.
+
+    Args:
+        folded: how latents are scaled for the converted VAE, instead of for the checkpoint's.
+    """
     found: dict[str, Any] = {
         part: {key: checkpoint.parts[part].config.get(key, DEFAULTS.get(key)) for key in keys}
         for part, keys in CONFIGS.items()
     }
+    if folded:
+        found["vae"].update(FOLDED)
     found["scheduler"] = dict(sorted(checkpoint.scheduler.items()))
     found["pipeline"] = {
         key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()

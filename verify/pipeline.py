@@ -343,7 +343,10 @@ def pairs(count: int) -> Iterator[list[int]]:
 
 
 class VAE(Adapter):
-    """The VAE's two halves, picture by picture."""
+    """The VAE's two halves, picture by picture.
+
+    diffusers' SDXL pipelines do not read `shift_factor`, so it is added here as others add it.
+    """
 
     def __init__(
         self,
@@ -353,8 +356,10 @@ class VAE(Adapter):
     ) -> None:
         super().__init__(config)
         self.networks, self.resolution = dict(networks), resolution
+        self.shift = float(config.get("shift_factor") or 0)
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        latents = latents + self.shift
         images = [self.networks["vae_decoder"]({"z": row[None]})["image"] for row in latents]
         return (torch.cat(images),)
 
@@ -363,5 +368,6 @@ class VAE(Adapter):
 
         require_size(self.resolution, images.shape[-1], images.shape[-2])
         rows = [self.networks["vae_encoder"]({"x": row[None]})["latent"] for row in images]
-        # mean ‖ log-variance, which diffusers clamps and samples
-        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(torch.cat(rows)))
+        mean, log_variance = torch.cat(rows).chunk(2, dim=1)  # which diffusers clamps and samples
+        parameters = torch.cat([mean - self.shift, log_variance], dim=1)
+        return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(parameters))

@@ -21,6 +21,7 @@ from torch import Tensor
 from convert.checkpoint import Checkpoint
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
+from convert.latents import SCALING_FACTOR
 from convert.values import Resolution
 from verify.reference import Reference, quiet
 from verify.schedule import TIMESTEPS, euler, step
@@ -206,12 +207,7 @@ class _Run:
         }
 
     def vae_decoder(self, latents: Tensor) -> tuple[tuple[Case, ...], Tensor]:
-        config = self.checkpoint.part("vae_decoder").config
-        latents = latents / config.get("scaling_factor", 0.18215)
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:  # as diffusers' SDXL pipeline undoes it
-            shape = (1, -1, 1, 1)
-            latents = latents * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+        latents = latents / SCALING_FACTOR  # as apps do; other scales are the reference's to apply
         with self.reference("vae_decoder") as model:
             case = self.case(model, "final latents", {"z": latents})
         return (case,), case.outputs["image"]

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from convert.checkpoint import Checkpoint, Part
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.latents import SCALING_FACTOR
 
 
 class Reference:
@@ -35,6 +36,8 @@ class Reference:
         device: a torch device.
         weights: values that replace the checkpoint's, by the names our reader gives them; what a
             compressed model has decoded, for one.
+        folded: a VAE takes and gives latents as the converted models do (`convert.latents`);
+            else as diffusers' own does.
 
     Raises:
         InputError: the libraries cannot read the checkpoint, or find a weight missing in it.
@@ -48,8 +51,10 @@ class Reference:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         weights: Mapping[str, Tensor] | None = None,
+        folded: bool = True,
     ) -> None:
         self.component = component
+        self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
         part = checkpoint.part(component)
@@ -102,8 +107,13 @@ class Reference:
 
     def _forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = {name: value.to(self.device, torch.float32) for name, value in inputs.items()}
+        rescaled = self.folded and _is_rescaled(self._model.config)
+        if rescaled and "z" in given:
+            given["z"] = _own_latents(self._model.config, given["z"])
         with self._arithmetic(), quiet():
             outputs: dict[str, Tensor] = _FORWARD[self.component](self._model, given, self.dtype)
+        if rescaled and "latent" in outputs:
+            outputs["latent"] = _apps_latents(self._model.config, outputs["latent"].float())
         return outputs
 
     def _arithmetic(self) -> Any:
@@ -149,6 +159,43 @@ def _vae_decoder(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> di
 def _vae_encoder(model: Any, given: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     # The distribution's parameters before any clamping: mean ‖ log-variance.
     return {"latent": model.encode(given["x"].to(dtype)).latent_dist.parameters}
+
+
+# ---- how latents are scaled, after diffusers' own configs and pipelines ----
+
+
+def _is_rescaled(config: Any) -> bool:
+    """Whether a VAE's config asks for another scale than the one that apps have."""
+    if not hasattr(config, "scaling_factor"):
+        return False  # no VAE
+    has_mean = config.latents_mean is not None and config.latents_std is not None
+    return config.scaling_factor != SCALING_FACTOR or has_mean or bool(config.shift_factor)
+
+
+def _own_latents(config: Any, z: Tensor) -> Tensor:
+    """What apps give a decoder → what diffusers' pipelines give it: [1, C, h, w]."""
+    latents = z * SCALING_FACTOR
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, std = _per_channel(config.latents_mean, z), _per_channel(config.latents_std, z)
+        return latents * std / config.scaling_factor + mean
+    return latents / config.scaling_factor + (config.shift_factor or 0)
+
+
+def _apps_latents(config: Any, parameters: Tensor) -> Tensor:
+    """An encoder's mean ‖ log-variance → that of what apps multiply by 0.13025: [1, 2C, h, w]."""
+    mean, log_variance = parameters.chunk(2, dim=1)
+    if config.latents_mean is not None and config.latents_std is not None:
+        center, std = (_per_channel(v, mean) for v in (config.latents_mean, config.latents_std))
+        factor = config.scaling_factor / std
+    else:
+        center = torch.tensor(float(config.shift_factor or 0))
+        factor = torch.tensor(float(config.scaling_factor))
+    mean = (mean - center) * factor / SCALING_FACTOR
+    return torch.cat([mean, log_variance + 2 * torch.log(factor / SCALING_FACTOR)], dim=1)
+
+
+def _per_channel(values: Any, like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
 
 
 Forward = Callable[[Any, dict[str, Tensor], torch.dtype], dict[str, Tensor]]

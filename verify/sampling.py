@@ -77,7 +77,8 @@ class Trace:
     resolution: Resolution
     noise: tuple[Tensor, ...]  # in the order in which it was drawn
     picture: Picture
-    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)  # by component
+    # By component; a VAE's have the scale of the checkpoint's own config, see `trace_all`.
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     start: np.ndarray | None = None  # uint8 [H, W, 3], of image-to-image
 
 
@@ -183,14 +184,17 @@ def trace_all(
 ) -> tuple[Trace, ...]:
     """The reference's runs, with PyTorch in float32; one large component in memory at a time.
 
+    Latents are scaled as diffusers' pipelines do it with the checkpoint's own config, not as the
+    converted VAE has it folded in, so a mistake in that shows as another picture.
+
     Raises:
         InputError: the checkpoint cannot be run as a pipeline, or a setting is not known.
     """
     say = progress or (lambda text: None)
-    config = pipeline_config(checkpoint)
+    config = pipeline_config(checkpoint, folded=False)
     folders = {name: checkpoint.path / name for name in config["pad_tokens"]}
     traces = []
-    with References(checkpoint, device) as references:
+    with References(checkpoint, device, folded=False) as references:
         for settings in wanted:
             calls: dict[str, list[Call]] = {}
             networks = {
@@ -260,13 +264,19 @@ class References:
     """PyTorch's networks of a checkpoint, loaded when they are called.
 
     Those that fit into `resident` bytes of float32 weights stay loaded; else the one that has
-    waited longest goes.
+    waited longest goes. `folded` is that of `verify.reference.Reference`.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str = "cpu", *, resident: int = RESIDENT
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        *,
+        resident: int = RESIDENT,
+        folded: bool = True,
     ) -> None:
         self.checkpoint, self.device, self.resident = checkpoint, device, resident
+        self.folded = folded
         self._loaded: dict[str, Reference] = {}  # the one that was called last is last
 
     def __enter__(self) -> References:
@@ -285,7 +295,9 @@ class References:
             room = self.resident - self._bytes(component)
             while self._loaded and sum(map(self._bytes, self._loaded)) > room:
                 self._free(next(iter(self._loaded)))
-            self._loaded[component] = Reference(self.checkpoint, component, device=self.device)
+            self._loaded[component] = Reference(
+                self.checkpoint, component, device=self.device, folded=self.folded
+            )
         self._loaded[component] = self._loaded.pop(component)
         return self._loaded[component]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
+from convert.latents import LatentScaling
 from convert.models.config import Config, block_type
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -168,6 +169,7 @@ class VAEConfig:
     mid_attention: bool
     quant_conv: bool
     post_quant_conv: bool
+    scaling: LatentScaling
 
     @property
     def factor(self) -> int:
@@ -187,17 +189,18 @@ class VAEConfig:
                 where=where,
                 hint="`down_block_types`, `up_block_types` and `block_out_channels` go together.",
             )
-        # How latents are scaled and images tiled is the pipeline's business, not the network's.
+        # Of images and dtypes, which is not the network's business; `LatentScaling` reads the rest.
         c.ignore("sample_size", int, list)
         c.ignore("force_upcast", bool)
         c.ignore("scaling_factor", int, float)
         c.ignore("shift_factor", int, float)
         c.ignore("latents_mean", list)
         c.ignore("latents_std", list)
+        latent_channels = c.integer("latent_channels", 4)
         config = VAEConfig(
             in_channels=c.integer("in_channels", 3),
             out_channels=c.integer("out_channels", 3),
-            latent_channels=c.integer("latent_channels", 4),
+            latent_channels=latent_channels,
             channels=channels,
             layers=c.integer("layers_per_block", 1, most=MOST_LAYERS),
             groups=c.integer("norm_num_groups", 32),
@@ -205,6 +208,7 @@ class VAEConfig:
             mid_attention=c.flag("mid_block_add_attention", True),
             quant_conv=c.flag("use_quant_conv", True),
             post_quant_conv=c.flag("use_post_quant_conv", True),
+            scaling=LatentScaling.parse(values, where, latent_channels),
         )
         c.finish()
         return config

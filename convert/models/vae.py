@@ -10,9 +10,10 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.compress import NONE, Compression
+from convert.latents import Affine
 from convert.models.configs import VAEConfig
 from convert.models.graph import Input, Module, Network, build
-from convert.models.layers import activation, conv, group_norm, linear, to_float32, upsample
+from convert.models.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
 from convert.tensors import Tensor
 
 EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
@@ -28,7 +29,9 @@ def vae_decoder(
     target: Any,
     compression: Compression = NONE,
 ) -> Network:
-    """The decoder: `z` [1, 4, H/8, W/8], already unscaled, → `image` float32 [1, 3, H, W].
+    """The decoder: `z` [1, 4, H/8, W/8], divided by 0.13025, → `image` float32 [1, 3, H, W].
+
+    Where the config scales latents otherwise, `z` is first given that scale (`convert.latents`).
 
     Args:
         values, where: the config and its file.
@@ -46,7 +49,8 @@ def vae_decoder(
     dtype = np.dtype(dtype)
 
     def body(m: Module, z: Var) -> dict[str, Var]:
-        x = conv(m["post_quant_conv"], z, c.latent_channels) if c.post_quant_conv else z
+        x = rescale_input(m["latents"], c, z)
+        x = conv(m["post_quant_conv"], x, c.latent_channels) if c.post_quant_conv else x
         m = m["decoder"]
         x = conv(m["conv_in"], x, c.channels[-1], 3)
         x = mid_block(m["mid_block"], c, x)
@@ -76,6 +80,7 @@ def vae_encoder(
 ) -> Network:
     """The encoder: `x` [1, 3, H, W] → `latent` float32 [1, 8, H/8, W/8], mean ‖ log-variance.
 
+    Latents are those that apps multiply by 0.13025, whatever the config's scale is.
     Arguments and errors as `vae_decoder`, with the tensors under `encoder.` and `quant_conv.`.
     """
     c = VAEConfig.parse(values, where)
@@ -95,10 +100,27 @@ def vae_encoder(
         x = conv(m["conv_out"], x, 2 * c.latent_channels, 3)
         if c.quant_conv:
             x = conv(root["quant_conv"], x, 2 * c.latent_channels)
-        return {"latent": to_float32(root, x)}
+        x = to_float32(root, x)
+        if not c.scaling.is_standard:
+            x = affine(root["latents"], x, c.scaling.encoder(c.latent_channels))
+        return {"latent": x}
 
     inputs = {"x": Input((1, c.in_channels, *image_size), dtype)}
     return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
+
+
+def rescale_input(m: Module, c: VAEConfig, z: Var) -> Var:
+    """Latents as apps divide them → as the decoder knows them, computed in float32."""
+    if c.scaling.is_standard:
+        return z
+    z = affine(m, to_float32(m, z), c.scaling.decoder(c.latent_channels))
+    return z if m.graph.dtype == np.float32 else cast(m, z, "fp16")
+
+
+def affine(m: Module, x: Var, numbers: Affine) -> Var:
+    """x · scale + offset, of each channel, float32."""
+    scale, offset = numbers
+    return m.emit("add", x=m.emit("mul", x=x, y=scale), y=offset)
 
 
 def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:
