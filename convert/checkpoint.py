@@ -7,13 +7,13 @@ under its old names (`query`, `key`, `value`, `proj_attn`) or as 1×1 convolutio
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.clip_tokenizer import TOKENIZERS, Tokenizer, read_tokenizers
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
 from convert.json_files import FileMissing, kind, read_bytes, read_object, shown
@@ -40,14 +40,6 @@ class Part:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The files of one tokenizer as the apps read them: vocabulary JSON and merges text."""
-
-    vocab: str
-    merges: str  # ends in a newline, or Apple's Swift package drops the last merge
 
 
 @dataclass(frozen=True)
@@ -135,9 +127,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         name=name or path.resolve().name,
         files={file: path / file for file in files},
         parts=parts,
-        tokenizers={
-            n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
-        },
+        tokenizers=_tokenizers(path, parts),
         scheduler=_json(path / SCHEDULER, default={}),
         model_index=model_index,
     )
@@ -151,14 +141,13 @@ def open_without_weights(path: Path, name: str) -> Checkpoint:
     """
     folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
     files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    parts = {n: Part(n, path / n, _json(path / n / "config.json"), {}) for n in folders}
     return Checkpoint(
         path=path,
         name=name,
         files={file: path / file for file in files},
-        parts={n: Part(n, path / n, _json(path / n / "config.json"), {}) for n in folders},
-        tokenizers={
-            n: _tokenizer(path / n) for n in ("tokenizer", "tokenizer_2") if (path / n).is_dir()
-        },
+        parts=parts,
+        tokenizers=_tokenizers(path, parts),
         scheduler=_json(path / SCHEDULER, default={}),
         model_index=_json(path / "model_index.json"),
     )
@@ -289,24 +278,19 @@ def _normalise(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    """Vocabulary and merges of a CLIP tokenizer, from `tokenizer.json` where need be."""
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if vocab.exists() and merges.exists():
-        _json(vocab)
-        text = merges.read_text("utf-8")
-        return Tokenizer(vocab.read_text("utf-8"), text if text.endswith("\n") else text + "\n")
-    if not (folder / "tokenizer.json").exists():
-        raise InputError(
-            "holds neither vocab.json and merges.txt nor tokenizer.json",
-            where=folder,
-            hint="Download the checkpoint again.",
-        )
-    model = _json(folder / "tokenizer.json").get("model", {})
-    if model.get("type") != "BPE" or "vocab" not in model or "merges" not in model:
-        raise InputError("is not a BPE tokenizer, as CLIP's is", where=folder / "tokenizer.json")
-    pairs = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
-    return Tokenizer(
-        json.dumps(model["vocab"], ensure_ascii=False),
-        "\n".join(["#version: 0.2", *pairs]) + "\n",
-    )
+def _tokenizers(path: Path, parts: Mapping[str, Part]) -> dict[str, Tokenizer]:
+    """The tokenizers, which fit their text encoders' embeddings."""
+    rows = {
+        tokenizer: embedding_rows(parts[encoder])
+        for tokenizer, encoder in TOKENIZERS.items()
+        if encoder in parts
+    }
+    return read_tokenizers(path, rows)
+
+
+def embedding_rows(encoder: Part) -> int:
+    """How many tokens a text encoder has embeddings of; what its config says without weights."""
+    table = encoder.tensors.get("embeddings.token_embedding.weight")
+    if table is not None and len(table.shape) == 2:
+        return table.shape[0]
+    return Config(encoder.config, encoder.path / "config.json").integer("vocab_size", 49408)

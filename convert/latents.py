@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
+from convert.json_files import shown
 
 SCALING_FACTOR = 0.13025  # SDXL's, which apps assume whatever the config says
 DEFAULT = 0.18215  # of diffusers' AutoencoderKL, for a config that does not say
@@ -132,4 +133,4 @@ def _numbers(
 
 
 def _error(key: str, value: Any, allowed: str, where: Path) -> InputError:
-    return InputError(f"`{key}` is {value!r}; it has to be {allowed}", where=where)
+    return InputError(f"`{key}` is {shown(value)}; it has to be {allowed}", where=where)

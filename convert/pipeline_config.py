@@ -7,13 +7,10 @@ and `shift_factor`, which they do not, of what is folded into the VAE (`convert.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from convert.checkpoint import Checkpoint
 from convert.latents import DEFAULT, SCALING_FACTOR
-from convert.tokenizer import END
 
 CONFIGS: dict[str, tuple[str, ...]] = {
     "unet": (
@@ -43,7 +40,6 @@ DEFAULTS = {
     "force_upcast": True,
     "projection_dim": 512,
 }
-PAD = {"tokenizer": END, "tokenizer_2": "!"}
 # Of an artifact's VAE, whose networks have folded in whatever the checkpoint says instead.
 FOLDED = {
     "scaling_factor": SCALING_FACTOR,
@@ -55,7 +51,7 @@ INDEX = {"force_zeros_for_empty_prompt": True, "requires_aesthetics_score": Fals
 
 
 def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str, Any]:
-    """The configs of UNet, VAE and text encoder 2, the scheduler's, and the padding tokens.
+    """The configs of UNet, VAE and text encoder 2, the scheduler's, and padding and added tokens.
 
     Args:
         folded: how latents are scaled for the converted VAE, instead of for the checkpoint's.
@@ -70,19 +66,11 @@ def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str,
     found["pipeline"] = {
         key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()
     }
-    found["pad_tokens"] = {name: _pad_token(checkpoint, name) for name in checkpoint.tokenizers}
+    tokenizers = checkpoint.tokenizers
+    found["pad_tokens"] = {name: tokenizer.pad_token for name, tokenizer in tokenizers.items()}
+    if any(tokenizer.added for tokenizer in tokenizers.values()):
+        found["added_tokens"] = {
+            name: [token.to_json() for token in tokenizer.added]
+            for name, tokenizer in tokenizers.items()
+        }
     return found
-
-
-def _pad_token(checkpoint: Checkpoint, tokenizer: str) -> str:
-    """The token that fills a prompt up to 77; text encoder 2 of SDXL has one of its own."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            values = json.loads((checkpoint.path / tokenizer / file).read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        token = values.get("pad_token") if isinstance(values, Mapping) else None
-        token = token.get("content") if isinstance(token, Mapping) else token
-        if isinstance(token, str):
-            return token
-    return PAD[tokenizer]

@@ -15,6 +15,7 @@ from typing import Any
 
 from convert import allocation as allocations
 from convert import manifest as manifests
+from convert.app_tokenizer import app_files
 from convert.cache import Cache
 from convert.download import Snapshot
 from convert.errors import InputError
@@ -191,9 +192,7 @@ def _artifact(
     progress: Progress,
 ) -> Result:
     """The artifact's folder, linked together from finished packages."""
-    tokenizers = plan.checkpoint.tokenizers
-    tokenizer = tokenizers.get("tokenizer") or next(iter(tokenizers.values()))
-    texts = {"vocab.json": tokenizer.vocab, "merges.txt": tokenizer.merges}
+    texts = app_files(plan.checkpoint.tokenizers)
     if (allocation := plan.allocations.get(planned.artifact.bits)) is not None:
         texts[allocations.FILE] = allocation.text()
     manifest = manifests.compose(planned, plan.recipe, context, packages, texts)

@@ -60,11 +60,12 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     while pairs := Counter(pair for s in spelt for pair in pairwise(s)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        spelt = [_merge(symbols, best) for symbols in spelt]
+        spelt = [merge(symbols, best) for symbols in spelt]
     return merges
 
 
-def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+def merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols with every occurrence of the pair as one."""
     out: list[str] = []
     for symbol in symbols:
         if out and (out[-1], symbol) == pair:

@@ -6,6 +6,7 @@
         vocab.json  merges.txt   the checkpoint's own tokenizer; merges.txt ends in a newline
         manifest.json            where it came from, what verification found (release.manifest)
 
+A text encoder has `added_vocab.json` inside where the checkpoint has trained tokens: for Guernika.
 Weights are hard links to the artifact's; nothing of it is changed.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import manifest as artifact_manifests
+from convert.app_tokenizer import ADDED_VOCAB, added_vocab
 from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
@@ -104,6 +106,8 @@ def make_bundle(
         compiled = compile_package(package, folder)
         components[component] = compiled.name
         assert compiled.name == f"{COMPONENTS[component].file}.mlmodelc"
+        if added := _added_tokens(manifest, component):
+            (compiled / ADDED_VOCAB).write_text(added_vocab(added), "utf-8")
     shutil.rmtree(work, ignore_errors=True)
     for name in TOKENIZER:
         content = (artifact / name).read_text("utf-8")
@@ -113,6 +117,12 @@ def make_bundle(
     bundle = bundle_manifest(manifest, components, file_facts(folder, digests.of), report)
     (folder / FILE).write_text(text(bundle), "utf-8")
     return bundle
+
+
+def _added_tokens(manifest: Mapping[str, Any], component: str) -> list[Mapping[str, Any]]:
+    """The tokens beside the vocabulary of a text encoder, which Guernika looks for in its model."""
+    tokens = (manifest.get("pipeline") or {}).get("added_tokens") or {}
+    return list(tokens.get(component.replace("text_encoder", "tokenizer"), ()))
 
 
 def _require_unchanged(artifact: Path, manifest: Mapping[str, Any], digests: Digests) -> None:

@@ -37,6 +37,7 @@ CONFIGS = Configs(
         "down_block_types": ["DownEncoderBlock2D"] * 4,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
         "layers_per_block": 2,
+        "scaling_factor": 0.13025,
     },
     text_encoder={**TEXT, "hidden_act": "quick_gelu"},
     text_encoder_2={**TEXT, "hidden_act": "gelu"},
@@ -55,7 +56,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("apple") / "tiny"
-    write_checkpoint(folder, CONFIGS, words=["a"])
+    write_checkpoint(folder, CONFIGS, words=["an"])
     return open_checkpoint(folder)
 
 

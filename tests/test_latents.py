@@ -82,11 +82,10 @@ def test_apps_that_scale_by_0_13025_get_what_diffusers_gets(
     np.testing.assert_allclose(0.13025 * np.exp(log_variance / 2), deviation, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scaling", ["mean and std", "shift"])
 def test_generation_proves_it_and_fails_where_nothing_is_folded(
-    scaling: str, base: Checkpoint, artifact: Path, tmp_path: Path
+    base: Checkpoint, artifact: Path, tmp_path: Path
 ) -> None:
-    checkpoint = rescaled(base, tmp_path, scaling)
+    checkpoint = rescaled(base, tmp_path, "mean and std")
     given = {"prompt": "the horse", "negative_prompt": "", "scheduler": "euler_a", "seed": 1}
     settings = [
         Settings(kind="text-to-image", steps=2, guidance=2.0, **given),
@@ -158,10 +157,10 @@ def test_the_default_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"scaling_factor": None}, "`scaling_factor` is None"),
+        ({"scaling_factor": None}, "`scaling_factor` is null"),
         ({"scaling_factor": 0}, "`scaling_factor` is 0"),
-        ({"scaling_factor": True}, "`scaling_factor` is True"),
-        ({"scaling_factor": "0.13"}, "`scaling_factor` is '0.13'"),
+        ({"scaling_factor": True}, "`scaling_factor` is true"),
+        ({"scaling_factor": "0.13"}, '`scaling_factor` is "0.13"'),
         ({"scaling_factor": 10**400}, "a finite number"),
         ({"scaling_factor": 1e-44}, "out of float32's range"),
         ({"scaling_factor": 1e300}, "out of float32's range"),

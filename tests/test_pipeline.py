@@ -19,11 +19,12 @@ from convert.errors import InputError
 from convert.pipeline_config import pipeline_config
 from convert.values import SCHEDULERS, Resolution
 from verify.noise import Noise
-from verify.pipeline import UNet, artifact_config, build_pipeline, load_pipeline, tokenizer
+from verify.pipeline import UNet, artifact_config, build_pipeline, load_pipeline
 from verify.recording import token_ids
 from verify.reference import quiet
 from verify.sampling import References, Settings, sample, start_image
 from verify.schedulers import make_scheduler
+from verify.tokenizers import tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = Resolution(64, 96)

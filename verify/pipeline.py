@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert.components import BATCH, COMPONENTS, INPUT_ALIASES, MAX_TOKENS
+from convert.components import BATCH, COMPONENTS, INPUT_ALIASES
 from convert.errors import InputError
 from convert.pipeline_config import CONFIGS
 from convert.values import Resolution
@@ -24,6 +24,7 @@ from verify.mil import load_program
 from verify.reference import quiet
 from verify.runtimes import Model, Runtime, choose
 from verify.schedulers import make_scheduler
+from verify.tokenizers import tokenizer
 
 MANIFEST = "manifest.json"
 SUFFIXES = (".mlpackage", ".mlmodelc")
@@ -200,14 +201,15 @@ def build_pipeline(
     options = dict(config["pipeline"])
     if not image_to_image:
         options.pop("requires_aesthetics_score", None)
-    pads = config["pad_tokens"]
+    pads, added = config["pad_tokens"], config.get("added_tokens", {})
+    tokens = {name: tokenizer(tokenizers[name], pads[name], added.get(name, ())) for name in pads}
     with quiet():
         pipeline = kind(
             vae=VAE(networks, config["vae"], resolution),
             text_encoder=None if refiner else TextEncoder(networks["text_encoder"], False, {}),
             text_encoder_2=TextEncoder(networks["text_encoder_2"], True, config["text_encoder_2"]),
-            tokenizer=None if refiner else tokenizer(tokenizers["tokenizer"], pads["tokenizer"]),
-            tokenizer_2=tokenizer(tokenizers["tokenizer_2"], pads["tokenizer_2"]),
+            tokenizer=None if refiner else tokens["tokenizer"],
+            tokenizer_2=tokens["tokenizer_2"],
             unet=UNet(networks["unet"], config["unet"], resolution, vae_factor(config)),
             scheduler=make_scheduler(scheduler, config["scheduler"]),
             add_watermarker=False,
@@ -215,19 +217,6 @@ def build_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def tokenizer(folder: Path, pad_token: str) -> Any:
-    """transformers' CLIPTokenizer from a folder's vocab.json and merges.txt."""
-    from transformers import CLIPTokenizer
-
-    with quiet():
-        try:
-            return CLIPTokenizer.from_pretrained(
-                folder, pad_token=pad_token, model_max_length=MAX_TOKENS, local_files_only=True
-            )
-        except Exception as error:  # the library raises whatever its Rust half does
-            raise InputError(f"transformers cannot read it: {error}", where=folder) from error
 
 
 # ---- the adapters ----

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.app_tokenizer import app_files
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
@@ -84,7 +85,7 @@ def _pipeline(artifact: Artifact, source: Checkpoint) -> str:
 
 def _tokenizer(folder: Path, source: Checkpoint) -> str:
     """What is wrong with `vocab.json` and `merges.txt`, or nothing."""
-    tokenizer = source.tokenizers.get("tokenizer") or source.tokenizers.get("tokenizer_2")
+    wanted = app_files(source.tokenizers) if source.tokenizers else {}
     try:
         vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
         merges = (folder / "merges.txt").read_text("utf-8")
@@ -94,9 +95,9 @@ def _tokenizer(folder: Path, source: Checkpoint) -> str:
         return f"cannot be read: {error}"
     if not merges.endswith("\n"):
         return "merges.txt does not end in a newline, so Apple's package drops its last merge"
-    if tokenizer is not None and vocab != json.loads(tokenizer.vocab):
+    if wanted and vocab != json.loads(wanted["vocab.json"]):
         return "vocab.json is not the checkpoint's"
-    if tokenizer is not None and merges.split("\n") != tokenizer.merges.split("\n"):
+    if wanted and merges != wanted["merges.txt"]:
         return "merges.txt is not the checkpoint's"
     return ""
 
