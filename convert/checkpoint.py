@@ -16,7 +16,7 @@ from typing import Any
 from convert.clip_tokenizer import TOKENIZERS, Tokenizer, read_tokenizers
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
-from convert.json_files import FileMissing, kind, read_bytes, read_object, shown
+from convert.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
 from convert.models.config import Config
 from convert.repo_files import WeightFiles, select_files, weight_files
 from convert.snapshot import require_target, select_local
@@ -124,7 +124,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     _require_sdxl(parts["unet"])
     return Checkpoint(
         path=path,
-        name=name or path.resolve().name,
+        name=name or readable(path.resolve().name),
         files={file: path / file for file in files},
         parts=parts,
         tokenizers=_tokenizers(path, parts),

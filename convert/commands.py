@@ -105,6 +105,10 @@ def convert(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="What artifacts are called; by default after the folder or repo."),
+    ] = None,
     attention: Annotated[
         list[str] | None,
         typer.Option(help="original (GPU), split_einsum or split_einsum_v2 (Neural Engine)."),
@@ -138,26 +142,28 @@ def convert(
 
     Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
     """
-    from convert.options import recipe_text
+    from convert.download import parse_source
+    from convert.options import own_name, recipe_from_options
     from convert.plan import ENGINES, make_plan
-    from convert.recipe import parse_recipe
 
     if engine not in ENGINES:
         raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    text = recipe_text(
+    recipe = recipe_from_options(
         source,
-        revision,
-        attention,
-        resolution,
-        bits,
-        group_size,
-        allocation,
-        deployment_target,
-        vae_precision,
+        name=name,
+        revision=revision,
+        attention=attention,
+        resolution=resolution,
+        bits=bits,
+        group_size=group_size,
+        allocation=allocation,
+        deployment_target=deployment_target,
+        vae_precision=vae_precision,
     )
-    recipe = parse_recipe(text, where="options", folder=Path.cwd())
-    snapshot = fetch(wanted_source(recipe, None), terminal)
+    if name is None and recipe.name != own_name(source, revision):
+        terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
+    snapshot = fetch(parse_source(source, revision), terminal)
     planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
     results = make(planned, snapshot, out, terminal, jobs, context.obj)
     terminal.result(*results_shown(results))

@@ -185,6 +185,11 @@ def shown(value: Any) -> str:
     return _cut(text)
 
 
+def readable(path: str) -> str:
+    """A path as text that can be written: bytes of it that are no UTF-8 as `\\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def reason(error: BaseException) -> str:
     """An error of the system or a library in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -111,6 +111,6 @@ def require_divisible(
     raise InputError(
         f"group_size {size} does not divide the {tensors[name].shape[0]} output channels of "
         f"{component}'s `{name}`{more}",
-        hint="Use a group size that divides them, or give the tensor another with "
+        hint="Use a group size that divides them, or give the tensor another in a recipe, with "
         "[[compress.tensors]].",
     )

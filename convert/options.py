@@ -1,41 +1,113 @@
-"""What `convert`'s options stand for: a recipe."""
+"""What `convert`'s options stand for: a recipe, made of values; its errors speak of the options."""
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from convert.download import parse_source
+from convert.json_files import readable
+from convert.recipe import Recipe, make_recipe
+from convert.recipe_fields import LONGEST_NAME, check_file_name
+
+# What a person typed for each key of the recipe, the most particular first.
+OPTIONS = {
+    "name": "--name",
+    "source.revision": "--revision",
+    "source": "SOURCE",
+    "matrix.attention": "--attention",
+    "matrix.resolution": "--resolution",
+    "matrix.bits": "--bits",
+    "compress.group_size": "--group-size",
+    "compress.allocation": "--allocation",
+    "compress": "--group-size, --allocation",
+    "target.deployment": "--deployment-target",
+    "target.vae_precision": "--vae-precision",
+    "release": "--name",
+}
+NAMELESS = "model"  # where nothing of a name is left
 
 
-def recipe_text(
+def recipe_from_options(
     source: str,
-    revision: str | None,
-    attention: list[str] | None,
-    resolution: list[str] | None,
-    bits: list[str] | None,
-    group_size: int | None,
-    allocation: Path | None,
-    deployment_target: str,
-    vae_precision: str,
-) -> str:
-    """The recipe that `convert`'s options stand for."""
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    attention: Sequence[str] | None = None,
+    resolution: Sequence[str] | None = None,
+    bits: Sequence[str] | None = None,
+    group_size: int | None = None,
+    allocation: Path | None = None,
+    deployment_target: str = "macOS14",
+    vae_precision: str = "float32",
+) -> Recipe:
+    """The recipe that `convert`'s options stand for.
+
+    Raises:
+        InputError: no such source, or one line for each option that is wrong.
+    """
     found = parse_source(source, revision)
-    name = Path(found.location).resolve().name if found.kind == "path" else found.location
-    lines = [f"name = {json.dumps(name.rpartition('/')[2])}", "[source]"]
-    lines.append(f"{found.kind} = {json.dumps(found.location)}")
+    origin: dict[str, str] = {found.kind: readable(found.location)}
     if found.revision:
-        lines.append(f"revision = {json.dumps(found.revision)}")
-    lines.append("[matrix]")
-    lines.append(f"attention = {json.dumps(attention or ['original'])}")
-    lines.append(f"resolution = {json.dumps(resolution or ['1024x1024'])}")
-    lines.append(f"bits = {json.dumps(bits or ['16'])}")
-    lines.append("[compress]")
+        origin["revision"] = found.revision
+    compress: dict[str, Any] = {}
     if group_size is not None:
-        lines.append(f"group_size = {group_size}")
+        compress["group_size"] = group_size
     if allocation is not None:
-        lines.append(f"allocation = {json.dumps(str(allocation))}")
-    lines.append("[target]")
-    lines.append(f"deployment = {json.dumps(deployment_target)}")
-    lines.append(f"vae_precision = {json.dumps(vae_precision)}")
-    return "\n".join(lines) + "\n"
+        compress["allocation"] = readable(str(allocation))
+    values: dict[str, Any] = {
+        "name": artifact_name(own_name(source, revision)) if name is None else readable(name),
+        "source": origin,
+        "matrix": {
+            "attention": list(attention or ["original"]),
+            "resolution": list(resolution or ["1024x1024"]),
+            "bits": list(bits or ["16"]),
+        },
+        "compress": compress,
+        "target": {"deployment": deployment_target, "vae_precision": vae_precision},
+    }
+    recipe = make_recipe(values, options=OPTIONS)
+    # The paths themselves, whatever bytes they are of; a recipe is text.
+    paths: dict[str, Any] = {}
+    if found.kind == "path":
+        location = str(Path.cwd() / found.location)
+        paths["source"] = recipe.source.model_copy(update={"path": location})
+    if allocation is not None:
+        file = str(Path.cwd() / allocation)
+        paths["compress"] = recipe.compress.model_copy(update={"allocation": file})
+    return recipe.model_copy(update=paths)
+
+
+def own_name(source: str, revision: str | None = None) -> str:
+    """What a source is called: its folder's name, or its repo's without the owner."""
+    found = parse_source(source, revision)
+    if found.kind == "path":
+        return Path(found.location).resolve().name
+    return found.location.rstrip("/").rpartition("/")[2]
+
+
+def artifact_name(text: str) -> str:
+    """A name that files can have on every system, made from a source's.
+
+    >>> artifact_name('con:1 "best"')
+    'con_1_best'
+    """
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if _is_usable(text):
+        return text
+    text = re.sub(r"[\ufffd\x00-\x1f\x7f-\x9f]", "_", text)
+    text = re.sub(r"""[\s_]*[/\\<>:"|?*][\s/\\<>:"|?*_]*""", "_", text)
+    text = re.sub(r"^[\s._~-]+", "", text)
+    text = text.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
+    text = re.sub(r"[\s._]+$", "", text)
+    return text or NAMELESS
+
+
+def _is_usable(text: str) -> bool:
+    try:
+        check_file_name(text)
+    except ValueError:  # pydantic's own, as the recipe's validators raise it
+        return False
+    return len(text) <= LONGEST_NAME and text[0] != "~" and "\ufffd" not in text

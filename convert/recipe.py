@@ -8,12 +8,13 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import tomli_w
 from pydantic import (
     AfterValidator,
     Field,
@@ -26,7 +27,7 @@ from pydantic import (
 from convert.errors import InputError, nearest
 from convert.git_lfs import refuse_pointer
 from convert.recipe_errors import explain, refusal, written
-from convert.recipe_fields import check_file_name, is_hub_repo
+from convert.recipe_fields import LONGEST_NAME, check_file_name, is_hub_repo
 from convert.recipe_sections import Compress, Matrix, Release, Section, Source, Target, Verify
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
 
@@ -46,7 +47,7 @@ class Artifact:
 class Recipe(Section):
     """Everything a run needs to know; `parse_recipe` and `load_recipe` make it from TOML."""
 
-    name: Annotated[str, Field(max_length=100), AfterValidator(check_file_name)] = Field(
+    name: Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(check_file_name)] = Field(
         description="What the artifacts' names start with.", examples=["animagine-xl-3.1"]
     )
     source: Source = Field(description="Where the checkpoint comes from.")
@@ -63,7 +64,7 @@ class Recipe(Section):
 
     @property
     def text(self) -> str:
-        """The TOML this recipe was parsed from, exactly as given."""
+        """The TOML this recipe was parsed from, exactly as given; or that says the same."""
         return self._text
 
     @property
@@ -87,11 +88,15 @@ class Recipe(Section):
                 # iOS17 is answered with iOS18, macOS14 with macOS15.
                 system = re.match("[a-zA-Z]+", target.deployment)
                 meant = next(name for name in able if system and name.startswith(system[0]))
-                raise refusal(
+                needs = (
                     f"{what} needs a deployment target of {' or '.join(able[:2])} or newer, not "
-                    f"{target.deployment}",
+                    f"{target.deployment}"
+                )
+                raise refusal(
+                    needs,
                     f'write deployment = "{meant}" in [target]',
                     at=at,
+                    option=f"{needs}; add --deployment-target {meant}",
                 )
         return target
 
@@ -103,6 +108,7 @@ class Recipe(Section):
             raise refusal(
                 "no artifact is compressed: matrix.bits has only 16",
                 'write bits = ["8"] in [matrix], for example, and 16 for what is to stay',
+                option="no artifact is compressed; add --bits 8, for example",
             )
         return compress
 
@@ -234,12 +240,7 @@ def parse_recipe(text: str, *, where: str, folder: Path | None = None) -> Recipe
         values = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not valid TOML: {_located(error, text)}", where=where) from error
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        lines = explain(error, Recipe)
-        listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
-        raise InputError("\n  ".join(listed), where=where) from error
+    recipe = make_recipe(values, where=where)
     if folder is not None:
         found: dict[str, Any] = {"source": _at(folder, recipe.source)}
         if recipe.compress.allocation is not None:
@@ -247,6 +248,31 @@ def parse_recipe(text: str, *, where: str, folder: Path | None = None) -> Recipe
             found["compress"] = recipe.compress.model_copy(update={"allocation": file})
         recipe = recipe.model_copy(update=found)
     recipe._text = text
+    return recipe
+
+
+def make_recipe(
+    values: Mapping[str, Any],
+    *,
+    where: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Recipe:
+    """The recipe of these values, with paths as written; its text is their TOML.
+
+    Args:
+        where: what errors call the recipe.
+        options: what a person typed for the recipe's keys, where errors shall speak of that.
+
+    Raises:
+        InputError: one line for each thing that is wrong.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = explain(error, Recipe, options)
+        listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
+        raise InputError("\n  ".join(listed), where=where) from error
+    recipe._text = tomli_w.dumps(values)
     return recipe
 
 

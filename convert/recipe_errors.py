@@ -1,6 +1,7 @@
 """pydantic's validation errors, told in the words of a recipe: key, value, what is allowed."""
 
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -8,12 +9,15 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from convert.json_files import dotted
 from convert.values import suggestion
 
 _KINDS = {"string": "a string", "int": "an integer", "float": "a number", "model": "a table"}
 
 
-def refusal(problem: str, hint: str | None = None, *, at: str = "") -> PydanticCustomError:
+def refusal(
+    problem: str, hint: str | None = None, *, at: str = "", option: str | None = None
+) -> PydanticCustomError:
     """The error for a validator to raise.
 
     Args:
@@ -21,24 +25,39 @@ def refusal(problem: str, hint: str | None = None, *, at: str = "") -> PydanticC
         hint: what was probably meant.
         at: the path of the key at fault, where it is not the validated one; starting with "["
             or ".", the rest of that path.
+        option: the whole text where options stand for the recipe, and `hint` is about TOML.
     """
     text = problem if hint is None else f"{problem}; {hint}"
     # A template's own braces would be filled in by pydantic, so the text travels as a value.
-    return PydanticCustomError("refused", "{text}", {"text": text, "at": at})
+    return PydanticCustomError(
+        "refused", "{text}", {"text": text, "at": at, "option": option or text}
+    )
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each thing wrong with a recipe: `matrix.attention[1]: …`."""
-    return [_line(detail, model) for detail in error.errors(include_url=False)]
+def explain(
+    error: ValidationError, model: type[BaseModel], options: Mapping[str, str] | None = None
+) -> list[str]:
+    """One line for each thing wrong with a recipe: `matrix.attention[1]: …`.
+
+    Args:
+        options: what a person typed for the recipe's keys, where it was made of options; the lines
+            speak of these: `--attention: …`.
+    """
+    return [_line(detail, model, options) for detail in error.errors(include_url=False)]
 
 
-def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    path = _dotted(detail["loc"])
-    at = detail.get("ctx", {}).get("at", "")
+def _line(detail: ErrorDetails, model: type[BaseModel], options: Mapping[str, str] | None) -> str:
+    path = dotted(detail["loc"])
+    context = detail.get("ctx", {})
+    at = context.get("at", "")
     if at:
         path = path + at if at[0] in "[." else at
-    problem = _problem(detail, model)
-    return f"{path}: {problem}" if path else problem
+    if options is None:
+        problem = _problem(detail, model)
+        return f"{path}: {problem}" if path else problem
+    problem = context["option"] if detail["type"] == "refused" else _problem(detail, model)
+    typed = (option for key, option in options.items() if re.match(rf"{key}(\W|$)", path))
+    return f"{next(typed, path)}: {problem}"
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -153,10 +172,3 @@ def _example(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
         return ""
     examples = table.model_fields[name].examples
     return f"; for example {name} = {json.dumps(examples[0])}" if examples else ""
-
-
-def _dotted(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in loc:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path

@@ -26,6 +26,9 @@ from convert.values import (
 
 T = TypeVar("T")
 
+LONGEST_NAME = 100  # characters of what artifacts' names start with
+_LONGEST_FILE = 240  # bytes; file systems take 255, and archives get suffixes
+
 _HUB_REPO = r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
@@ -94,6 +97,8 @@ def check_file_name(value: str) -> str:
         raise refusal(f"{written(value)} contains {written(bad[0])}, which file names must not")
     if value[0] in ".-" or value != value.strip() or value[-1] == ".":
         raise refusal(f"{written(value)} starts or ends with a character that file names must not")
+    if len(value.encode("utf-8", "surrogateescape")) > _LONGEST_FILE:
+        raise refusal(f"{written(value)} is longer than file names can be")
     return value
 
 
