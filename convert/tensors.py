@@ -126,7 +126,8 @@ def _check_finite(values: np.ndarray, stored: np.ndarray, start: int, tensor: Te
         raise InputError(
             f"{problem}, which overflows {values.dtype} (at most {np.finfo(values.dtype).max})",
             where=tensor.path,
-            hint='Convert this component in float32, for a VAE `vae_precision = "float32"`.',
+            hint="float16 weights, and compressed ones, cannot hold it. A VAE can stay in float32: "
+            '`vae_precision = "float32"`, without bits of its own.',
         )
     raise InputError(
         f"{problem}: not a finite number",
