@@ -17,6 +17,7 @@ from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.documents import Document
 from convert.methods import UNCOMPRESSED, own_bits
+from convert.notices import notices
 from convert.packages import Context, Package
 from convert.pipeline_config import pipeline_config
 from convert.plan import Job, PlannedArtifact
@@ -104,6 +105,7 @@ def compose(
         "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
         "files": dict(sorted(files.items())),
         "pipeline": pipeline_config(context.checkpoint),
+        "notices": [n.to_json() for n in notices(context.checkpoint, planned.jobs)],
         "source": {
             "name": context.checkpoint.name,
             "repo": context.repo,

@@ -22,6 +22,7 @@ from convert.methods import (
 )
 from convert.mixed_bits import budget, options, provisional, require_average, require_reachable
 from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.notices import Notice, notices
 from convert.recipe import Artifact, Recipe
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 
@@ -66,6 +67,11 @@ class Plan:
     checkpoint: Checkpoint
     artifacts: tuple[PlannedArtifact, ...]
     allocations: Mapping[Bits, Allocation] = field(default_factory=dict)  # of mixed bits
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What of the checkpoint apps cannot express."""
+        return notices(self.checkpoint, {c: None for a in self.artifacts for c in a.jobs})
 
     @property
     def unmeasured(self) -> tuple[Bits, ...]:
@@ -138,7 +144,7 @@ def make_plan(
         names = ", ".join(a.name for a in recipe.artifacts())
         raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
     chosen = _components(checkpoint, components)
-    _check(checkpoint, artifacts)
+    _check(checkpoint, artifacts, chosen, engine)
     require_sense(checkpoint, recipe.compress)
     allocations = _allocations(checkpoint, artifacts, recipe, chosen)
     compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
@@ -242,11 +248,31 @@ def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
     return [c for c in checkpoint.components if not wanted or c in wanted]
 
 
-def _check(checkpoint: Checkpoint, artifacts: list[Artifact]) -> None:
+def _check(
+    checkpoint: Checkpoint, artifacts: list[Artifact], components: list[str], engine: Engine
+) -> None:
     """Refuse now what would fail after minutes."""
     unet, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
-    UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
-    config = VAEConfig.parse(vae.config, vae.path / "config.json")
+    where = vae.path / "config.json"
+    denoiser = UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
+    config = VAEConfig.parse(vae.config, where)
+    if denoiser.out_channels != config.latent_channels:
+        raise InputError(
+            f"`latent_channels` is {config.latent_channels}; the UNet gives latents of "
+            f"{denoiser.out_channels} channels",
+            where=where,
+            hint="UNet and VAE belong to different models.",
+        )
+    if (
+        engine == "apple"
+        and not config.scaling.is_standard
+        and {"vae_decoder", "vae_encoder"} & {*components}
+    ):
+        raise InputError(
+            f"scales latents by {config.scaling}, which Apple's engine cannot fold into the VAE",
+            where=where,
+            hint="Use `--engine native`.",
+        )
     for part in checkpoint.parts.values():
         if part.name.startswith("text_encoder"):
             projected = part.name == "text_encoder_2"

@@ -34,6 +34,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             {"component": c, "bits": b, "precision": p, "bytes": n}
             for (c, b, p, _), n in files.items()
         ],
+        "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),
         "bytes": expected.bytes,
         "seconds": round(expected.seconds(expected.workers), 1),
@@ -54,4 +55,4 @@ def plan_table(plan: Plan) -> str:
         f"on disk (weights are shared by hard links; {size(unshared)} without), about "
         f"{document['seconds']:.0f} s and {size(document['peak_memory_bytes'])} of memory"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(str, plan.notices)])

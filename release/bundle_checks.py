@@ -159,6 +159,9 @@ def tokenizer(tree: Tree) -> Iterator[Finding]:
     except (OSError, ValueError):
         return  # told by the apps
     pairs = [line.split() for line in merges.splitlines() if line and not line.startswith("#")]
+    if not pairs:
+        effect = "words are spelt letter by letter, and images ignore the prompt"
+        yield Finding("error", "tokenizer", "merges.txt", "holds no merges", effect)
     lost = [pair for pair in pairs if len(pair) == 2 and "".join(pair) not in vocab]
     if lost:
         yield Finding(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from convert.recipe import Recipe
-from release.markdown import code, link
+from release.markdown import code, link, prose
 
 # Apple's Swift package e12202c, Scheduler.swift: PNDM, DPM-Solver++ and a flow scheduler.
 SWIFT_SCHEDULERS = ("pndm", "dpmpp_2m", "dpmpp_2m_karras")
@@ -73,8 +73,27 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
         "Apple's Swift package tells every SDXL model that its image is 1024 × 1024, whatever its "
         "size; Guernika tells the true size. So the same seed gives other images in another app."
     )
+    if _zeros(archives):
+        found.append(
+            "Without a negative prompt, apps encode an empty one, where diffusers' pipeline takes "
+            "zeros: their images differ then."
+        )
+    found += _notices(archives)
     found.append("Not everything that the original model does works in Core ML.")
     return found
+
+
+def _zeros(archives: Sequence[Archive]) -> bool:
+    """Whether diffusers takes zeros for an empty negative prompt, which no app does."""
+    settings = [(a["manifest"].get("pipeline") or {}).get("pipeline") or {} for a in archives]
+    return any(s.get("force_zeros_for_empty_prompt") is True for s in settings)
+
+
+def _notices(archives: Sequence[Archive]) -> list[str]:
+    """What of the checkpoint apps cannot express, and what has been done about it."""
+    told = [n for a in archives for n in a["manifest"].get("notices") or ()]
+    lines = [f"{prose(n['problem'])}: {prose(n['effect'])}." for n in told]
+    return list(dict.fromkeys(line[0].upper() + line[1:] for line in lines))
 
 
 def _which(archives: Sequence[Archive], holds: Callable[[Archive], bool]) -> str | None:

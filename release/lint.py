@@ -15,6 +15,7 @@ from convert.errors import InputError
 from release import apps
 from release.archive import Joined
 from release.bundle_checks import layout, models, provenance, tokenizer
+from release.checkpoint_checks import expectations
 from release.manifest import FILE, parse_sums
 from release.reading import Reading
 from release.rules import Finding, Severity
@@ -60,6 +61,7 @@ def lint_bundle(tree: Tree, *, digests: bool = True) -> Lint:
     """
     readings = apps.read_all(tree)
     found = [*layout(tree), *models(tree), *provenance(tree, digests), *tokenizer(tree)]
+    found += expectations(tree)
     found += _as_apps_see_it(readings)
     return Lint(tree.name, tuple(_once(found)), tuple(readings))
 

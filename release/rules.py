@@ -14,6 +14,7 @@ PACK = "Make the bundle again with `sdxl-coreml pack`."
 REMEDIES = {
     "archive-folder": "Zip the folder itself, under the archive's own name; `pack` does.",
     "artifact": "`sdxl-coreml pack` makes archives that apps load.",
+    "checkpoint": "Nothing of the bundle is broken; tell it to those who use it.",
     "clutter": "Zip with `pack`, or with `zip -X` on the command line.",
     "digest": "Download it again, or make it again with `pack`; do not use it as it is.",
     "dtype": "Convert with the inputs' types of Apple's converter; `sdxl-coreml convert` does.",
@@ -35,6 +36,7 @@ REMEDIES = {
     "incomplete-model": "Compile the package again with `sdxl-coreml compile` or Xcode.",
     "one-chunk": "Add the other chunk, or remove this one and give Unet.mlmodelc.",
     "release-file": "Run `sdxl-coreml pack` and `card` again.",
+    "scaling-factor": "Convert again: other scales are folded into the VAE.",
     "several-outputs": "Convert again with `noise_pred` (or `image`) as the only output.",
     "shape": "Make all models of a bundle from one checkpoint.",
     "sizes-disagree": "Make all models of a bundle for one resolution.",

@@ -13,6 +13,7 @@ from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
+from convert.latents import SCALING_FACTOR
 from convert.manifest import Asked
 from convert.pipeline_config import pipeline_config
 from convert.values import FORMATS, Format, Resolution
@@ -157,6 +158,11 @@ def check_package(
     yield _verdict(
         component, "metadata", "description, author, license, version", problem and f"no {problem}"
     )
+    if component.startswith("vae"):
+        found = program.user_defined.get("scaling_factor")
+        problem = "" if found in (None, str(SCALING_FACTOR)) else f"it says {found}"
+        gate = f"apps scale by {SCALING_FACTOR}"
+        yield _verdict(component, "scaling_factor", gate, problem, found or "")
     yield _verdict(component, "weights", "readable and finite", _weights(program))
     yield _bits(program, component, source, claims.get("bits"), asked or Asked())
 

@@ -11,12 +11,11 @@ from coremltools.converters.mil.mil import Var
 
 from convert.components import MAX_TOKENS
 from convert.compress import NONE, Compression
-from convert.models.configs import CLIPConfig
+from convert.models.configs import LEGACY_EOS, CLIPConfig
 from convert.models.graph import Input, Module, Network, build
 from convert.models.layers import activation, cast, layer_norm, linear, to_float32
 from convert.tensors import Tensor
 
-LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says
 # Finite, so that no palette and no fp16 sum meets an infinity; exp(-1e4) is 0 in either dtype.
 MASKED = -1e4
 

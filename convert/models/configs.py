@@ -12,6 +12,7 @@ from convert.errors import InputError
 from convert.latents import LatentScaling
 from convert.models.config import Config, block_type
 
+LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")  # the latter in Segmind's SSD-1B
