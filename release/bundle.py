@@ -22,6 +22,7 @@ from convert.app_tokenizer import ADDED_VOCAB, added_vocab
 from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 from release.aliases import aliased
 from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
 
@@ -59,12 +60,17 @@ def open_artifact(path: Path) -> dict[str, Any]:
             where=path,
             hint="`sdxl-coreml convert` or `run` make artifacts.",
         )
-    if not artifact_manifests.is_complete(path, manifest):
-        raise InputError(
-            "is not complete: a file of its manifest is missing or has another size",
-            where=path,
-            hint="Run the command that made it again.",
-        )
+    for name, facts in manifest["files"].items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != facts["size"]:
+            if found is not None:
+                refuse_pointer(file)
+            raise InputError(
+                "is missing" if found is None else f"has {found} bytes, not {facts['size']}",
+                where=file,
+                hint=f"{path.name} is not complete. Run the command that made it again.",
+            )
     return manifest
 
 

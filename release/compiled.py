@@ -9,32 +9,53 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from convert.git_lfs import PROBLEM, is_pointer
 from release.tree import Tree
+from verify.mil.blob import HEADER, header_problem, record_problem
 
 NEEDED = ("coremldata.bin", "model.mil", "metadata.json")
 FEATURE = re.compile(rb"(?:tensor<)?(\w+), \[([\d, ]*)\]> (\w+)")
-BLOB = re.compile(rb'BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)')
+BLOB = re.compile(
+    rb"(?:tensor<)?(\w+)(?:, \[([\d, ]*)\]>)?"  # the type: `fp16` or `tensor<fp16, [2, 3]>`
+    rb'\(BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)'
+)
+Blob = tuple[int, str, tuple[int, ...]]  # offset, dtype, shape
 
 
 def completeness(tree: Tree, model: str) -> Iterator[tuple[str, str, str]]:
     """(rule, file, problem) for every file that the model needs and lacks."""
     for name in NEEDED[:2]:  # what a missing metadata.json means is told by the apps
-        if f"{model}/{name}" not in tree.files:
-            yield "incomplete-model", f"{model}/{name}", "is missing"
+        path = f"{model}/{name}"
+        if path not in tree.files:
+            yield "incomplete-model", path, "is missing"
+        elif is_pointer(next(tree.at(path, [(0, HEADER)]))):
+            yield "incomplete-model", path, PROBLEM
     if f"{model}/model.mil" not in tree.files:
         return
-    ends: dict[str, int] = {}
+    blobs: dict[str, set[Blob]] = {}
     for line in lines(tree, f"{model}/model.mil"):
         for match in BLOB.finditer(line):
-            name = match[1].decode()
-            ends[name] = max(ends.get(name, 0), int(match[2]))
-    for name, offset in ends.items():
-        path = f"{model}/{name}"
-        size = tree.files.get(path)
-        if size is None:
-            yield "missing-weights", path, "is missing; the program refers to it"
-        elif size <= offset:
-            yield "missing-weights", path, f"ends after {size} bytes; weights start at {offset}"
+            shape = tuple(int(n) for n in (match[2] or b"").split(b",") if n.strip())
+            blob = (int(match[4]), match[1].decode(), shape)
+            blobs.setdefault(match[3].decode(), set()).add(blob)
+    for name, found in blobs.items():
+        if problem := _weights_problem(tree, f"{model}/{name}", sorted(found)):
+            yield "missing-weights", f"{model}/{name}", problem
+
+
+def _weights_problem(tree: Tree, path: str, blobs: list[Blob]) -> str | None:
+    """Why a weight file does not hold what the program refers to, or None."""
+    size = tree.files.get(path)
+    if size is None:
+        return "is missing; the program refers to it"
+    places = [(0, HEADER), *((offset, HEADER) for offset, _, _ in blobs)]
+    try:
+        start, *records = tree.at(path, places)
+    except OSError as error:
+        return f"cannot be read: {error}"
+    found = zip(records, blobs, strict=True)
+    problems = (record_problem(record, blob[0], size, *blob[1:]) for record, blob in found)
+    return header_problem(start, size) or next(filter(None, problems), None)
 
 
 def disagreements(tree: Tree, model: str, entry: Any) -> Iterator[str]:

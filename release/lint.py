@@ -12,6 +12,7 @@ from typing import Any
 
 from convert.cache import digest_file
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 from release import apps
 from release.archive import Joined
 from release.bundle_checks import layout, models, provenance, tokenizer
@@ -76,6 +77,8 @@ def lint_archive(path: Path, *, digests: bool = True, parts: Sequence[Path] = ()
         InputError: not a ZIP file.
     """
     try:
+        for file in parts or (path,):
+            refuse_pointer(file)
         whole: Any = io.BufferedReader(Joined(parts)) if parts else path
         archive = zipfile.ZipFile(whole)
     except (zipfile.BadZipFile, OSError) as error:

@@ -44,8 +44,15 @@ def hex_float(value: float) -> str:
 
 
 def quote(text: str) -> str:
-    """A string in double quotes, C's escapes for what cannot stand there."""
+    """A string in double quotes, C's escapes for what cannot stand there.
+
+    Raises:
+        CannotExecute: a control character, whose text is not known.
+    """
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    for c in text:
+        if c not in escapes and (c < " " or c == "\x7f"):
+            raise CannotExecute(f"the text {text!r}, with a control character")
     return '"' + "".join(escapes.get(c, c) for c in text) + '"'
 
 
@@ -63,6 +70,8 @@ def literals(tensor: Any, dtype: str, count: int) -> list[str]:
     values: Any = getattr(tensor, kind).values if kind else ()
     if kind == "bytes":
         values = _unpack(values, dtype, count)
+    if kind is not None and kind not in _kinds(dtype):
+        raise CannotExecute(f"a constant of type {dtype} whose values are {kind}")
     if len(values) != count:
         raise CannotExecute(f"a constant of {count} {dtype} has {len(values)} values")
     if kind == "strings":
@@ -72,6 +81,13 @@ def literals(tensor: Any, dtype: str, count: int) -> list[str]:
     if dtype == "bool":
         return ["true" if v else "false" for v in values]
     return [str(v) for v in values]
+
+
+def _kinds(dtype: str) -> tuple[str, ...]:
+    """The fields of a `TensorValue` that can hold elements of a type."""
+    if dtype in ("string", "bool"):
+        return (f"{dtype}s",)
+    return ("floats", "doubles", "bytes") if dtype[0] in "fb" else ("ints", "longInts", "bytes")
 
 
 def nested(elements: list[str], shape: tuple[int, ...]) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from convert.errors import CannotExecute
 from release.mil_literals import literals, nested, quote
@@ -25,11 +26,21 @@ OPSETS = {
     "CoreML9": "ios19",
 }
 XCODE = "Compile it with Xcode: `--engine xcode` on a Mac."
+NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+class Blob(NamedTuple):
+    """A constant in a weight file, as the program refers to it."""
+
+    file: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def write_program(
     model: Any, write: Callable[[str], Any], build_info: Mapping[str, str]
-) -> list[str]:
+) -> list[Blob]:
     """Write a model's program.
 
     Args:
@@ -38,11 +49,16 @@ def write_program(
         build_info: what the compiler says of itself; joins the program's own entries.
 
     Returns:
-        the weight files that it refers to, as it names them.
+        the constants in weight files, sorted.
 
     Raises:
         CannotExecute: something whose text is not known.
     """
+    description = model.description
+    for state in (*description.state, *(s for f in description.functions for s in f.state)):
+        raise CannotExecute(f"has the state {state.name!r}, whose text is not known", hint=XCODE)
+    if not model.mlProgram.functions:
+        raise CannotExecute("the program has no function")
     text = MilText(scalars=model.specificationVersion >= NEW_DIALECT)
     program = model.mlProgram
     write(f"program({'1.3' if text.scalars else '1.0'})\n")
@@ -52,7 +68,7 @@ def write_program(
     for name, function in sorted(program.functions.items()):
         text.function(name, function, described(model.description, name), write)
     write("}")
-    return sorted(text.blob_files)
+    return sorted(text.blobs)
 
 
 def described(description: Any, function: str) -> Any:
@@ -93,23 +109,31 @@ class MilText:
         }
         self._string, self._uint64 = self._scalar("string"), self._scalar("uint64")
         self._types: dict[bytes, str] = {}
-        self.blob_files: set[str] = set()
+        self.blobs: set[Blob] = set()
 
     def function(
         self, name: str, function: Any, description: Any, write: Callable[[str], Any]
     ) -> None:
         """Write a function; its inputs are sorted, its outputs are not."""
         block = block_of(function, name)
+        if block.inputs or block.attributes:
+            raise CannotExecute(
+                f"the block of function {name!r} has inputs or attributes of its own, whose text "
+                "is not known",
+                hint=XCODE,
+            )
+        if not block.outputs:
+            raise CannotExecute(f"function {name!r} has no outputs, whose text is not known")
         inputs = sorted(function.inputs, key=lambda i: i.name.encode())
         attributes = {k: self.value(v) for k, v in function.attributes.items()}
         if flexible := self.flexible_shapes(description):
             attributes["FlexibleShapeInformation"] = flexible
         after = f" [{_assigned(attributes)}]" if attributes else ""
-        typed = ", ".join(f"{self.type(i.type)} {i.name}" for i in inputs)
-        write(f"    func {name}<{OPSETS[function.opset]}>({typed}){after} {{\n")
+        typed = ", ".join(f"{self.type(i.type)} {_named(i.name)}" for i in inputs)
+        write(f"    func {_named(name)}<{OPSETS[function.opset]}>({typed}){after} {{\n")
         for op in block.operations:
             write(f"            {self.operation(op)};\n")
-        write(f"        }} -> ({', '.join(block.outputs)});\n")
+        write(f"        }} -> ({', '.join(map(_named, block.outputs))});\n")
 
     def operation(self, op: Any) -> str:
         """`type name = op(parameter = value, …)[attribute = value, …]`, without the semicolon."""
@@ -118,20 +142,28 @@ class MilText:
                 f"{op.type} {_name(op)!r} holds blocks of its own, whose text is not known",
                 hint=XCODE,
             )
+        if not op.outputs:
+            raise CannotExecute(
+                f"{op.type} {_name(op)!r} has no outputs, whose text is not known", hint=XCODE
+            )
         try:
-            outputs = ", ".join(f"{self.type(o.type)} {o.name}" for o in op.outputs)
+            outputs = ", ".join(f"{self.type(o.type)} {_named(o.name)}" for o in op.outputs)
             inputs = _assigned({k: self.argument(v.arguments) for k, v in op.inputs.items()})
             attributes = _assigned({k: self.value(v) for k, v in op.attributes.items()})
+            type_ = _named(op.type)
         except CannotExecute as error:
             raise CannotExecute(
                 f"{op.type} {_name(op)!r}: {error.problem}", hint=error.hint
             ) from None
-        return f"{outputs} = {op.type}({inputs})" + (f"[{attributes}]" if attributes else "")
+        return f"{outputs} = {type_}({inputs})" + (f"[{attributes}]" if attributes else "")
 
     def argument(self, bindings: Any) -> str:
         """What a parameter is bound to: names or values, several of them in parentheses."""
+        if not bindings:
+            raise CannotExecute("a parameter that is bound to nothing")
         texts = [
-            b.name if b.WhichOneof("binding") == "name" else self.value(b.value) for b in bindings
+            _named(b.name) if b.WhichOneof("binding") == "name" else self.value(b.value)
+            for b in bindings
         ]
         return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
 
@@ -146,9 +178,12 @@ class MilText:
         kind = type_.WhichOneof("type")
         if kind == "tensorType":
             tensor = type_.tensorType
-            dtype = self.dtypes[tensor.dataType]
+            dtype = self._dtype(tensor.dataType)
             if tensor.rank < 0:
                 raise CannotExecute("a tensor of unknown rank, whose text is not known", hint=XCODE)
+            if tensor.rank != len(tensor.dimensions):
+                found = f"{tensor.rank} with {len(tensor.dimensions)} dimensions"
+                raise CannotExecute(f"a tensor of rank {found}")
             if not tensor.dimensions:
                 return self._scalar(dtype)
             return f"tensor<{dtype}, [{', '.join(map(_dimension, tensor.dimensions))}]>"
@@ -167,8 +202,11 @@ class MilText:
         """A `Value` with its type: `tensor<int32, [2]>([1, 2])`."""
         type_ = self.type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
-            blob = value.blobFileValue
-            self.blob_files.add(blob.fileName)
+            blob, tensor = value.blobFileValue, value.type.tensorType
+            if value.type.WhichOneof("type") != "tensorType":
+                raise CannotExecute("a value in a weight file that is no tensor")
+            dtype, shape = self._dtype(tensor.dataType), _shape(tensor)
+            self.blobs.add(Blob(blob.fileName, blob.offset, dtype, shape))
             payload = (
                 f"BLOBFILE(path = {self._string}({quote(blob.fileName)}), "
                 f"offset = {self._uint64}({blob.offset}))"
@@ -180,6 +218,9 @@ class MilText:
     def payload(self, value: Any) -> str:
         """A `Value` as it stands inside another, without its type."""
         kind = value.immediateValue.WhichOneof("value")
+        type_ = value.type.WhichOneof("type")
+        if type_ != f"{kind or 'tensor'}Type":
+            raise CannotExecute(f"a {kind or 'missing'} value of a {type_ or 'missing type'}")
         immediate = getattr(value.immediateValue, kind or "tensor")
         if kind in ("list", "tuple"):
             items = ", ".join(map(self.payload, immediate.values))
@@ -190,10 +231,7 @@ class MilText:
             ]
             return f"{{{', '.join(pairs)}}}"
         tensor = value.type.tensorType
-        if any(d.WhichOneof("dimension") == "unknown" for d in tensor.dimensions):
-            raise CannotExecute("a constant of unknown shape")
-        shape = tuple(d.constant.size for d in tensor.dimensions)
-        dtype = self.dtypes[tensor.dataType]
+        shape, dtype = _shape(tensor), self._dtype(tensor.dataType)
         return nested(literals(immediate, dtype, math.prod(shape)), shape)
 
     def build_info(self, own: Any, compiler: Mapping[str, str]) -> str:
@@ -241,6 +279,12 @@ class MilText:
         types = f"tuple<{self._string}, {shapes}>, tuple<{self._string}, {type_}>"
         return f'tuple<{types}>((("DefaultShapes", {defaults}), ("{key}", {choices})))'
 
+    def _dtype(self, number: int) -> str:
+        dtype = self.dtypes.get(number, "unused_type")
+        if dtype == "unused_type":
+            raise CannotExecute(f"a tensor of data type {number}, which is not known")
+        return dtype
+
     def _scalar(self, dtype: str) -> str:
         return dtype if self.scalars else f"tensor<{dtype}, []>"
 
@@ -257,7 +301,7 @@ def _enumerated(flexible: Mapping[str, Any], names: list[str]) -> Iterable[tuple
 
 
 def _assigned(texts: Mapping[str, str]) -> str:
-    return ", ".join([f"{key} = {texts[key]}" for key in sorted(texts)])
+    return ", ".join([f"{_named(key)} = {texts[key]}" for key in sorted(texts)])
 
 
 def _dictionary(texts: Mapping[str, str]) -> str:
@@ -269,12 +313,32 @@ def _list(items: Iterable[Any]) -> str:
 
 
 def _dimension(dimension: Any) -> str:
-    if dimension.WhichOneof("dimension") == "constant":
+    kind = dimension.WhichOneof("dimension")
+    if kind == "constant":
         return str(dimension.constant.size)
+    if kind is None:
+        raise CannotExecute("a dimension without a size")
     if dimension.unknown.variadic:
         raise CannotExecute("a variadic dimension, whose text is not known", hint=XCODE)
     return "?"
 
 
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of a constant."""
+    if tensor.rank < 0 or any(d.WhichOneof("dimension") != "constant" for d in tensor.dimensions):
+        raise CannotExecute("a constant of unknown shape")
+    return tuple(d.constant.size for d in tensor.dimensions)
+
+
+def _named(name: str) -> str:
+    """A name that can stand in the text as it is."""
+    if not NAME.fullmatch(name):
+        raise CannotExecute(f"the name {name!r}, which is not letters, digits and underscores")
+    return name
+
+
 def _name(op: Any) -> str:
-    return op.outputs[0].name if op.outputs else ""
+    """What an error calls an op: its first output, or the name that it was given."""
+    if op.outputs or "name" not in op.attributes:
+        return op.outputs[0].name if op.outputs else ""
+    return "".join(op.attributes["name"].immediateValue.tensor.strings.values)

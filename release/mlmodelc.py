@@ -17,6 +17,7 @@ import base64
 import hashlib
 import os
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def compile_package(package: Path, out: Path, *, engine: str = "auto") -> Path:
         package.
 
     Raises:
-        InputError: no such package; something else stands at the place; the disk is full.
-        CannotExecute: not an ML Program, weights are missing, or what our engine cannot write.
+        InputError: no such package; weights that are not what the program refers to; something
+            else stands at the place; the disk is full.
+        CannotExecute: not an ML Program, or what our engine cannot write.
     """
     from verify.mil.package import read_model
 
@@ -117,20 +119,23 @@ def compile_package(package: Path, out: Path, *, engine: str = "auto") -> Path:
 
 
 def _write(folder: Path, name: str, model_file: Path, model: Any, content: bytes) -> None:
+    from verify.mil.blob import WeightFile
+
     (folder / "analytics").mkdir(parents=True)
     with (folder / "model.mil").open("w", encoding="utf-8", newline="\n") as text:
-        blob_files = write_program(model, text.write, BUILD_INFO)
+        blobs = write_program(model, text.write, BUILD_INFO)
     description = serialised_description(content)
     (folder / "coremldata.bin").write_bytes(coremldata(model, description))
     (folder / "analytics/coremldata.bin").write_bytes(analytics(content, model_file.stem))
     (folder / "metadata.json").write_text(metadata_json(model, name), "utf-8", newline="\n")
-    for blob_file in blob_files:
-        relative = blob_file.removeprefix("@model_path/")
+    for name, group in groupby(blobs, lambda blob: blob.file):
+        relative = name.removeprefix("@model_path/")
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
-            raise CannotExecute(f"the program points outside: {blob_file!r}")
-        if not (model_file.parent / relative).is_file():
-            raise CannotExecute("the weight file is missing", where=model_file.parent / relative)
-        link((model_file.parent / relative).resolve(), folder / relative)
+            raise CannotExecute(f"the program points outside: {name!r}")
+        weights = WeightFile(model_file.parent / relative)
+        for blob in group:
+            weights.check(blob.offset, blob.dtype, blob.shape)
+        link(weights.path.resolve(), folder / relative)
 
 
 def _check_replaceable(target: Path, content: bytes) -> None:

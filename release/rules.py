@@ -27,7 +27,7 @@ REMEDIES = {
     "metadata": "Compile the package again with `sdxl-coreml compile` or Xcode.",
     "metadata-untrue": "Compile the package again; metadata.json and model.mil belong together.",
     "missing-model": "Convert all components and `pack` again.",
-    "missing-weights": PACK,
+    "missing-weights": "Download it again (`git lfs pull` in a checkout), or `pack` it again.",
     "nested-folder": "Move the models and the tokenizer's files up, beside each other.",
     "no-einsum": "Rename it to original, or convert it again as split_einsum.",
     "no-encoder": "Convert the vae_encoder too.",

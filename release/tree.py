@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 PIECE = 4 << 20
 
@@ -26,6 +27,13 @@ class Tree(Protocol):
 
     def pieces(self, path: str) -> Iterator[bytes]:
         """The content of a file, piece by piece. Raises OSError if it cannot be read."""
+
+    def at(self, path: str, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at each (offset, count) of a file, the offsets ascending.
+
+        Raises:
+            OSError: it cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,12 @@ class FolderTree:
         with (self.root / path).open("rb") as stream:
             while piece := stream.read(PIECE):
                 yield piece
+
+    def at(self, path: str, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        with (self.root / path).open("rb") as stream:
+            for offset, count in places:
+                stream.seek(offset)
+                yield stream.read(count)
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,29 @@ class ZipTree:
             raise FileNotFoundError(path) from None
         except zipfile.BadZipFile as error:  # a checksum that does not fit
             raise OSError(str(error)) from None
+
+    def at(self, path: str, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        # zipfile reads all that it skips, which of stored weights is gigabytes.
+        info = self.archive.getinfo(self.prefix + path)
+        stored = info.compress_type == zipfile.ZIP_STORED
+        file: Any = self.archive.fp if stored else self.archive.open(info)
+        start = _data_offset(file, info) if stored else 0
+        for offset, count in places:
+            file.seek(start + min(offset, info.file_size))
+            yield file.read(min(count, max(0, info.file_size - offset)))
+
+
+def _data_offset(file: Any, info: zipfile.ZipInfo) -> int:
+    """Where a member's data begins: after its local header, its name and its extra field.
+
+    Source: APPNOTE.TXT 4.3.7.
+    """
+    file.seek(info.header_offset)
+    header = file.read(30)
+    if len(header) < 30:
+        raise OSError(f"the archive ends before {info.filename}")
+    name, extra = struct.unpack_from("<HH", header, 26)
+    return info.header_offset + 30 + int(name) + int(extra)
 
 
 def read(tree: Tree, path: str) -> bytes:

@@ -301,5 +301,5 @@ def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
 def test_a_package_without_its_weights_is_named(make, tmp_path):
     package = Path(shutil.copytree(make("text_encoder"), tmp_path / "a.mlpackage"))
     (package / WEIGHTS).unlink()
-    with pytest.raises(CannotExecute, match="the weight file is missing"):
+    with pytest.raises(InputError, match="the weight file is missing"):
         inspect(package)

@@ -315,7 +315,7 @@ def test_weights_stay_where_they_are(dialect: tuple[MilText, Callable[[str], str
         f'tensor<uint6, [8]>(BLOBFILE(path = {scalar("string")}("@model_path/w.bin"), '
         f"offset = {scalar('uint64')}(64)))"
     )
-    assert text.blob_files == {"@model_path/w.bin"}
+    assert {blob.file for blob in text.blobs} == {"@model_path/w.bin"}
 
 
 def test_floats_and_strings_by_themselves() -> None:

@@ -194,7 +194,7 @@ def test_ours_and_the_same_packages_are_replaced_and_nothing_else_is(
 def test_what_fails_leaves_nothing_behind(package: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(package, tmp_path / "a.mlpackage"))
     (broken / WEIGHTS).unlink()
-    with pytest.raises(CannotExecute, match="the weight file is missing"):
+    with pytest.raises(InputError, match="the weight file is missing"):
         native(broken, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     outside = Path(shutil.copytree(package, tmp_path / "b.mlpackage"))
@@ -234,10 +234,16 @@ def test_broken_compiled_models_are_named(package: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="no such compiled model"):
         load_program(tmp_path / "none.mlmodelc")
     whole = (compiled / "coremldata.bin").read_bytes()
-    for content in (whole[:100], whole[:10], b"version https://git-lfs.github.com/spec/v1\n" * 9):
+    for content in (whole[:100], whole[:10]):
         (compiled / "coremldata.bin").write_bytes(content)
         with pytest.raises(CannotExecute, match=r"coremldata\.bin.*\n.*git lfs pull"):
             load_program(compiled)
+    for name in ("coremldata.bin", "model.mil"):
+        before = (compiled / name).read_bytes()
+        (compiled / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(InputError, match=f"{name}: is a Git LFS pointer"):
+            load_program(compiled)
+        (compiled / name).write_bytes(before)
     (compiled / "coremldata.bin").unlink()
     with pytest.raises(CannotExecute, match=r"no coremldata\.bin"):
         load_program(compiled)

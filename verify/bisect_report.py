@@ -11,7 +11,7 @@ from verify.artifact import open_artifact
 from verify.bisect import Bisection, bisect
 from verify.interface import infer_resolution
 from verify.metrics import SNR
-from verify.mil import Program, load_program
+from verify.mil import Program, load_program, require_weights
 from verify.minimal_package import write_minimal
 from verify.probe import probe_programs
 from verify.recording import Case, Progress, record
@@ -54,6 +54,7 @@ def bisect_artifact(
     found: Found = []
     for component, file in artifact.packages.items():
         program = load_program(file)
+        require_weights(program)
         if probe is not None:
             program = probe_programs({component: program}, checkpoint, probe)[component]
         resolution = infer_resolution(program, component, checkpoint)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.cache import digest_file
 from convert.components import COMPONENTS
-from convert.errors import CannotExecute, InputError
+from convert.errors import InputError
 from verify.inspect_graph import (
     Weights,
     count_weights,
@@ -115,7 +115,8 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
         by_layer: with every weight: how it is stored, and in how many bits.
 
     Raises:
-        InputError: nothing there, no packages in the folder, a manifest that is not JSON.
+        InputError: nothing there, no packages in the folder, a manifest that is not JSON, weights
+            that are not what the program refers to.
         CannotExecute: a package that cannot be read, or is no ML Program.
     """
     path = Path(path)
@@ -143,12 +144,10 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
 
 def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
     """The facts of one package. Raises as `inspect` does."""
-    from verify.mil.program import histogram, load_program
+    from verify.mil.program import histogram, load_program, require_weights
 
     program = load_program(path)
-    for place in {c.file.path for op in program.ops for c in op.attributes.values() if c.file}:
-        if not place.is_file():
-            raise CannotExecute("the weight file is missing", where=place)
+    require_weights(program)
     ops = Counter(histogram(program))
     constants = ops.pop("const", 0)
     component = infer_component(program)

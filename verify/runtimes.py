@@ -67,8 +67,10 @@ class TorchRuntime:
 
     def load(self, package: Path) -> Model:
         from verify.mil.evaluator import Evaluator
+        from verify.mil.program import require_weights
 
         evaluator = Evaluator(package, mode=self.mode, device=self.device)
+        require_weights(evaluator.program)
 
         def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
             outputs = evaluator.run(inputs)

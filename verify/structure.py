@@ -28,10 +28,11 @@ from verify.interface import (
     precision,
     with_aliases,
 )
-from verify.mil import Feature, Program, TensorType
+from verify.mil import Feature, Program, TensorType, load_program
 from verify.stored_bits import deviations
 
 SCAN_BYTES = 16 << 20
+SUFFIXES = (".mlpackage", ".mlmodelc")
 
 
 def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
@@ -46,26 +47,63 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
     unlisted = [name for name in artifact.packages if name not in listed]
     problem = f"the manifest does not list {', '.join(unlisted)}" if unlisted else ""
     yield _verdict("artifact", "components", "as the manifest lists them", problem)
-    yield _verdict("artifact", "files", "as the manifest has them", _files(artifact))
+    for owner, problem in _files(artifact, source):
+        yield _verdict(owner, "files", "as the manifest has them", problem)
     yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
     if artifact.pipeline:
         problem = _pipeline(artifact, source)
         yield _verdict("artifact", "pipeline", "the checkpoint's settings", problem)
 
 
-def _files(artifact: Artifact) -> str:
-    """The first file that is not as the manifest has it, or nothing."""
-    for name, facts in sorted(artifact.files.items()):
-        path = artifact.path / name
-        if not isinstance(facts, dict) or ".." in Path(name).parts or Path(name).is_absolute():
-            return f"the manifest's entry of {name} is malformed"
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != facts.get("size"):
-            return f"{name} has {size} bytes, the manifest says {facts.get('size')}"
-        if digest_file(path) != facts.get("sha256"):
-            return f"{name} has another SHA-256 than the manifest says"
+def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Of each component, and of `artifact` for the rest: how its files differ from the manifest."""
+    owners = {f"{spec.file}{s}": name for name, spec in COMPONENTS.items() for s in SUFFIXES}
+    files: dict[str, list[str]] = {"artifact": [], **{name: [] for name in artifact.packages}}
+    for name in sorted(artifact.files):
+        owner = owners.get(name.partition("/")[0], "")
+        files[owner if owner in files else "artifact"].append(name)
+    for owner, names in files.items():
+        problem = next(filter(None, (_file(artifact, name) for name in names)), "")
+        if problem and owner in artifact.packages:
+            problem += _changed_tensor(artifact.packages[owner], owner, source)
+        if not names and artifact.files and owner != "artifact":
+            problem = "the manifest lists no file of it"
+        yield owner, problem
+
+
+def _file(artifact: Artifact, name: str) -> str:
+    """How a file differs from its entry in the manifest, or nothing."""
+    path, facts = artifact.path / name, artifact.files[name]
+    if not isinstance(facts, dict) or ".." in Path(name).parts or Path(name).is_absolute():
+        return f"the manifest's entry of {name} is malformed"
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != facts.get("size"):
+        return f"{name} has {size} bytes, the manifest says {facts.get('size')}"
+    if digest_file(path) != facts.get("sha256"):
+        return f"{name} has another SHA-256 than the manifest says"
+    return ""
+
+
+def _changed_tensor(package: Path, component: str, source: Checkpoint) -> str:
+    """Names the first weight of which some values, but not most, are no longer the checkpoint's.
+
+    Of weights that are stored as they are; where most values differ, it may be meant.
+    """
+    tensors = {n.replace(".", "_"): t for n, t in source.component_tensors(component).items()}
+    try:
+        for name, constant in load_program(package).constants():
+            if name not in tensors or constant.type.dtype not in ("fp16", "fp32"):
+                continue
+            stored = constant.array().reshape(-1)
+            own = tensors[name].read(stored.dtype).reshape(-1)
+            if stored.size == own.size:
+                differ = int(np.count_nonzero(own.view(np.uint8) != stored.view(np.uint8)))
+                if 0 < differ <= own.size // 2:
+                    return f"; `{tensors[name].name}` is no longer the checkpoint's"
+    except (CannotExecute, InputError):
+        pass  # what cannot be read is told by the package's own checks
     return ""
 
 
@@ -242,7 +280,8 @@ def _weights(program: Program) -> str:
         try:
             array = constant.array()
         except (CannotExecute, InputError) as error:
-            return f"{name}: {error.problem}"
+            file = f"{Path(error.where).name}: " if error.where else ""
+            return f"{name}: {file}{error.problem}"
         if array.dtype.kind != "f":
             continue
         flat = array.reshape(-1)

@@ -9,6 +9,7 @@ from verify.mil.program import (
     TensorType,
     histogram,
     load_program,
+    require_weights,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "TensorType",
     "histogram",
     "load_program",
+    "require_weights",
 ]

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import CannotExecute
+from convert.errors import CannotExecute, InputError
+from convert.git_lfs import PROBLEM, is_pointer
 
+HEADER = 64  # bytes of the file's header, and of each blob's record
 SENTINEL = 0xDEADBEEF
 RECORD = np.dtype(
     [("sentinel", "<u4"), ("dtype", "<u4"), ("size", "<u8"), ("offset", "<u8"), ("padding", "<u8")]
 )
 
-# BlobDataType.hpp, except the types that no op here can read (bf16 and the two fp8).
-BLOB_DTYPES = {
+BLOB_DTYPES = {  # coremltools `mlmodel/src/MILBlob/Blob/BlobDataType.hpp`
     1: "fp16",
     2: "fp32",
     3: "uint8",
     4: "int8",
+    5: "bf16",
     6: "int16",
     7: "uint16",
     8: "int4",
@@ -33,6 +35,8 @@ BLOB_DTYPES = {
     13: "uint6",
     14: "int32",
     15: "uint32",
+    16: "fp8e4m3fn",
+    17: "fp8e5m2",
 }
 
 NUMPY_DTYPES: dict[str, np.dtype] = {
@@ -49,6 +53,7 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
     "uint32": np.dtype("<u4"),
     "uint64": np.dtype("<u8"),
 }
+UNREADABLE = {"bf16": 2, "fp8e4m3fn": 1, "fp8e5m2": 1}  # bytes; no op here can read them
 SUB_BYTE_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
 _REMEDY = "Download or convert the package again; a checkout may need `git lfs pull`."
@@ -58,7 +63,7 @@ def packed_size(dtype: str, count: int) -> int:
     """The bytes that `count` elements of a MIL dtype take; sub-byte types are packed."""
     if dtype in SUB_BYTE_BITS:
         return math.ceil(count * SUB_BYTE_BITS[dtype] / 8)
-    return count * NUMPY_DTYPES[dtype].itemsize
+    return count * (UNREADABLE.get(dtype) or NUMPY_DTYPES[dtype].itemsize)
 
 
 def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -96,6 +101,55 @@ def decode(packed: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray
     return values.reshape(shape)
 
 
+def header_problem(start: bytes, size: int) -> str | None:
+    """Why a file of `size` bytes that begins with these 64 is no weight file; None if it is one."""
+    if is_pointer(start):
+        return PROBLEM
+    if size < HEADER:
+        return f"not a weight file: only {size} bytes"
+    version = int.from_bytes(start[4:8], "little")
+    if version != 2:
+        return f"not a weight file: blob storage version {version}, only version 2 is known"
+    return None
+
+
+def record_problem(
+    record: bytes, offset: int, size: int, dtype: str, shape: tuple[int, ...]
+) -> str | None:
+    """Why a blob is not what a program declares, or None.
+
+    Args:
+        record: the 64 bytes at `offset`; fewer where the file ends.
+        size: of the file, in bytes.
+        dtype: the MIL dtype that the program declares.
+        shape: likewise.
+    """
+    if offset % 64 or offset < HEADER or len(record) < RECORD.itemsize or offset + HEADER > size:
+        return f"no blob record at offset {offset} of a file of {size} bytes"
+    found = np.frombuffer(record, RECORD, 1)[0]
+    if int(found["sentinel"]) != SENTINEL:
+        return (
+            f"the blob record at offset {offset} starts with {int(found['sentinel']):#010x}, "
+            f"not {SENTINEL:#010x}"
+        )
+    start, length = int(found["offset"]), int(found["size"])
+    if start + length > size:
+        return (
+            f"truncated: the blob at offset {offset} ends at byte {start + length}, the file at "
+            f"{size}"
+        )
+    stored = BLOB_DTYPES.get(int(found["dtype"]), f"dtype {int(found['dtype'])}")
+    # bool has no blob type of its own, it is written as uint8 or int8.
+    if stored != dtype and not (dtype == "bool" and stored in ("uint8", "int8")):
+        return f"the blob at offset {offset} holds {stored}, not {dtype}"
+    expected = packed_size(dtype, math.prod(shape))
+    if length != expected:
+        return (
+            f"the blob at offset {offset} has {length} bytes, {dtype}{list(shape)} needs {expected}"
+        )
+    return None
+
+
 class WeightFile:
     """One `weight.bin`; opened at the first read, and only the pages that are used are read."""
 
@@ -107,52 +161,41 @@ class WeightFile:
         """The blob whose record is at `offset`: a view of the file, or a copy if sub-byte.
 
         Raises:
-            CannotExecute: the file is missing, truncated or foreign, or the blob's dtype or size
-                is not the declared one.
+            InputError: as `check`.
+            CannotExecute: a dtype that nothing here computes with.
+        """
+        start, size = self.check(offset, dtype, shape)
+        if dtype in UNREADABLE:
+            raise CannotExecute(f"a constant of type {dtype} cannot be read", where=self.path)
+        return decode(self._open()[start : start + size], dtype, shape)
+
+    def check(self, offset: int, dtype: str, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Where the data of the blob is whose record is at `offset`, and its size in bytes.
+
+        Raises:
+            InputError: the file is missing, truncated or foreign, or the blob's dtype or size is
+                not the declared one.
         """
         data = self._open()
-        if offset % 64 or offset < 64 or offset + 64 > data.size:
-            raise self._bad(f"no blob record at offset {offset} of a file of {data.size} bytes")
-        record = data[offset : offset + RECORD.itemsize].view(RECORD)[0]
-        if int(record["sentinel"]) != SENTINEL:
-            raise self._bad(
-                f"the blob record at offset {offset} starts with {int(record['sentinel']):#010x}, "
-                f"not {SENTINEL:#010x}"
-            )
-        start, size = int(record["offset"]), int(record["size"])
-        if start + size > data.size:
-            raise self._bad(
-                f"truncated: the blob at offset {offset} ends at byte {start + size}, the file at "
-                f"{data.size}"
-            )
-        stored = BLOB_DTYPES.get(int(record["dtype"]), f"dtype {int(record['dtype'])}")
-        # bool has no blob type of its own, it is written as uint8 or int8.
-        if stored != dtype and not (dtype == "bool" and stored in ("uint8", "int8")):
-            raise self._bad(f"the blob at offset {offset} holds {stored}, not {dtype}")
-        expected = packed_size(dtype, math.prod(shape))
-        if size != expected:
-            raise self._bad(
-                f"the blob at offset {offset} has {size} bytes, {dtype}{list(shape)} needs "
-                f"{expected}"
-            )
-        return decode(data[start : start + size], dtype, shape)
+        record = data[offset : offset + HEADER].tobytes()
+        problem = record_problem(record, offset, data.size, dtype, shape)
+        if problem is not None:
+            raise self._bad(problem)
+        found = np.frombuffer(record, RECORD, 1)[0]
+        return int(found["offset"]), int(found["size"])
 
     def _open(self) -> np.ndarray:
         if self._bytes is None:
             if not self.path.is_file():
                 raise self._bad("the weight file is missing")
-            size = self.path.stat().st_size
-            if size < 64:
-                raise self._bad(f"not a weight file: only {size} bytes")
+            with self.path.open("rb") as file:
+                start = file.read(HEADER)
+            problem = header_problem(start, self.path.stat().st_size)
+            if problem is not None:
+                raise self._bad(problem)
             # Copy-on-write: torch wants writable memory, and the file must never change.
-            data = np.memmap(self.path, np.uint8, "c").view(np.ndarray)  # which is cut faster
-            if data[:20].tobytes() == b"version https://git-":
-                raise self._bad("this is a Git LFS pointer, the weights were not downloaded")
-            version = int(data[4:8].view("<u4")[0])
-            if version != 2:
-                raise self._bad(f"blob storage version {version}, only version 2 is known")
-            self._bytes = data
+            self._bytes = np.memmap(self.path, np.uint8, "c").view(np.ndarray)  # a view cuts faster
         return self._bytes
 
-    def _bad(self, problem: str) -> CannotExecute:
-        return CannotExecute(problem, where=self.path, hint=_REMEDY)
+    def _bad(self, problem: str) -> InputError:
+        return InputError(problem, where=self.path, hint=_REMEDY)

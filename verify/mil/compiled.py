@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import CannotExecute, InputError
+from convert.git_lfs import refuse_pointer
 from verify.mil.package import feature_of
 from verify.mil.program import Program
 from verify.mil.text import parse_program
@@ -33,6 +34,7 @@ def load_compiled(folder: Path) -> Program:
             where=folder,
             hint="Compiled neural networks and pipelines are not supported.",
         )
+    refuse_pointer(mil)
     try:
         text = mil.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -86,6 +88,7 @@ def _interface(file: Path) -> tuple[int, Any]:
 
     try:
         data = file.read_bytes()
+        refuse_pointer(file, data)
         (kind,) = struct.unpack_from("<I", data)
         if kind != ML_PROGRAM:
             raise CannotExecute("no ML Program's", where=file, hint=_REMEDY)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import CannotExecute, InputError
+from convert.git_lfs import refuse_pointer
 from verify.mil.blob import NUMPY_DTYPES, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
 
@@ -32,6 +33,7 @@ def read_model(path: Path) -> tuple[Path, Any, bytes]:
 
     model = Model_pb2.Model()
     content = model_file.read_bytes()
+    refuse_pointer(model_file, content)
     try:
         model.ParseFromString(content)
     except DecodeError as error:

@@ -41,7 +41,8 @@ class Constant:
         """The value, unpacked: sub-byte types as uint8 or int8, strings as str arrays.
 
         Raises:
-            CannotExecute: the weight file cannot give it.
+            InputError: the weight file cannot give it.
+            CannotExecute: it is of a dtype that nothing here computes with.
         """
         if self.file is None:
             assert self.value is not None
@@ -133,6 +134,22 @@ def load_program(path: str | Path) -> Program:
     from verify.mil.package import load_package
 
     return load_package(path)
+
+
+def require_weights(program: Program) -> None:
+    """Raise InputError unless the program's weight files hold all that it refers to."""
+
+    def walk(block: Block) -> Iterator[Constant]:
+        for op in block.ops:
+            yield from op.attributes.values()
+            for values in op.inputs.values():
+                yield from (value for value in values if isinstance(value, Constant))
+            for inner in op.blocks:
+                yield from walk(inner)
+
+    for constant in walk(program.main):
+        if constant.file is not None:
+            constant.file.check(constant.offset, constant.type.dtype, constant.type.shape)
 
 
 def histogram(program: Program) -> Mapping[str, int]:
