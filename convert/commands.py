@@ -227,11 +227,11 @@ def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
 
 
 def read_recipe(recipe: str) -> Recipe:
-    """A recipe file, or else a built-in recipe of that name."""
+    """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
     from convert.recipe import load_recipe, parse_recipe
     from recipes import builtin_recipe_text, builtin_recipes
 
-    if recipe in builtin_recipes() and not Path(recipe).exists():
+    if recipe in builtin_recipes() and not Path(recipe).is_file():
         return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
     return load_recipe(Path(recipe))
 

@@ -24,6 +24,7 @@ from convert.mixed_bits import budget, options, provisional, require_average, re
 from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.notices import Notice, notices
 from convert.recipe import Artifact, Recipe
+from convert.recipe_gates import require_gates
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 
 Engine = Literal["native", "apple"]
@@ -137,7 +138,7 @@ def make_plan(
 
     Raises:
         InputError: nothing matches `only`, an unknown or missing component, a resolution or bit
-            width that cannot be made, a config that is not SDXL's.
+            width that cannot be made, a config that is not SDXL's, a gate that judges nothing.
     """
     artifacts = [a for a in recipe.artifacts() if only is None or fnmatch.fnmatchcase(a.name, only)]
     if not artifacts:
@@ -146,6 +147,7 @@ def make_plan(
     chosen = _components(checkpoint, components)
     _check(checkpoint, artifacts, chosen, engine)
     require_sense(checkpoint, recipe.compress)
+    require_gates(recipe, checkpoint.components)
     allocations = _allocations(checkpoint, artifacts, recipe, chosen)
     compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
     return Plan(

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert import manifest as artifact_manifests
+from convert.cache import Cache
+from convert.errors import InputError
 from convert.progress import Progress
 from convert.recipe import Recipe
 from release.bundle import find_report
 from release.card import compose, write_card
-from release.pack import Packed, find_artifacts, pack
+from release.pack import NotVerified, Packed, find_artifacts, pack, read_release
 from release.samples import copy_samples
 from release.source_card import SourceCard
+from release.stale import FILE as STALE
+from release.stale import Stale
 
-__all__ = ["build_release", "find_artifacts", "releasable"]
+__all__ = [
+    "build_release",
+    "find_artifacts",
+    "mark_unless_confirmed",
+    "passing",
+    "releasable",
+]
 
 
 def releasable(out: Path, recipe: Recipe) -> list[Path]:
@@ -35,6 +45,60 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
         if report is not None and report["verdict"] == "pass":
             found.append(path)
     return found
+
+
+def passing(artifacts: Sequence[Path]) -> list[Path]:
+    """Those of some artifacts that passed their verification.
+
+    Raises:
+        NotVerified: none did.
+    """
+    found = []
+    for path in artifacts:
+        report = find_report(path)
+        if report is not None and report["verdict"] == "pass":
+            found.append(path)
+    if not found:
+        raise NotVerified(
+            f"none of {len(artifacts)} artifacts passed its verification; nothing was packed"
+        )
+    return found
+
+
+def mark_unless_confirmed(
+    release: Path, recipe: Recipe, passed: Sequence[Path], failed: Sequence[str]
+) -> str | None:
+    """Mark a release as stale after a run that made none, unless all it holds passed in that run.
+
+    Args:
+        recipe: the run's.
+        passed: the artifact folders that passed under it.
+        failed: the names of the others, for whoever reads the mark.
+
+    Returns what became of it, in a line; None where there is no release.
+    """
+    stale = f"{release} is of an earlier run: it is marked stale, and `publish` refuses it."
+    try:
+        manifest = read_release(release)
+    except Stale:
+        return stale
+    except InputError:
+        return None
+    found = (artifact_manifests.read(path) for path in passed)
+    good = {made["fingerprint"] for made in found if made}
+    held = {archive["manifest"]["fingerprint"] for archive in manifest["archives"]}
+    if held <= good and manifest["recipe"]["text"] == recipe.text:
+        return f"{release} is left as it is: all that it holds has passed."
+    text = (
+        "This release is of an earlier run. The last one, into the same folder, made none, because "
+        "these did not pass their verification:\n"
+        + "".join(f"  {name}\n" for name in failed)
+        + "Nothing was removed. Do not publish this; the next run that passes brings it up to date "
+        "and removes this file.\n"
+    )
+    with Cache(release.parent / ".cache") as cache:
+        cache.write_text(release / STALE, text)
+    return stale
 
 
 def build_release(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,12 +23,17 @@ from convert.commands import (
     show_plan,
     wanted_source,
 )
+from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
 from convert.units import size
 from release import handover_commands as handover
 from release.handover_commands import Split, license_texts, packed_shown, source_card
 from verify.commands import Strict
+
+if TYPE_CHECKING:
+    from convert.recipe import Recipe
+    from verify.campaign import Outcome
 
 
 def register(app: typer.Typer) -> None:
@@ -46,8 +52,14 @@ def run(
     jobs: Jobs = None,
     release: Annotated[
         bool,
-        typer.Option("--release/--no-release", help="Make archives and a card of what passes."),
+        typer.Option("--release/--no-release", help="Make archives and a card if all passes."),
     ] = True,
+    release_passing: Annotated[
+        bool,
+        typer.Option(
+            "--release-passing", help="Release what passes, even where another artifact does not."
+        ),
+    ] = False,
     split: Split = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
@@ -64,6 +76,8 @@ def run(
     from convert.plan_report import plan_document
     from release.archive import parse_size
 
+    if release_passing and not release:
+        raise InputError("--release-passing and --no-release contradict each other")
     terminal = Terminal(quiet=quiet, as_json=as_json)
     parsed = read_recipe(recipe)
     part_size = parse_size(split) if split else None
@@ -83,16 +97,16 @@ def run(
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
     made = make(plan, snapshot, out, terminal, jobs, context.obj)
     with deferred_interrupt():
+        from release.build import build_release, releasable
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, plan, command=repeat, progress=say)
     code = outcome.exit_code(strict=strict)
     packed = None
-    if release and code == 0:
-        from release.build import build_release, releasable
-
+    passed = releasable(out, parsed)
+    if release and (code == 0 or (release_passing and passed)):
         packed = build_release(
-            releasable(out, parsed),
+            passed,
             out / "release",
             reports=out / "reports",
             source=source_card(snapshot),
@@ -100,16 +114,44 @@ def run(
             split=part_size,
             progress=terminal,
         )
-    elif release:
-        terminal.say("No release was made, because verification did not pass.")
     document = {**plan_document(plan), **results_shown(made)[0], **outcome.document}
     if packed:
         document["release"] = packed_shown(packed)[0]
     terminal.result(document, outcome.table())
     if packed:
         terminal.say(packed_shown(packed)[1])
+    elif code != 0:
+        words = ["run", recipe, *_given({"--source": source, "--out": out, "--only": only})]
+        again = shlex.join(["sdxl-coreml", *words, "--release-passing"]) if release else None
+        for line in _unreleased(out, parsed, passed, outcome, again):
+            terminal.say(line)
     terminal.say(f"Report: {out / 'reports' / 'index.html'}")
     return code
+
+
+def _unreleased(
+    out: Path, recipe: Recipe, passed: Sequence[Path], outcome: Outcome, again: str | None
+) -> Iterator[str]:
+    """What a run that did not pass means for its release, in lines.
+
+    Args:
+        passed: the artifact folders that could be released.
+        again: the command that releases these; None where nobody wants a release.
+    """
+    from release.build import mark_unless_confirmed
+
+    failed = [r["artifact"] for r in outcome.reports if r["verdict"] != "pass"]
+    if again:
+        yield "No release was made, because verification did not pass."
+    if left := mark_unless_confirmed(out / "release", recipe, passed, failed):
+        yield left
+    if again and passed:
+        yield f"This releases the {len(passed)} that passed: {again}"
+
+
+def _given(options: Mapping[str, object]) -> list[str]:
+    """The options that have a value, as words of a command line."""
+    return [str(word) for pair in options.items() if pair[1] is not None for word in pair]
 
 
 def compile(
@@ -121,7 +163,9 @@ def compile(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compile packages to the .mlmodelc folders that apps load; works on any system.
+    """Compile packages to .mlmodelc folders, on any system; `pack` makes the bundle that apps load.
+
+    A bundle is more than its models: tokenizer, manifest, and names that some apps ask for.
 
     Example: sdxl-coreml compile out/toy_original_16-bit_128x128 --out compiled
     """
@@ -146,3 +190,6 @@ def compile(
         },
         "\n".join(f"{m}: {size(n)}" for m, n in zip(compiled, sizes, strict=True)),
     )
+    if path.suffix != ".mlpackage":
+        words = shlex.join(["sdxl-coreml", "pack", str(path), "--out", "release"])
+        terminal.say(f"These are models alone; apps load the bundle that this makes: {words}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convert.commands import Json, Quiet, fetch
+from convert.errors import InputError
 from convert.terminal import Terminal
 from convert.units import size
 
@@ -44,6 +45,9 @@ def pack(
             "--allow-unverified", help="Pack artifacts without a passed verification; marked so."
         ),
     ] = False,
+    passing_only: Annotated[
+        bool, typer.Option("--passing", help="Leave out artifacts that did not pass.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -54,11 +58,18 @@ def pack(
     Example: sdxl-coreml pack out --out release --split 2GB
     """
     from release.archive import parse_size
-    from release.build import build_release
+    from release.build import build_release, passing
     from release.pack import find_artifacts
 
+    if passing_only and allow_unverified:
+        raise InputError("--passing and --allow-unverified contradict each other", hint="Give one.")
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    artifacts = find_artifacts(folder)
+    artifacts = found_all = find_artifacts(folder)
+    if passing_only:
+        artifacts = passing(found_all)
+        left = [path.name for path in found_all if path not in artifacts]
+        if left:
+            terminal.say(f"Left out, because they did not pass: {', '.join(left)}")
     found, licenses = _source_texts(source, out, terminal)
     packed = build_release(
         artifacts,

@@ -20,6 +20,7 @@ from release.checkpoint_checks import expectations
 from release.manifest import FILE, parse_sums
 from release.reading import Reading
 from release.rules import Finding, Severity
+from release.stale import FILE as STALE
 from release.tree import FolderTree, Tree, ZipTree
 
 
@@ -121,6 +122,10 @@ def lint_release(folder: Path, *, digests: bool = True) -> list[Lint]:
         if not (folder / name).is_file():
             effect = "nobody can tell what this is and where it comes from"
             found.append(Finding("error", "release-file", name, "is missing", effect))
+    if (folder / STALE).is_file():
+        problem = "says that a later run did not pass"
+        effect = "these are not the archives that were verified last"
+        found.append(Finding("error", "stale", STALE, problem, effect))
     lints = [Lint(folder.name, tuple(found))]
     # SHA256SUMS has vouched for every byte of an archive, so its members need not be hashed again.
     there = [n for n in sums if (folder / n).is_file()]

@@ -41,9 +41,11 @@ from release.manifest import (
     text,
     verification,
 )
+from release.stale import FILE as STALE
+from release.stale import require_current
 
 SUMS = "SHA256SUMS"
-OURS = {SUMS, FILE, "README.md", "images", ".cache"}
+OURS = {SUMS, FILE, STALE, "README.md", "images", ".cache"}
 
 
 class NotVerified(UserError):
@@ -132,19 +134,27 @@ def pack(
             for name in {f["name"] for a in earlier for f in a["files"]} - _names(archives):
                 (release / name).unlink(missing_ok=True)
             manifest = _record(release, archives, [], cache)
+            (release / STALE).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, release) from None
     return Packed(release, manifest, tuple(fresh))
 
 
 def read_release(folder: Path) -> dict[str, Any]:
-    """The manifest of a release folder. Raises InputError if it is none."""
+    """The manifest of a release folder.
+
+    Raises:
+        InputError: it is none.
+        Stale: a later run into the same folder did not pass.
+    """
     try:
         manifest = json.loads((folder / FILE).read_text("utf-8"))
-        if manifest["kind"] == "release" and manifest["archives"]:
-            return dict(manifest)
+        is_one = bool(manifest["kind"] == "release" and manifest["archives"])
     except (OSError, ValueError, LookupError, TypeError):
-        pass
+        is_one = False
+    if is_one:
+        require_current(folder)
+        return dict(manifest)
     raise InputError(
         "is no release folder: there is no manifest.json of a release",
         where=folder,

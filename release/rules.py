@@ -40,6 +40,7 @@ REMEDIES = {
     "several-outputs": "Convert again with `noise_pred` (or `image`) as the only output.",
     "shape": "Make all models of a bundle from one checkpoint.",
     "sizes-disagree": "Make all models of a bundle for one resolution.",
+    "stale": "Run the recipe again; `run --release-passing` releases what has passed.",
     "tokenizer": "Copy vocab.json and merges.txt from the checkpoint's tokenizer/ folder.",
     "tokenizers-differ": "Copy both files from the checkpoint's tokenizer/ folder.",
     "unverified": "`sdxl-coreml verify` checks it against the checkpoint.",

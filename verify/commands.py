@@ -94,7 +94,10 @@ def verify(
 
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
+    from convert.components import COMPONENTS
     from convert.download import parse_source
+    from convert.manifest import read as read_manifest
+    from convert.recipe_gates import require_gates, require_gates_for
     from convert.recipe_sections import Verify
     from convert.values import LEVELS
 
@@ -114,7 +117,8 @@ def verify(
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
-    asked = read_recipe(recipe).verify if recipe else Verify()
+    parsed = read_recipe(recipe) if recipe else None
+    asked = parsed.verify if parsed else Verify()
     if source is None and golden is None:
         raise InputError(
             "nothing to compare with",
@@ -128,6 +132,12 @@ def verify(
     checkpoint = None
     if source is not None:
         checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    if parsed is not None:
+        known = checkpoint or (recorded and recorded.checkpoint)
+        require_gates(parsed, known.components if known else COMPONENTS)
+        made = read_manifest(path)
+        if made is not None:
+            require_gates_for(parsed, made["bits"], str(path))
     with terminal.working("Verifying") as say:
         results = check(
             path,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
 from convert.methods import UNCOMPRESSED
@@ -24,7 +24,8 @@ from verify.checks import PIPELINE, Verdict
 from verify.gates import HIGHER_IS_BETTER, Gate, number, parse_gates
 
 Json = Mapping[str, Any]
-Kind = Literal["program", "checkpoint", "weights", "latents", "image"]
+Kind = Literal["checkpoint", "program", "weights", "latents", "image"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are shown
 FIGURES: tuple[Literal["checkpoint", "program"], ...] = ("checkpoint", "program")
 MEANINGS = {
     "checkpoint": "against PyTorch float32 with the checkpoint's own weights",
@@ -88,6 +89,15 @@ def kind(check: Json) -> Kind | None:
     if check["level"] == "compression":
         return "weights" if check["case"].startswith(WORST_WEIGHT) else "checkpoint"
     return "latents" if check["output"] == "latents" else "image"
+
+
+def by_kind(checks: Iterable[Json]) -> dict[Kind, list[Json]]:
+    """The checks that have numbers, by what these are of."""
+    found = {name: list[Json]() for name in KINDS}
+    for check in checks:
+        if name := kind(check):
+            found[name].append(check)
+    return {name: of for name, of in found.items() if of}
 
 
 def compressed(report: Json, component: str) -> bool:

@@ -107,12 +107,10 @@ def matrix(checks: Sequence[Json]) -> tuple[list[str], list[dict[str, Any]]]:
 
 def _cell(checks: Sequence[Json]) -> dict[str, Any]:
     counts = figures.count(checks)
-    kinds = dict.fromkeys(filter(None, map(kind, checks)))
-    lowest_of = {k: snr_text(lowest(c for c in checks if kind(c) == k)) for k in kinds}
     return {
         "verdict": worst(c["verdict"] for c in checks),
         "count": f"{counts.passed} of {counts.total}",
-        "lowest": list(lowest_of.items()),
+        "lowest": [(k, snr_text(lowest(of))) for k, of in figures.by_kind(checks).items()],
         "failed": next(filter(None, map(_other_number, checks)), None),
     }
 

@@ -119,13 +119,10 @@ def _grouped(checks: Iterable[Json]) -> dict[tuple[str, str], list[Json]]:
 def _measured(checks: Sequence[Json]) -> str:
     """The worst of some checks of one component and level, each kind of number by its name; how
     many there are, where nothing was measured."""
-    by_kind: dict[str, list[Json]] = {}
-    for check in checks:
-        if kind := figures.kind(check):
-            by_kind.setdefault(kind, []).append(check)
-    if not by_kind:
+    found = figures.by_kind(checks)
+    if not found:
         return str(figures.count(checks))
-    return "; ".join(f"{kind}: {_worst(of)}" for kind, of in by_kind.items())
+    return "; ".join(f"{kind}: {_worst(of)}" for kind, of in found.items())
 
 
 def _worst(checks: Sequence[Json]) -> str:

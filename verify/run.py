@@ -112,8 +112,19 @@ def verify(
     bits = artifact.claims.get("bits") or _bits(programs)
     asked = asked or Verify()
     gates = [gate for gate in asked.gates if gate.bits == bits]
+    if asked.gates and bits is None:
+        raise InputError(
+            "the recipe's gates are for weights of certain bits, and the bits of these are not "
+            "known",
+            where=path,
+            hint="Verify the artifact's folder, whose manifest says them.",
+        )
     if minimum is None:
-        minimum = {g.component: g.min_snr_db for g in gates if g.min_snr_db is not None}
+        minimum = {}
+        for gate in gates:  # of several on one component the strictest holds
+            if gate.min_snr_db is not None:
+                least = minimum.get(gate.component, gate.min_snr_db)
+                minimum[gate.component] = max(least, gate.min_snr_db)
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
