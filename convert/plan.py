@@ -147,9 +147,9 @@ def make_plan(
     chosen = _components(checkpoint, components)
     _check(checkpoint, artifacts, chosen, engine)
     require_sense(checkpoint, recipe.compress)
-    require_gates(recipe, checkpoint.components)
     allocations = _allocations(checkpoint, artifacts, recipe, chosen)
     compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
+    require_gates(recipe, checkpoint.components, compressions)
     return Plan(
         recipe,
         checkpoint,

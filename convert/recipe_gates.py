@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+from convert.compress import Compression
 from convert.errors import InputError
 from convert.methods import UNCOMPRESSED, component_bits
 from convert.recipe import Recipe
@@ -13,14 +14,21 @@ from convert.values import Bits
 PIPELINE = "pipeline"  # the gates' name for whole runs
 
 
-def require_gates(recipe: Recipe, components: Collection[str]) -> None:
+def require_gates(
+    recipe: Recipe,
+    components: Collection[str],
+    compressions: Mapping[tuple[str, Bits], Compression] | None = None,
+) -> None:
     """Raise InputError for a gate that no artifact of the recipe's matrix is judged by.
 
     Args:
         components: those that the checkpoint has.
+        compressions: what becomes of a component's tensors in artifacts of some bits, where it is
+            known.
     """
     for index, gate in enumerate(recipe.verify.gates):
-        found = _vain(gate, recipe, components)
+        planned = (compressions or {}).get((gate.component, gate.bits))
+        found = _vain(gate, recipe, components, planned)
         if found is not None:
             problem, hint = found
             raise InputError(problem, where=f"{recipe.name}: verify.gates[{index}]", hint=hint)
@@ -39,7 +47,7 @@ def require_gates_for(recipe: Recipe, bits: Bits, artifact: str) -> None:
 
 
 def _vain(
-    gate: CompressionGate, recipe: Recipe, components: Collection[str]
+    gate: CompressionGate, recipe: Recipe, components: Collection[str], planned: Compression | None
 ) -> tuple[str, str] | None:
     """Why a gate judges nothing, and what to do; None if it judges something."""
     what = f"the gate on {gate.component} at {gate.bits} bits"
@@ -65,6 +73,8 @@ def _vain(
     own = component_bits(gate.component, gate.bits, recipe.compress)
     by_tensor = {t.component for t in recipe.compress.tensors if t.bits != UNCOMPRESSED}
     is_compressed = own != UNCOMPRESSED or gate.component in by_tensor
+    if planned is not None:  # tensors may all be too small, or have bits of their own
+        is_compressed = bool(planned.methods)
     if gate.bits == UNCOMPRESSED or not is_compressed:
         return (
             f"{what} judges nothing: its weights are not compressed there",

@@ -72,6 +72,19 @@ def test_plan_needs_no_weights_and_speaks_json(command: Run, toy: Path, tmp_path
     assert plan["weight_bytes"] == sum(f["bytes"] for f in plan["weight_files"])
 
 
+def test_a_recipes_name_is_the_recipe_where_a_folder_is_called_so(
+    command: Run, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # as after `sdxl-coreml toy toy`
+    (tmp_path / "toy").symlink_to(toy)
+    code, out, err = command("plan", "toy", "--source", "toy", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["artifacts"]) == 4
+    code, _, err = command("plan", "./toy", "--source", "toy")  # a path, and no name
+    assert code == 2
+    assert "is a folder, not a recipe" in err
+
+
 def test_dry_run_is_the_plan(command: Run, toy: Path, tmp_path: Path) -> None:
     arguments = ["--source", toy, "--json"]
     planned = command("plan", "toy", *arguments)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from release.source_card import MARK
+from verify import recording
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "base_split-einsum_16-bit_64x96"
@@ -122,3 +124,93 @@ def test_publish_refuses_a_licence_that_forbids_it(
         assert code == 1
         assert "not published: cc-by-nd-4.0 lets nobody pass on modified copies" in err
     assert hub.requests == []
+
+
+GATED = """
+name = "r"
+source.path = "base"
+matrix = {{ attention = ["original"], resolution = ["64x64"], bits = ["16", "6"] }}
+[verify]
+levels = ["structure", "compression"]
+gates = [{{ bits = "6", component = "unet", min_snr_db = {least} }}]
+"""
+
+
+def test_a_run_that_fails_leaves_no_release_that_looks_valid(
+    command: Run,
+    shapes: Mapping[str, Path],
+    tmp_path: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording, "record", partial(recording.record, timesteps=[37]))
+    recipe, out = tmp_path / "r.toml", tmp_path / "out"
+    run = ("run", recipe, "--source", shapes["base"], "--out", out, "--jobs", 1)
+    recipe.write_text(GATED.format(least=1))
+    code, _, err = command(*run)
+    assert code == 0, err
+    both = {"r_original_16-bit_64x64.zip", "r_original_6-bit_64x64.zip"}
+    release = out / "release"
+    assert {p.name for p in release.glob("*.zip")} == both
+
+    recipe.write_text(GATED.format(least=99))
+    code, text, err = command(*run)
+    assert code == 1
+    assert "6-bit_64x64 · compression · unet" in text
+    assert "it is marked stale, and `publish` refuses it" in err
+    again = f"run {recipe} --source {shapes['base']} --out {out} --release-passing"
+    assert f"This releases the 1 that passed: sdxl-coreml {again}" in err
+    assert "r_original_6-bit_64x64" in (release / "STALE.txt").read_text()
+    assert {p.name for p in release.glob("*.zip")} == both  # nothing is lost
+    for words in (("publish", release, "--repo", "a/b", "--dry-run"), ("card", release)):
+        code, _, err = command(*words)
+        assert code == 1
+        assert "is stale: a later run did not pass" in err
+    code, text, _ = command("lint", release)
+    assert code == 1
+    assert "error stale: STALE.txt" in text
+
+    code, _, err = command(*run, "--release-passing")
+    assert code == 1  # one of two still fails
+    assert {p.name for p in release.glob("*.zip")} == {"r_original_16-bit_64x64.zip"}
+    assert not (release / "STALE.txt").exists()
+    code, text, _ = command("lint", release)
+    assert code == 0, text
+    code, _, err = command(*run, "--only", "*6-bit*")  # all that is released has passed
+    assert code == 1
+    assert f"{release} is left as it is: all that it holds has passed" in err
+    assert not (release / "STALE.txt").exists()
+
+    other = tmp_path / "other"
+    code, _, err = command("pack", out, "--out", other)
+    assert code == 1
+    code, text, err = command("pack", out, "--out", other, "--passing")
+    assert code == 0
+    assert "Left out, because they did not pass: r_original_6-bit_64x64" in err
+    assert {p.name for p in other.glob("*.zip")} == {"r_original_16-bit_64x64.zip"}
+    code, _, err = command("pack", out / "r_original_6-bit_64x64", "--out", other, "--passing")
+    assert code == 1
+    assert "none of 1 artifacts passed" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "toy", "--no-release", "--release-passing"],
+        ["pack", ".", "--out", "release", "--passing", "--allow-unverified"],
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_at_once(
+    command: Run, words: list[str]
+) -> None:
+    code, _, err = command(*words)
+    assert code == 2
+    assert "contradict each other" in err
+
+
+def test_compile_says_what_makes_the_bundle(
+    command: Run, base_artifact: Path, tmp_path: Path
+) -> None:
+    code, _, err = command("compile", base_artifact, "--out", tmp_path / "compiled")
+    assert code == 0
+    assert f"apps load the bundle that this makes: sdxl-coreml pack {base_artifact}" in err
