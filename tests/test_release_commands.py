@@ -129,10 +129,10 @@ def test_publish_refuses_a_licence_that_forbids_it(
 GATED = """
 name = "r"
 source.path = "base"
-matrix = {{ attention = ["original"], resolution = ["64x64"], bits = ["16", "6"] }}
+matrix = {{ attention = ["original"], resolution = ["64x64"], bits = ["16", "int8"] }}
 [verify]
 levels = ["structure", "compression"]
-gates = [{{ bits = "6", component = "unet", min_snr_db = {least} }}]
+gates = [{{ bits = "int8", component = "unet", min_snr_db = {least} }}]
 """
 
 
@@ -149,18 +149,18 @@ def test_a_run_that_fails_leaves_no_release_that_looks_valid(
     recipe.write_text(GATED.format(least=1))
     code, _, err = command(*run)
     assert code == 0, err
-    both = {"r_original_16-bit_64x64.zip", "r_original_6-bit_64x64.zip"}
+    both = {"r_original_16-bit_64x64.zip", "r_original_int8-bit_64x64.zip"}
     release = out / "release"
     assert {p.name for p in release.glob("*.zip")} == both
 
     recipe.write_text(GATED.format(least=99))
     code, text, err = command(*run)
     assert code == 1
-    assert "6-bit_64x64 · compression · unet" in text
+    assert "int8-bit_64x64 · compression · unet" in text
     assert "it is marked stale, and `publish` refuses it" in err
     again = f"run {recipe} --source {shapes['base']} --out {out} --release-passing"
     assert f"This releases the 1 that passed: sdxl-coreml {again}" in err
-    assert "r_original_6-bit_64x64" in (release / "STALE.txt").read_text()
+    assert "r_original_int8-bit_64x64" in (release / "STALE.txt").read_text()
     assert {p.name for p in release.glob("*.zip")} == both  # nothing is lost
     for words in (("publish", release, "--repo", "a/b", "--dry-run"), ("card", release)):
         code, _, err = command(*words)
@@ -176,7 +176,7 @@ def test_a_run_that_fails_leaves_no_release_that_looks_valid(
     assert not (release / "STALE.txt").exists()
     code, text, _ = command("lint", release)
     assert code == 0, text
-    code, _, err = command(*run, "--only", "*6-bit*")  # all that is released has passed
+    code, _, err = command(*run, "--only", "*int8-bit*")  # all that is released has passed
     assert code == 1
     assert f"{release} is left as it is: all that it holds has passed" in err
     assert not (release / "STALE.txt").exists()
@@ -186,9 +186,9 @@ def test_a_run_that_fails_leaves_no_release_that_looks_valid(
     assert code == 1
     code, text, err = command("pack", out, "--out", other, "--passing")
     assert code == 0
-    assert "Left out, because they did not pass: r_original_6-bit_64x64" in err
+    assert "Left out, because they did not pass: r_original_int8-bit_64x64" in err
     assert {p.name for p in other.glob("*.zip")} == {"r_original_16-bit_64x64.zip"}
-    code, _, err = command("pack", out / "r_original_6-bit_64x64", "--out", other, "--passing")
+    code, _, err = command("pack", out / "r_original_int8-bit_64x64", "--out", other, "--passing")
     assert code == 1
     assert "none of 1 artifacts passed" in err
 
