@@ -218,6 +218,8 @@ def is_unreachable(error: Exception) -> bool:
 
     if isinstance(error, hub.HfHubHTTPError):
         return error.response.status_code >= 500
+    if type(error).__name__ == "UnsupportedProtocol":
+        return False  # in HF_ENDPOINT: nothing was asked
     return isinstance(error, hub.HTTPError | hub.OfflineModeIsEnabled | hub.LocalEntryNotFoundError)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from convert.progress import Advance
 from convert.units import size
@@ -19,6 +19,7 @@ from convert.units import size
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+DEBUG = "SDXL_COREML_DEBUG"
 LINE_EVERY = 10.0  # seconds, where there is no terminal to draw on
 
 
@@ -36,7 +37,10 @@ class Terminal:
     def result(self, document: Any, shown: RenderableType | None = None) -> None:
         """The command's result: `document` as JSON, or else `shown` for people."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(document, indent=2, ensure_ascii=False)
+            if not _can_show(sys.stdout, text):
+                text = json.dumps(document, indent=2)
+            sys.stdout.write(text + "\n")
         elif shown is not None:
             _console(sys.stdout).print(shown, markup=False, highlight=False, soft_wrap=True)
 
@@ -67,7 +71,8 @@ class Terminal:
         elif _console(sys.stderr).is_terminal:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            spinner = SpinnerColumn("dots" if _can_show(sys.stderr, "⠋") else "line")
+            columns = (spinner, TextColumn("{task.description}"), TimeElapsedColumn())
             with Progress(*columns, console=_console(sys.stderr), transient=True) as progress:
                 task = progress.add_task(name, total=None)
                 yield lambda text: progress.update(task, description=f"{name} {text}")
@@ -81,6 +86,33 @@ class Terminal:
                     print(f"{name} {text}", file=sys.stderr, flush=True)
 
             yield say
+
+
+def silence_libraries() -> None:
+    """Libraries speak of their own affairs; what concerns the user is said by us.
+
+    Not where SDXL_COREML_DEBUG is set.
+    """
+    import logging
+    import os
+    import warnings
+
+    if os.environ.get(DEBUG):
+        return
+    warnings.simplefilter("ignore")
+    for name in ("coremltools", "diffusers", "transformers", "huggingface_hub", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _can_show(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _console(stream: Any) -> Console:

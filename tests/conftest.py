@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,21 @@ if TYPE_CHECKING:
     from verify.mil import Program
     from verify.recording import Recording
     from verify.sampling import Trace
+
+
+# What a shell, a CI or a person may have set, and what changes what our commands say or ask.
+SURROUNDINGS = re.compile(
+    r"(?i)(all|http|https|no)_proxy|HF_.+|HUGGING.+|(NO|FORCE)_COLOR|CLICOLOR.*|TTY_.+|COLUMNS|LINES"
+    r"|TERM.*|LANG.*|LC_.+|PYTHON(UTF8|IOENCODING|COERCECLOCALE|WARNINGS)|SDXL_COREML_.+|TZ"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see the same surroundings wherever they run; what a test is about it sets itself."""
+    for name in filter(SURROUNDINGS.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that tests start
+    os.umask(0o022)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +56,103 @@ def test_a_mistake_of_ours_names_itself() -> None:
 def test_a_killed_worker_is_an_error_not_a_hang() -> None:
     with pytest.raises(CannotExecute, match="ended with code -9"):
         list(run_tasks(start, [300, 1, 2], 2, lambda count: None))
+
+
+@dataclass
+class Large:
+    """More than a pipe holds, as a checkpoint's outline is; may kill whoever unpickles it."""
+
+    signal: int = 0
+    content: bytes = bytes(1 << 20)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.signal:
+            os.kill(os.getpid(), self.signal)
+
+    def __call__(self) -> Any:
+        return start()
+
+
+def test_what_workers_are_given_may_be_larger_than_a_pipe_holds() -> None:
+    assert {item for item, _ in run_tasks(Large(), [1, 2, 3], 2, lambda count: None)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("moment", ["at its start", "in its imports", "in a task"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_may_die_at_any_moment(
+    moment: str, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    items, begin = [1, 2, 3], Large()
+    if moment == "at its start":  # before Python can be told anything
+        dying = tmp_path / "python"
+        dying.write_text("#!/bin/sh\nkill -9 $$\n")
+        dying.chmod(0o755)
+        monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(dying))
+    elif moment == "in its imports":
+        begin = Large(signal.SIGKILL)
+    else:
+        items = [300, 1, 2]
+    began = time.monotonic()
+    with pytest.raises(CannotExecute, match="ended with code -9"):
+        list(run_tasks(begin, items, count, lambda count: None))
+    assert time.monotonic() - began < 10
+
+
+def script(tmp_path: Path, *, wait: bool = False) -> str:
+    (tmp_path / "tasks.py").write_text(
+        textwrap.dedent(f"""
+            import os, time
+
+            def start():
+                return task
+
+            def task(item, advance):
+                advance(os.getpid())
+                time.sleep({600 if wait else 0})
+                return item * item
+            """)
+    )
+    return textwrap.dedent("""
+        import tasks
+        from convert.pool import run_tasks
+
+        if __name__ == "__main__":
+            show = lambda pid: print(pid, flush=True)
+            print(sorted(run_tasks(tasks.start, [2, 3], 2, show)))
+        """)
+
+
+def run(tmp_path: Path, *options: str, **others: Any) -> subprocess.Popen[str]:
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **others,
+    )
+
+
+def test_a_script_may_be_read_from_standard_input_and_warnings_be_errors(tmp_path: Path) -> None:
+    text = script(tmp_path)
+    process = run(tmp_path, "-W", "error", "-", stdin=subprocess.PIPE)
+    out, err = process.communicate(text, timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.splitlines()[-1] == "[(2, 4), (3, 9)]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_workers_end_with_their_parent(number: int, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(script(tmp_path, wait=True))
+    process = run(tmp_path, "script.py")
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(number)
+    process.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,136 @@
+"""Ctrl-C, SIGTERM and SIGHUP: one line and the exit code of the signal, at any moment."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convert.interrupts import Terminated, deferred_interrupt, orderly_ends, without_interrupts
+
+SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated, signal.SIGHUP: Terminated}
+
+
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """Those of a terminal, whoever started the tests; children get them, too."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS.items())
+def test_a_signal_is_held_back_until_the_block_has_ended(
+    number: signal.Signals, expected: type[BaseException]
+) -> None:
+    done = []
+
+    def block() -> None:
+        with orderly_ends(), deferred_interrupt():
+            signal.raise_signal(number)
+            done.append("inside")
+        done.append("outside")
+
+    with pytest.raises(expected):
+        block()
+    assert done == ["inside"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # nohup, a job in the background
+    with orderly_ends(), deferred_interrupt():
+        for number in SIGNALS:
+            signal.raise_signal(number)
+
+
+def test_ctrl_c_is_kept_from_a_process_from_its_first_moment() -> None:
+    code = "import signal; signal.raise_signal(signal.SIGINT); print(signal.sigpending())"
+    with without_interrupts():
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "SIGINT" in found.stdout
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
+    """A command that is sent a signal while `module` is imported."""
+    code = f"""
+        import builtins, os, sys
+
+        sys.argv = ["sdxl-coreml", "recipes"]
+        original = builtins.__import__
+
+        def watching(name, *rest):
+            if name == {module!r}:
+                builtins.__import__ = original
+                os.kill(os.getpid(), {number})
+            return original(name, *rest)
+
+        builtins.__import__ = watching
+        import sdxl_coreml
+        sdxl_coreml.main()
+        """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("convert.interrupts", signal.SIGINT),  # before any handler of ours
+        ("convert.streams", signal.SIGINT),
+        ("typer", signal.SIGINT),
+        ("verify.commands", signal.SIGINT),
+        ("verify.commands", signal.SIGTERM),
+        ("verify.commands", signal.SIGHUP),
+        ("recipes", signal.SIGINT),  # by the command itself
+    ],
+)
+def test_a_signal_among_the_imports_is_one_line(module: str, number: signal.Signals) -> None:
+    found = interrupted(number, module)
+    assert found.returncode == 128 + number, found.stderr
+    (line,) = found.stderr.splitlines()
+    says = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert line == f"error: {says}; run the same command again to go on"
+    assert found.stdout == ""
+
+
+def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
+    """Python's own end takes a while with big libraries loaded."""
+    code = """
+        import os, signal, sys
+
+        import sdxl_coreml
+
+        class Late:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        late = Late()
+        sys.argv = ["sdxl-coreml", "--version"]
+        sdxl_coreml.main()
+        """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("sdxl-coreml ")
