@@ -5,8 +5,12 @@ of its convolutions and linear layers but the smallest (`convert.compress.is_com
 
     average = 8 · bytes of indices, palettes, records and padding in the weight file ÷ weights
 
-The expected error of a tensor is its sensitivity times the squared error of its best palette: the
-share of the outputs' energy that becomes noise. Sensitivities come from `verify.calibration`.
+The expected error of a tensor, the share of the outputs' energy that becomes noise, has two parts.
+The best palette's entries are the means of what they stand for, so with a squared error D it is
+weights that have shrunk by the share D / |w|², and noise without correlation to them, of energy
+D · (1 − D / |w|²). The noise costs its energy times the tensor's sensitivity; the shrinking, which
+counts at few bits, its square times what the outputs feel of the whole tensor.
+Both come from `verify.calibration`.
 """
 
 from __future__ import annotations
@@ -42,16 +46,24 @@ class Measured:
     """What is known of a tensor before its width is chosen.
 
     Attributes:
-        sensitivity: relative squared error of the outputs for each unit of the weights'.
+        sensitivity: relative squared error of the outputs for each unit of the weights' noise.
         errors: squared errors of the best palettes, by bits.
+        energy: the sum of squared weights.
+        drift: relative squared change of the outputs if the weights vanished, from small steps.
     """
 
     sensitivity: float
     errors: Mapping[str, float]
+    energy: float = math.inf
+    drift: float = 0.0
 
     def expected(self, bits: str) -> float:
         """The expected share of noise in the outputs' energy."""
-        return 0.0 if bits == UNCOMPRESSED else self.sensitivity * self.errors[bits]
+        if bits == UNCOMPRESSED or self.errors[bits] == 0:
+            return 0.0
+        error = self.errors[bits]
+        shrunk = min(error / self.energy, 1.0)
+        return self.sensitivity * error * (1 - shrunk) + shrunk**2 * self.drift
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ With errors δ of a weight, an output y changes by J·δ to first order. For a r
 the gradient g of v·y by the weight is Jᵀ·v, and the expectation of (g·δ)² over v is |J·δ|²
 (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990). Palettes leave
 errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g²)·|δ|², and mean(g²),
-averaged over recorded denoising steps and each divided by |y|², is the sensitivity.
+averaged over recorded denoising steps and each divided by |y|², is the sensitivity. What they do
+have in common with the weights is that they shrink them (`convert.mixed_bits`): what the outputs
+feel of that is (g·w)², which comes from the same gradients. It is no small step, and networks bend:
+how much of it comes true is asked of the network itself, once, with all weights at 2 bits.
 
 PyTorch's backward pass gives all tensors' gradients at once. Each is reduced to one number and
 freed as soon as it is there, so memory stays at the weights and the activations of a small image.
@@ -13,9 +16,10 @@ freed as soon as it is there, so memory stays at the weights and the activations
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,41 +33,57 @@ from convert.compress import is_compressible
 from convert.download import Snapshot
 from convert.methods import component_bits
 from convert.mixed_bits import Measured, make_allocation, palette_errors, rounded
+from convert.palette import Histogram, fit
 from convert.plan import Plan
 from convert.progress import Progress, Silent
 from convert.run import checkpoint_digests
 from convert.values import Bits, Resolution, is_mixed
+from verify.metrics import compare
 from verify.recording import Case, record
 from verify.reference import Reference
 
-METHOD = 1  # of measuring; part of the cache's key
-PROBES = 2  # random vectors for each recorded case
+METHOD = 2  # of measuring; part of the cache's key
+# Random vectors for all recorded cases together: what is felt of a weight's shrinking is a mean of
+# squares of single numbers, known to √(2/16), about a third, which is 1.5 dB.
+PROBES = 16
 LARGEST = 256  # pixels along a side: weights see the same things in a small image
+COARSE = "2"  # bits at which shrinking counts; at fewer, nothing of a network is left
 FILE = "measured.json"
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums of squared gradients by tensor, filled by hooks while gradients appear."""
+@dataclass
+class Felt:
+    """What the outputs feel of a weight; see `Measured`, and the sums while gradients appear."""
 
-    squares: dict[str, float]
+    sensitivity: float = 0.0
+    energy: float = 0.0
+    drift: float = 0.0
 
-    def watch(self, parameters: Mapping[str, Tensor]) -> None:
-        """Reduce and free each gradient of these parameters; no others are computed."""
-        for name, parameter in parameters.items():
-            self.squares[name] = 0.0
-            parameter.requires_grad_(True)
-            parameter.register_post_accumulate_grad_hook(self._hook(name))
 
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        def reduce(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            self.squares[name] += float(torch.linalg.vector_norm(parameter.grad)) ** 2
-            parameter.grad = None
+def _watch(parameters: Mapping[str, Tensor]) -> dict[str, Felt]:
+    """Sums of (g·g) and (g·w)² of these parameters; no other gradients are computed.
 
-        return reduce
+    Each gradient is reduced and freed by a hook as soon as it is there.
+    """
+    found: dict[str, Felt] = {}
+    for name, parameter in parameters.items():
+        found[name] = Felt(energy=float(torch.linalg.vector_norm(parameter)) ** 2)
+        parameter.requires_grad_(True)
+        parameter.register_post_accumulate_grad_hook(_hook(found[name]))
+    return found
+
+
+def _hook(felt: Felt) -> Callable[[Tensor], None]:
+    def reduce(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        felt.sensitivity += float(torch.linalg.vector_norm(gradient)) ** 2
+        felt.drift += float(torch.dot(gradient.reshape(-1), parameter.detach().reshape(-1))) ** 2
+        parameter.grad = None
+
+    return reduce
 
 
 def sensitivities(
@@ -73,30 +93,35 @@ def sensitivities(
     *,
     device: str = "cpu",
     say: Say = lambda text: None,
-) -> dict[str, float]:
-    """The sensitivity of every weight of a component that can be compressed, by name.
+) -> dict[str, Felt]:
+    """Sensitivity, energy and drift of every weight of a component that can be compressed, by name.
 
     Args:
         cases: what the component is given, recorded; their outputs are computed anew.
     """
     tensors = checkpoint.component_tensors(component)
-    sums = _Sums({})
     with Reference(checkpoint, component, device=device) as model:
         own = model.parameters()
         for parameter in own.values():
             parameter.requires_grad_(False)
-        sums.watch({name: own[name] for name, t in tensors.items() if is_compressible(t)})
+        sums = _watch({name: own[name] for name, t in tensors.items() if is_compressible(t)})
+        probes = max(2, math.ceil(PROBES / len(cases)))
         for number, case in enumerate(cases):
             say(f"sensitivities of {component}, {case.name}")
             outputs = model.differentiable(case.inputs)
-            for probe in range(PROBES):
+            for probe in range(probes):
                 generator = np.random.Generator(np.random.PCG64([number, probe]))
                 product = sum(_probe(y, generator) for _, y in sorted(outputs.items()))
                 assert isinstance(product, Tensor)
-                product.backward(retain_graph=probe + 1 < PROBES)
-    count = len(cases) * PROBES
+                product.backward(retain_graph=probe + 1 < probes)
+    count = len(cases) * probes
     return {
-        name: rounded(square / tensors[name].size / count) for name, square in sums.squares.items()
+        name: Felt(
+            rounded(felt.sensitivity / tensors[name].size / count),
+            rounded(felt.energy),
+            rounded(felt.drift / count),
+        )
+        for name, felt in sums.items()
     }
 
 
@@ -115,11 +140,49 @@ def measure(
     device: str = "cpu",
     say: Say = lambda text: None,
 ) -> dict[str, Measured]:
-    """Sensitivity and palettes' errors of every weight that can be compressed, by name."""
+    """Sensitivity, drift and palettes' errors of every weight that can be compressed, by name."""
     found = sensitivities(checkpoint, component, cases, device=device, say=say)
     say(f"palettes of {component}")
     tensors = checkpoint.component_tensors(component)
-    return {name: Measured(s, palette_errors(tensors[name])) for name, s in found.items()}
+    measured = {
+        name: Measured(felt.sensitivity, palette_errors(tensors[name]), felt.energy, felt.drift)
+        for name, felt in found.items()
+    }
+    say(f"{component} at {COARSE} bits")
+    true = _error_of(checkpoint, component, cases, list(found), device)
+    bend = _bend(measured.values(), true)
+    return {name: replace(m, drift=rounded(m.drift * bend)) for name, m in measured.items()}
+
+
+def _bend(measured: Collection[Measured], true: float) -> float:
+    """What all drifts are to be multiplied by so that they and the noise make the true error."""
+    noise = sum(replace(m, drift=0.0).expected(COARSE) for m in measured)
+    drift = sum(m.expected(COARSE) for m in measured) - noise
+    return max(true - noise, 0.0) / drift if drift > 0 else 1.0
+
+
+def _error_of(
+    checkpoint: Checkpoint, component: str, cases: Sequence[Case], names: list[str], device: str
+) -> float:
+    """Relative squared error of the outputs with all weights at `COARSE` bits, mean over cases."""
+    tensors = checkpoint.component_tensors(component)
+    total = 0.0
+    with Reference(checkpoint, component, device=device) as model, torch.no_grad():
+        own = model.parameters()
+        for name in names:
+            weight = tensors[name].read(np.float16)
+            histogram = Histogram()
+            histogram.add(weight)
+            palette = fit(histogram, int(COARSE), thorough=False)
+            decoded = torch.from_numpy(palette.lut[palette.indices(weight)])
+            own[name].copy_(decoded.reshape(own[name].shape))
+        for case in cases:
+            outputs = model(case.inputs)
+            total += sum(
+                10 ** (-compare(expected, outputs[name]).snr_db / 10)
+                for name, expected in case.outputs.items()
+            )
+    return total / len(cases)
 
 
 def calibrate(
