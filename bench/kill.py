@@ -1,18 +1,22 @@
 """Kill a run with SIGKILL at random moments, run it again, compare with an undisturbed run.
 
-    python -m bench.kill CHECKPOINT COUNT [--folder DIR] [--seed N] [--verify]
+    python -m bench.kill CHECKPOINT COUNT [--folder DIR] [--seed N] [--recipe FILE] [--interrupt]
 
-Every time starts from an empty folder. With `--verify` the command is `run`, verification
-included; without it `convert`, for checkpoints whose verification takes hours. Exits with 1 if a
-package differs from the undisturbed run's by a byte, or anything stray is left outside `.cache`.
+Every time starts from an empty folder. With `--recipe` the command is `run`, verification and
+release included; without it `convert`, for checkpoints whose verification takes hours. Exits with
+1 if a file differs from the undisturbed run's by a byte, or anything stray is left outside
+`.cache`. With `--interrupt` it is Ctrl-C, from 0.02 s on, and has to end in exit code 130 and one
+line as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,52 +32,77 @@ def main() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("--folder", type=Path, default=Path("out/kill"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--recipe", help="a recipe's file or name")
+    parser.add_argument("--interrupt", action="store_true")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     moments = random.Random(options.seed)
     print(f"seed {options.seed}")
     start = time.monotonic()
-    run(options, "undisturbed").wait()
+    if run(options, "undisturbed").wait():
+        sys.exit("the undisturbed run failed")
     whole = time.monotonic() - start
     expected = contents(options.folder / "undisturbed")
     print(f"undisturbed: {whole:.1f} s, {len(expected)} files")
     wrong = 0
     for number in range(options.count):
-        moment = moments.uniform(0, whole)
+        moment = moments.uniform(0.02 if options.interrupt else 0, whole)
         process = run(options, "killed")
         time.sleep(moment)
-        process.kill()
-        process.wait()
+        ending = end(process, signal.SIGINT if options.interrupt else signal.SIGKILL)
         start = time.monotonic()
         code = run(options, "killed").wait()
         same = contents(options.folder / "killed") == expected
-        wrong += code != 0 or not same
+        wrong += code != 0 or not same or ending not in ENDINGS
         verdict = "same bytes" if same else "DIFFERENT"
         again = time.monotonic() - start
-        print(f"{number + 1}: killed after {moment:.1f} s, again {again:.1f} s, {verdict}")
+        print(f"{number + 1}: {ending} after {moment:.2f} s, again {again:.1f} s, {verdict}")
         shutil.rmtree(options.folder / "killed")
     print(f"{options.count - wrong} of {options.count} as if undisturbed")
     return 1 if wrong else 0
 
 
-def run(options: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
-    """Start the command into the folder `name`."""
-    tool = [sys.executable, "-m", "sdxl_coreml"]
-    out = ["--out", str(options.folder / name), "--quiet"]
-    if options.verify:
-        recipe = options.folder / "recipe.toml"
-        matrix = "\n".join(f"{key} = {value!r}" for key, value in SETTINGS.items())
-        recipe.write_text(
-            'name = "killed"\n[source]\npath = "given by --source"\n[matrix]\n'
-            + matrix.replace("512", "64").replace("768", "96").replace("'", '"')
-        )
-        command = ["run", str(recipe), "--source", str(options.checkpoint)]
+def run(options: argparse.Namespace, name: str) -> subprocess.Popen[str]:
+    """Start the command into the folder `name`, in a process group as a terminal's."""
+    command = [sys.executable, "-m", "sdxl_coreml"]
+    if options.recipe:
+        command += ["run", options.recipe, "--source", str(options.checkpoint)]
     else:
-        command = ["convert", str(options.checkpoint), "--component", "unet"]
+        command += ["convert", str(options.checkpoint), "--component", "unet"]
         command += [f"--{key}={value}" for key, values in SETTINGS.items() for value in values]
-    return subprocess.Popen([*tool, *command, *out], stdout=subprocess.DEVNULL)
+    command += ["--out", str(options.folder / name), "--quiet", "--jobs", "2"]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send a signal, to workers too if it is Ctrl-C; returns what became of the process."""
+    if process.poll() is None:
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+    said = process.communicate()[1]
+    if process.returncode == 0 and not said:
+        return "finished"
+    if process.returncode == -signal.SIGKILL == -number:
+        return "killed"
+    if (
+        process.returncode == 130
+        and said.startswith("error: interrupted")
+        and said.count("\n") == 1
+    ):
+        return "interrupted"
+    return f"exit code {process.returncode}, {said!r},"
+
+
+ENDINGS = {"killed", "interrupted", "finished"}
 
 
 def contents(folder: Path) -> dict[str, str]:
