@@ -125,7 +125,8 @@ def measured(report: Mapping[str, Any]) -> dict[str, Any]:
         },
         "lowest_snr_db": {
             level: {
-                c: _rounded(min(of, key=figures.snr)["metrics"]["snr_db"]) for c, of in by.items()
+                c: _rounded(min(of, key=figures.snr)["metrics"].get("snr_db"))
+                for c, of in by.items()
             }
             for level, by in outputs.items()
         },

@@ -59,7 +59,7 @@ def decibels(value: Any) -> str:
 
 def snr(check: Json) -> float:
     """The SNR in dB of a check that compared; what is not finite is lower than any number."""
-    value = check["metrics"]["snr_db"] if check["metrics"].get("finite") is True else None
+    value = check["metrics"].get("snr_db") if check["metrics"].get("finite") is True else None
     return -math.inf if value is None else float(value)
 
 
@@ -69,7 +69,7 @@ def snr_text(check: Json | None, unit: str = "dB") -> str:
         return NOT_MEASURED
     if check["metrics"].get("finite") is not True:
         return NOT_FINITE
-    return show(check["metrics"]["snr_db"], 1, unit)
+    return show(check["metrics"].get("snr_db"), 1, unit)
 
 
 # ---- which check ----
@@ -103,8 +103,8 @@ def by_kind(checks: Iterable[Json]) -> dict[Kind, list[Json]]:
 def compressed(report: Json, component: str) -> bool:
     """Whether the component's weights are compressed; assumed where an older report says nothing
     of it and its bits do not tell."""
-    if report.get("compressed") is not None:
-        return component in report["compressed"]
+    if isinstance(known := report.get("compressed"), list):
+        return component in known
     if report.get("bits") == UNCOMPRESSED:
         return False
     of = [c for c in report["checks"] if c["level"] == "compression"]
@@ -143,7 +143,7 @@ def figures_json(report: Json) -> dict[str, Any]:
 
     def both(component: str | None) -> dict[str, Any]:
         found = (figure(name, report, component) for name in FIGURES)
-        values = (None if check is None else check["metrics"]["snr_db"] for check in found)
+        values = (None if check is None else check["metrics"].get("snr_db") for check in found)
         return dict(zip(("snr_db", "program_snr_db"), values, strict=True))
 
     return {**both(None), "components": {c: both(c) for c in compared(report)}}

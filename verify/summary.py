@@ -52,8 +52,9 @@ def summary_table(reports: Sequence[Report]) -> Any:
         view.add_column(name, justify="right", no_wrap=True)
     for report in reports:
         verdict: Verdict = report["verdict"]
-        for mark, *cells in _rows(report, components):
-            view.add_row(Text(mark, STYLES[verdict]), *cells)
+        columns = zip(*_rows(report, components), strict=True)
+        mark, *cells = ("\n".join(column).rstrip("\n") for column in columns)
+        view.add_row(Text(mark, STYLES[verdict]), *cells)
     parts: list[Any] = [view]
     for report in reports:
         parts += failures(report, report["artifact"])
