@@ -26,14 +26,13 @@ from convert.apple_networks import text_encoder, unet, vae
 from convert.cache import Cache
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.engines import PACKAGE, not_in_bits, not_installed
 from convert.errors import CannotExecute, InputError, UserError
 from convert.mlpackage import MANIFEST, MODEL, Description, manifest
 from convert.plan import Job
 from convert.progress import Advance
 from convert.values import DeploymentTarget
 
-PACKAGE = "python_coreml_stable_diffusion"
-INSTALL = "pip install --no-deps git+https://github.com/apple/ml-stable-diffusion@e12202c"
 VERSION_KEY = "com.github.apple.ml-stable-diffusion.version"
 
 
@@ -52,10 +51,7 @@ def convert_job(
         InputError: a bit width other than 16, or as `convert_component` does.
     """
     if job.compression.methods:
-        raise InputError(
-            f"Apple's engine makes 16-bit packages, not {job.bits}-bit ones",
-            hint="Use `--engine native`, or `--bits 16`.",
-        )
+        raise not_in_bits(job.bits)
     component = COMPONENTS[job.component]
     size = job.resolution
     convert_component(
@@ -163,11 +159,7 @@ def _import_unet() -> Any:
             raise CannotExecute(
                 f"Apple's package needs `{error.name}`, which is not installed", where=PACKAGE
             ) from error
-        raise InputError(
-            "Apple's converter is not installed; its engine needs it for the UNet",
-            where=PACKAGE,
-            hint=f"Install it beside this tool: {INSTALL}",
-        ) from None
+        raise not_installed() from None
     return unet
 
 

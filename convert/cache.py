@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,6 @@ def key_of(value: Any) -> str:
     """The name of an entry: SHA-256 (hex) of what determines it, as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 of the code that shapes a package, so that a changed converter redoes its work."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for file in sorted([*root.glob("*.py"), *root.glob("models/*.py")]):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 def digest_file(path: Path, report: Callable[[int], None] | None = None) -> str:

@@ -142,12 +142,17 @@ def convert(
 
     Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
     """
+    from convert.components import COMPONENTS
     from convert.download import parse_source
+    from convert.engines import ENGINES, require_engine
     from convert.options import own_name, recipe_from_options
-    from convert.plan import ENGINES, make_plan
+    from convert.plan import make_plan, require_components
+    from convert.run import require_ours
 
     if engine not in ENGINES:
         raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
+    require_components(component or [])
+    require_ours(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     recipe = recipe_from_options(
         source,
@@ -163,6 +168,7 @@ def convert(
     )
     if name is None and recipe.name != own_name(source, revision):
         terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
+    require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
     snapshot = fetch(parse_source(source, revision), terminal)
     planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
     results = make(planned, snapshot, out, terminal, jobs, context.obj)
@@ -270,9 +276,10 @@ def show_plan(
     from tempfile import TemporaryDirectory
 
     from convert.outline import outline
-    from convert.plan import make_plan
+    from convert.plan import make_plan, wanted_artifacts
     from convert.plan_report import plan_document, plan_table
 
+    wanted_artifacts(recipe, only)
     wanted = wanted_source(recipe, source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
         if wanted.kind == "repo":

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -18,12 +18,14 @@ from convert.components import COMPONENTS
 from convert.documents import Document
 from convert.methods import UNCOMPRESSED, own_bits
 from convert.notices import notices
-from convert.packages import Context, Package
 from convert.pipeline_config import pipeline_config
-from convert.plan import Job, PlannedArtifact
-from convert.recipe import Artifact, Recipe
 from convert.recipe_fields import GroupSize, WidthText
 from convert.values import FORMATS
+
+if TYPE_CHECKING:
+    from convert.packages import Context, Package
+    from convert.plan import Job, PlannedArtifact
+    from convert.recipe import Artifact, Recipe
 
 FILE = "manifest.json"
 SCHEMA = 1

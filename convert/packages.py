@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from convert import __version__
-from convert.cache import Cache, code_digest, digest_file, key_of
+from convert.cache import Cache, digest_file, key_of
 from convert.checkpoint import Checkpoint
+from convert.code import code_digest
 from convert.components import COMPONENTS, user_metadata
 from convert.interrupts import deferred_interrupt
 from convert.plan import Job
@@ -82,7 +83,7 @@ def key(context: Context, job: Job) -> str:
         "resolution": str(job.resolution),
         "compression": job.compression.to_json(),
     }
-    return key_of([settings, describe(context, job), _sources(context, job), code_digest()])
+    return key_of([settings, describe(context, job), _sources(context, job), _code(job)])
 
 
 def weight_key(context: Context, job: Job) -> str:
@@ -90,7 +91,11 @@ def weight_key(context: Context, job: Job) -> str:
     # Compressed weights are stored as the target's decoders want them.
     methods = job.compression.to_json()
     settings = [job.component, methods, job.precision, bool(methods) and job.deployment]
-    return key_of([settings, _sources(context, job), code_digest()])
+    return key_of([settings, _sources(context, job), _code(job)])
+
+
+def _code(job: Job) -> str:
+    return code_digest("apple" if job.engine == "apple" else "convert")
 
 
 def _sources(context: Context, job: Job) -> dict[str, str]:

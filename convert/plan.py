@@ -12,6 +12,7 @@ from convert.allocation import Allocation, read_allocation, require_fit
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.compress import NONE, Compression
+from convert.engines import Engine, require_engine
 from convert.errors import InputError, nearest
 from convert.methods import (
     UNCOMPRESSED,
@@ -26,10 +27,6 @@ from convert.notices import Notice, notices
 from convert.recipe import Artifact, Recipe
 from convert.recipe_gates import require_gates
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
-
-Engine = Literal["native", "apple"]
-ENGINES: tuple[Engine, ...] = ("native", "apple")
-
 
 WeightKey = tuple[str, str, str, Compression]
 
@@ -140,11 +137,9 @@ def make_plan(
         InputError: nothing matches `only`, an unknown or missing component, a resolution or bit
             width that cannot be made, a config that is not SDXL's, a gate that judges nothing.
     """
-    artifacts = [a for a in recipe.artifacts() if only is None or fnmatch.fnmatchcase(a.name, only)]
-    if not artifacts:
-        names = ", ".join(a.name for a in recipe.artifacts())
-        raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
+    artifacts = wanted_artifacts(recipe, only)
     chosen = _components(checkpoint, components)
+    require_engine(engine, chosen, [a.bits for a in artifacts])
     _check(checkpoint, artifacts, chosen, engine)
     require_sense(checkpoint, recipe.compress)
     allocations = _allocations(checkpoint, artifacts, recipe, chosen)
@@ -159,6 +154,26 @@ def make_plan(
         ),
         allocations,
     )
+
+
+def wanted_artifacts(recipe: Recipe, only: str | None = None) -> list[Artifact]:
+    """The recipe's artifacts whose names match a glob; all if None. Raises InputError for none."""
+    artifacts = [a for a in recipe.artifacts() if only is None or fnmatch.fnmatchcase(a.name, only)]
+    if not artifacts:
+        names = ", ".join(a.name for a in recipe.artifacts())
+        raise InputError(f"--only {only} matches none of the artifacts", hint=f"They are: {names}.")
+    return artifacts
+
+
+def require_components(names: Iterable[str]) -> None:
+    """Raise InputError for a name that is no component's."""
+    for name in names:
+        if name not in COMPONENTS:
+            near = nearest(name, list(COMPONENTS))
+            raise InputError(
+                f"unknown component `{name}`" + (f"; did you mean `{near}`?" if near else ""),
+                hint=f"Components: {', '.join(COMPONENTS)}.",
+            )
 
 
 def _allocations(
@@ -239,13 +254,8 @@ def _job(
 
 def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
     wanted = list(wanted)
+    require_components(wanted)
     for name in wanted:
-        if name not in COMPONENTS:
-            near = nearest(name, list(COMPONENTS))
-            raise InputError(
-                f"unknown component `{name}`" + (f"; did you mean `{near}`?" if near else ""),
-                hint=f"Components: {', '.join(COMPONENTS)}.",
-            )
         checkpoint.part(name)
     return [c for c in checkpoint.components if not wanted or c in wanted]
 

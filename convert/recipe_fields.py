@@ -77,6 +77,12 @@ def is_hub_repo(value: str) -> bool:
     return re.fullmatch(_HUB_REPO, value) is not None
 
 
+def require_hub_repo(value: str) -> None:
+    """Raise InputError unless `value` has that form."""
+    if not is_hub_repo(value):
+        raise InputError(f"`{value}` is not a Hub repository (owner/name)")
+
+
 def check_hub_repo(value: str) -> str:
     """Checked to be owner/name."""
     if is_hub_repo(value):

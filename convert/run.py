@@ -7,7 +7,8 @@ What `out` holds afterwards is described in the README under "What a run leaves"
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,10 +63,8 @@ def run(
     progress = progress or Silent()
     require_ours(out, plan)
     assert not plan.unmeasured, "mixed bits are measured before"
-    is_new = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with Cache(out / ".cache") as cache:
+        with discard_unless(out), Cache(out / ".cache") as cache:
             context = _context(plan, source, cache, progress)
             missing = [j for j in plan.jobs if not cache.has("packages", key(context, j))]
             unwritten = {weight_key(context, job): job for job in reversed(missing)}
@@ -77,19 +76,34 @@ def run(
             return [
                 _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
             ]
-    except InputError:
-        if is_new:  # what was made of a checkpoint that cannot be converted is of no use
-            shutil.rmtree(out, ignore_errors=True)
-        raise
     except OSError as error:
         raise disk_error(error, out) from None
 
 
-def require_ours(out: Path, plan: Plan) -> None:
+@contextmanager
+def discard_unless(out: Path, *kinds: str) -> Iterator[None]:
+    """Remove a new folder where the input turns out to be unusable, but for dear entries.
+
+    What an interrupt or another error ends stays: it can go on.
+
+    Args:
+        out: the output folder.
+        kinds: of entries in its cache, any of which is worth keeping.
+    """
+    is_new = not out.exists()
+    try:
+        yield
+    except InputError:
+        if is_new and not any((out / ".cache" / kind).exists() for kind in kinds):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def require_ours(out: Path, plan: Plan | None = None) -> None:
     """Raise InputError if `out` holds what no run has put there, or more than the plan makes."""
     if out.exists() and not out.is_dir():
         raise InputError("is a file; a folder is expected", where=out)
-    planned = {a.artifact.name: a for a in plan.artifacts}
+    planned = {a.artifact.name: a for a in plan.artifacts} if plan else {}
     for entry in sorted(out.iterdir()) if out.exists() else []:
         if entry.name in OURS:
             continue

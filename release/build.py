@@ -11,7 +11,7 @@ from convert.cache import Cache
 from convert.errors import InputError
 from convert.progress import Progress
 from convert.recipe import Recipe
-from release.bundle import find_report
+from release.bundle import has_passed
 from release.card import compose, write_card
 from release.pack import NotVerified, Packed, find_artifacts, pack, read_release
 from release.samples import copy_samples
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def releasable(out: Path, recipe: Recipe) -> list[Path]:
-    """The recipe's artifacts that are finished in `out` and passed their verification.
+    """The recipe's artifacts that are finished in `out` and passed this version's verification.
 
     So runs with --only add to one release instead of taking each other's archives away.
     """
@@ -41,23 +41,18 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
             continue
         if not artifact_manifests.is_complete(path, manifest):
             continue
-        report = find_report(path)
-        if report is not None and report["verdict"] == "pass":
+        if has_passed(path):
             found.append(path)
     return found
 
 
 def passing(artifacts: Sequence[Path]) -> list[Path]:
-    """Those of some artifacts that passed their verification.
+    """Those of some artifacts that passed this version's verification.
 
     Raises:
         NotVerified: none did.
     """
-    found = []
-    for path in artifacts:
-        report = find_report(path)
-        if report is not None and report["verdict"] == "pass":
-            found.append(path)
+    found = [path for path in artifacts if has_passed(path)]
     if not found:
         raise NotVerified(
             f"none of {len(artifacts)} artifacts passed its verification; nothing was packed"

@@ -25,6 +25,7 @@ from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
 from release.aliases import aliased
 from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
+from verify.policy import load_policy
 
 TOKENIZER = ("vocab.json", "merges.txt")
 
@@ -77,11 +78,23 @@ def open_artifact(path: Path) -> dict[str, Any]:
 def find_report(artifact: Path) -> dict[str, Any] | None:
     """The artifact's verification in `reports/` beside it, as `run` leaves it, or None.
 
-    A report of other bytes than the artifact's counts as none.
+    A report of other bytes than the artifact's counts as none; whether this version would say the
+    same is for `is_current` to tell.
     """
     manifest = open_artifact(artifact)
     file = artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
     return read_report(file, manifest)
+
+
+def is_current(report: Mapping[str, Any]) -> bool:
+    """Whether a report is by the checks and gates of this version, and not of another."""
+    return report.get("code") == load_policy().made_by
+
+
+def has_passed(artifact: Path) -> bool:
+    """Whether a finished artifact passed its verification by this version."""
+    report = find_report(artifact)
+    return report is not None and report["verdict"] == "pass" and is_current(report)
 
 
 def make_bundle(

@@ -72,8 +72,9 @@ def run(
 
     Example: sdxl-coreml run toy --source toy --out out
     """
-    from convert.plan import make_plan
+    from convert.plan import make_plan, wanted_artifacts
     from convert.plan_report import plan_document
+    from convert.run import require_ours
     from release.archive import parse_size
 
     if release_passing and not release:
@@ -84,6 +85,8 @@ def run(
     if dry_run:
         show_plan(parsed, source, terminal, only=only)
         return 0
+    wanted_artifacts(parsed, only)
+    require_ours(out)
     asked = wanted_source(parsed, source)
     snapshot = fetch(asked, terminal)
     plan = make_plan(parsed, open_snapshot(snapshot), only=only)

@@ -59,17 +59,19 @@ def pack(
     """
     from release.archive import parse_size
     from release.build import build_release, passing
-    from release.pack import find_artifacts
+    from release.pack import find_artifacts, require_packable
 
     if passing_only and allow_unverified:
         raise InputError("--passing and --allow-unverified contradict each other", hint="Give one.")
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    part_size = parse_size(split) if split else None
     artifacts = found_all = find_artifacts(folder)
     if passing_only:
         artifacts = passing(found_all)
         left = [path.name for path in found_all if path not in artifacts]
         if left:
             terminal.say(f"Left out, because they did not pass: {', '.join(left)}")
+    require_packable(artifacts, out, allow_unverified=allow_unverified)
     found, licenses = _source_texts(source, out, terminal)
     packed = build_release(
         artifacts,
@@ -77,7 +79,7 @@ def pack(
         reports=artifacts[0].resolve().parent / "reports",
         source=found,
         licenses=licenses,
-        split=parse_size(split) if split else None,
+        split=part_size,
         allow_unverified=allow_unverified,
         progress=terminal,
     )
@@ -160,6 +162,10 @@ def publish(
 
     Example: sdxl-coreml publish out/release --repo owner/coreml-model --dry-run
     """
+    from convert.recipe_fields import require_hub_repo
+
+    if repo is not None:
+        require_hub_repo(repo)
     from release.publish import plan_publication, require_license
     from release.publish import publish as send
     from release.publish_text import publication_document, publication_text, wanted_repo

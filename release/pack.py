@@ -12,7 +12,6 @@ again."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shutil
@@ -23,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from convert import manifest as artifact_manifests
-from convert.cache import Cache, code_digest, digest_file, key_of
+from convert.cache import Cache, digest_file, key_of
+from convert.code import code_digest
 from convert.errors import InputError, UserError
 from convert.progress import Progress, Silent
 from convert.snapshot import disk_error
 from convert.units import size
 from release.archive import split as split_archive
 from release.archive import write_archive
-from release.bundle import Digests, find_report, make_bundle, open_artifact
+from release.bundle import Digests, find_report, is_current, make_bundle, open_artifact
 from release.manifest import (
     FILE,
     SHARED,
@@ -104,12 +104,10 @@ def pack(
             disk, a damaged artifact.
     """
     progress = progress or Silent()
+    require_packable(artifacts, release, allow_unverified=allow_unverified)
     manifests = {path: open_artifact(path) for path in artifacts}
-    release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
-    reports = {path: find_report(path) for path in artifacts}
-    if not allow_unverified:
-        _require_verified(manifests, reports)
-    _require_ours(release, manifests)
+    found = {path: find_report(path) for path in artifacts}
+    reports = {path: r if r is not None and is_current(r) else None for path, r in found.items()}
     earlier = _earlier(release)
     digests = Digests()
     fresh, archives = [], []
@@ -138,6 +136,21 @@ def pack(
     except OSError as error:
         raise disk_error(error, release) from None
     return Packed(release, manifest, tuple(fresh))
+
+
+def require_packable(
+    artifacts: Sequence[Path], release: Path, *, allow_unverified: bool = False
+) -> None:
+    """Refuse what `pack` would not pack, before anything is read but manifests and reports.
+
+    Raises:
+        NotVerified, InputError: as `pack` does.
+    """
+    manifests = {path: open_artifact(path) for path in artifacts}
+    release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
+    if not allow_unverified:
+        _require_verified(manifests, {path: find_report(path) for path in artifacts})
+    _require_ours(release, manifests)
 
 
 def read_release(folder: Path) -> dict[str, Any]:
@@ -250,14 +263,8 @@ def _fingerprint(
 ) -> str:
     """All that determines an archive's bytes."""
     found = verification(report) if report else None
-    code = [code_digest(), release_code_digest(), zlib.ZLIB_RUNTIME_VERSION]
+    code = [code_digest("release"), zlib.ZLIB_RUNTIME_VERSION]
     return key_of([manifest["fingerprint"], found, split, code])
-
-
-@functools.cache
-def release_code_digest() -> str:
-    """SHA-256 of this folder's code, so that another version packs again."""
-    return key_of([digest_file(file) for file in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 def _require_verified(
@@ -266,15 +273,21 @@ def _require_verified(
     bad = []
     for path, manifest in manifests.items():
         report = reports[path]
-        if report is None or report["verdict"] != "pass":
-            state = "was not verified" if report is None else f"verdict: {report['verdict']}"
-            bad.append(f"{manifest['artifact']} ({state})")
+        if report is None:
+            state = "was not verified"
+        elif not is_current(report):
+            state = "was verified by another version's checks or gates"
+        elif report["verdict"] != "pass":
+            state = f"verdict: {report['verdict']}"
+        else:
+            continue
+        bad.append(f"{manifest['artifact']} ({state})")
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise NotVerified(
             f"not packed, because verification did not pass: {', '.join(bad[:3])}{more}",
-            hint="`sdxl-coreml run` verifies what it makes; --allow-unverified packs it anyway, "
-            "and the card will say so.",
+            hint="`sdxl-coreml run` verifies what it makes, and again where this version would do "
+            "it otherwise; --allow-unverified packs it anyway, and the card will say so.",
         )
 
 

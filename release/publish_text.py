@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.errors import InputError
 from convert.recipe import parse_recipe
-from convert.recipe_fields import is_hub_repo
+from convert.recipe_fields import require_hub_repo
 from convert.units import size
 from release.pack import read_release
 from release.publish import Publication
@@ -25,8 +25,7 @@ def wanted_repo(release: Path, repo: str | None) -> str:
             where=release,
             hint="Give --repo owner/name, or `repo` in the recipe's [release].",
         )
-    if not is_hub_repo(found):
-        raise InputError(f"`{found}` is not a Hub repository (owner/name)")
+    require_hub_repo(found)
     return found
 
 

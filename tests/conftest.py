@@ -155,6 +155,8 @@ def passing_report(base_artifact: Path) -> dict[str, object]:
     """A report of `base_artifact` with one check, as short as `verify` would never write it."""
     import json
 
+    from verify.policy import load_policy
+
     manifest = json.loads((base_artifact / "manifest.json").read_text())
     check = {
         "level": "conversion", "component": "unet", "case": "t=999 cond", "output": "noise_pred",
@@ -165,6 +167,7 @@ def passing_report(base_artifact: Path) -> dict[str, object]:
         "schema": 1, "verdict": "pass", "artifact": manifest["artifact"], "source": "base",
         "resolution": "64x96", "runtime": "torch", "scope": "proves the program",
         "policy": "1", "versions": {}, "checks": [check], "fingerprint": manifest["fingerprint"],
+        "code": load_policy().made_by,
     }  # fmt: skip
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from checkpoints import edit_checkpoint
 
-from convert.apple import INSTALL, _attention, _import_unet, convert_component, convert_job
+from convert.apple import _attention, _import_unet, convert_component, convert_job
 from convert.apple_networks import unet
 from convert.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
 from convert.compress import Compression
+from convert.engines import INSTALL
 from convert.errors import CannotExecute, InputError
 from convert.mlpackage import Description, write_package
 from convert.models.networks import build_network

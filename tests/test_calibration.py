@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import sdxl_coreml
+from convert import cache
 from convert.allocation import read_allocation
 from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.download import Snapshot
 from convert.mixed_bits import Measured, budget, make_allocation, options, provisional
 from convert.palette import Histogram, fit
+from convert.plan import make_plan
+from convert.recipe import parse_recipe
 from convert.recipe_sections import Compress
+from convert.run import require_ours
 from convert.values import Bits, Resolution
-from verify.calibration import measure, sensitivities
+from verify import calibration
+from verify.calibration import calibrate, measure, sensitivities
 from verify.metrics import compare
 from verify.recording import Case, record
 from verify.reference import Reference
@@ -164,6 +171,56 @@ def test_convert_measures_them_and_twice_gives_the_same_bytes(
     allocation = read_allocation(one / "allocation.json")
     assert 4.3 < allocation.average_bits[COMPONENT] <= 4.5
     assert len(set(allocation.widths(COMPONENT).values())) > 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_interrupted_calibration_keeps_what_was_measured(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every case, every batch of palettes and every file's digest is had once."""
+    recipe = parse_recipe(
+        'name = "toy"\nsource.path = "toy"\n'
+        'matrix = { attention = ["original"], resolution = ["64x64"], bits = ["mixed-4.5"] }\n',
+        where="test",
+    )
+    plan = make_plan(recipe, source, components=[COMPONENT])
+    snapshot = Snapshot(source.path, None, None, ())
+    monkeypatch.setattr(calibration, "BATCH", 50_000)
+    done: list[str] = []
+    limits = [10**6]
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if len(done) >= limits[-1]:
+                raise KeyboardInterrupt
+            done.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    for place, attribute, name in (
+        (Reference, "differentiable", "case"),
+        (calibration, "palette_errors", "palette"),
+        (cache, "digest_file", "digest"),
+    ):
+        monkeypatch.setattr(place, attribute, counted(name, getattr(place, attribute)))
+    whole = calibrate(plan, snapshot, tmp_path / "whole").allocations
+    every = list(done)
+    assert every.count("case") == 4
+    done.clear()
+    out = tmp_path / "out"
+    for limit in (2, every.index("case") + 2, len(every) - 1):
+        limits.append(limit)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(plan, snapshot, out)
+        assert done == every[:limit]  # nothing was done twice until now
+        assert [path.name for path in out.iterdir()] == [".cache"]
+        require_ours(out, plan)
+    limits.append(10**6)
+    assert calibrate(plan, snapshot, out).allocations == whole
+    again = done[len(every) - 1 :]  # of the batch that was not finished
+    assert set(again) == {"palette"}
+    assert len(again) < every.count("palette") / 2
 
 
 @pytest.mark.slow

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.download import Snapshot
 from convert.plan import Plan, make_plan
 from convert.recipe import parse_recipe
 from convert.run import run
+from verify import run as verification
 from verify import sampling
-from verify.campaign import verify_all
+from verify.campaign import Outcome, verify_all
 from verify.pictures import image_paths
+from verify.policy import Policy, load_policy
 from verify.summary import summary_markdown
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,3 +67,68 @@ def test_pictures_are_made_with_every_artifact_and_kept(
     other = plan_of(RECIPE.replace("steps = 2", "steps = 3"), base)
     with pytest.raises(AssertionError, match="still true"):
         verify_all(tmp_path, made, other)
+
+
+COMPRESSED = """
+name = "base"
+source.path = "base"
+matrix = { attention = ["original"], resolution = ["64x64"], bits = ["16", "4"] }
+verify.gates = [{ bits = "4", component = "text_encoder", min_snr_db = MINIMUM }]
+"""
+POLICY = """
+schema = 1
+version = "2"
+[[gate]]
+level = "conversion"
+components = ["text_encoder"]
+metric = "snr_db"
+at_least = MINIMUM
+why = "a test"
+"""
+
+
+def test_gates_that_change_judge_again_what_was_measured(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe's gates, and the policy's although nobody raised its version."""
+    source = open_checkpoint(toy)
+    measured: list[str] = []
+    real = verification.verify
+
+    def counted(path: Path, *arguments: object, **options: object) -> object:
+        measured.append(path.name)
+        return real(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verification, "verify", counted)
+    out = tmp_path / "out"
+
+    def outcome(recipe: int, policy: int | None) -> Outcome:
+        text = COMPRESSED.replace("MINIMUM", f"{recipe}.0")
+        plan = make_plan(parse_recipe(text, where="test"), source, components=["text_encoder"])
+        made = run(plan, Snapshot(toy, None, None, ()), out)
+        rules: Policy = load_policy()
+        if policy is not None:
+            (tmp_path / "policy.toml").write_text(POLICY.replace("MINIMUM", f"{policy}.0"))
+            rules = load_policy(tmp_path / "policy.toml")
+        monkeypatch.setattr("verify.campaign.load_policy", lambda: rules)
+        return verify_all(out, made, plan)
+
+    def verdicts(found: Outcome) -> list[str]:
+        return [report["verdict"] for report in found.reports]
+
+    assert verdicts(outcome(1, None)) == ["pass", "pass"]
+    assert len(measured) == 2
+    assert verdicts(outcome(1, 20)) == ["pass", "pass"]
+    assert verdicts(outcome(1, 200)) == ["fail", "fail"]
+    again = outcome(99, 20)
+    assert len(measured) == 2
+    assert verdicts(again) == ["pass", "fail"]
+    failed = [c["message"] for c in again.reports[1]["checks"] if c["verdict"] == "fail"]
+    assert failed
+    assert all("snr_db >= 99 is asked" in message for message in failed), failed
+    # Judged again, they are what they would be if they were measured again.
+    for file in (out / "reports").glob("base_*.json"):
+        file.unlink()
+    fresh = outcome(99, 20)
+    assert len(measured) == 4
+    assert json.dumps(fresh.reports) == json.dumps(again.reports)

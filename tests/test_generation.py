@@ -21,7 +21,8 @@ from convert.recipe_sections import CompressionGate
 from convert.values import LEVELS
 from verify import report
 from verify.checks import Results
-from verify.generation import Asked, check_generation, check_sanity, picture_gates
+from verify.gates import recipe_gates
+from verify.generation import Asked, check_generation, check_sanity
 from verify.pictures import image_paths
 from verify.policy import load_policy
 from verify.recording import Recording
@@ -244,6 +245,6 @@ def test_compressed_weights_have_no_universal_gate(pictured: Results) -> None:
     assert judged["16"].verdict == "fail"
     assert (judged["6"].verdict, judged["6"].gate) == ("pass", "finite")
     gate = CompressionGate(bits="6", component="pipeline", min_latents_cosine=0.9, min_psnr_db=20)
-    latents, image = check_generation(far, Asked(policy, "6", picture_gates([gate])))
+    latents, image = check_generation(far, Asked(policy, "6", recipe_gates([gate], "6")))
     assert (latents.verdict, latents.gate) == ("fail", "cosine >= 0.9")
     assert (image.verdict, image.gate) == ("pass", "psnr_db >= 20")

@@ -147,6 +147,19 @@ def test_an_artifact_that_did_not_pass_is_refused_unless_told(out: Path, tmp_pat
     assert packed.manifest["archives"][0]["manifest"]["verdict"] is None
 
 
+def test_a_verdict_of_other_checks_or_gates_is_no_verdict(out: Path, tmp_path: Path) -> None:
+    (file,) = (out / "reports").glob("*.json")
+    report = json.loads(file.read_text())
+    codes: list[dict[str, str]] = [{**report["code"], key: "of old" * 10} for key in report["code"]]
+    for code in [*codes, {}]:
+        file.unlink(missing_ok=True)  # a hard link to the fixture's
+        file.write_text(json.dumps({**report, "code": code}))
+        with pytest.raises(NotVerified, match=r"verified by another version's checks or gates"):
+            pack([out / NAME], tmp_path / "release")
+    packed = pack([out / NAME], tmp_path / "release", allow_unverified=True)
+    assert packed.manifest["archives"][0]["manifest"]["verdict"] is None
+
+
 def test_parts_join_to_the_archive(out: Path, base_release: Path, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     whole = (base_release / f"{NAME}.zip").read_bytes()

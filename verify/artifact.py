@@ -18,6 +18,7 @@ from verify.inspect_graph import infer_component
 from verify.mil import Program, load_program
 
 MANIFEST = "manifest.json"
+LONE = (".mlpackage", ".mlmodelc", ".mlmodel")  # how a model by itself is called
 CLAIMS = ("artifact", "attention", "bits", "resolution", "deployment", "vae_precision")
 
 
@@ -65,7 +66,7 @@ def open_artifact(
                 hint=f"Did you mean `{near}`?" if near else None,
             )
     wanted = tuple(n for n in source.components if components is None or n in components)
-    if path.suffix in (".mlpackage", ".mlmodelc", ".mlmodel"):
+    if path.suffix in LONE:
         component = _component(load_program(path), source)
         if component not in wanted:
             raise InputError(f"is the {component}, not {' or '.join(wanted)}", where=path)
@@ -102,6 +103,14 @@ def open_artifact(
         problems=tuple(problems),
         **tables,
     )
+
+
+def artifact_name(path: Path) -> str:
+    """What an artifact's folder, or one package, is called."""
+    if path.suffix in LONE:
+        return path.stem
+    values, _ = _manifest(path / MANIFEST)
+    return _claims(values, []).get("artifact", path.resolve().name)
 
 
 def _component(program: Program, source: Checkpoint) -> str:

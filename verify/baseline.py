@@ -32,6 +32,7 @@ KEPT = (
     "scope",
     "policy",
     "versions",
+    "code",
     "fingerprint",
     "checks",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from convert.checkpoint import Checkpoint
@@ -14,7 +14,7 @@ from verify.metrics import SNR
 from verify.mil import Program, load_program, require_weights
 from verify.minimal_package import write_minimal
 from verify.probe import probe_programs
-from verify.recording import Case, Progress, record
+from verify.recording import Progress, case_names, record
 from verify.run import SMALLEST
 
 Found = list[tuple[Program, Bisection]]
@@ -51,6 +51,8 @@ def bisect_artifact(
         CannotExecute: a package that cannot be read or run.
     """
     artifact = open_artifact(path, checkpoint, components)
+    for component in artifact.packages:
+        require_case(case, (component,))
     found: Found = []
     for component, file in artifact.packages.items():
         program = load_program(file)
@@ -65,7 +67,7 @@ def bisect_artifact(
             device=device,
             progress=progress,
         )
-        chosen = _case(recording.cases[component], case)
+        chosen = next(c for c in recording.cases[component] if case in (None, c.name))
         if progress:
             progress(f"{component}, {chosen.name}")
         bisection = bisect(
@@ -83,16 +85,15 @@ def bisect_artifact(
     return found
 
 
-def _case(cases: Sequence[Case], name: str | None) -> Case:
-    for case in cases:
-        if name in (None, case.name):
-            return case
-    names = [case.name for case in cases]
-    near = nearest(str(name), names)
-    raise InputError(
-        f"no recorded run `{name}`; there are {', '.join(names)}",
-        hint=f"Did you mean `{near}`?" if near else None,
-    )
+def require_case(case: str | None, components: Collection[str]) -> None:
+    """Raise InputError if none of the components has a recorded run of that name."""
+    names = list(dict.fromkeys(name for c in components for name in case_names(c)))
+    if case not in (None, *names):
+        near = nearest(str(case), names)
+        raise InputError(
+            f"no recorded run `{case}` of {' or '.join(components)}; there are {', '.join(names)}",
+            hint=f"Did you mean `{near}`?" if near else "Give --component with --case.",
+        )
 
 
 def lines(bisection: Bisection) -> Iterator[str]:
@@ -119,6 +120,11 @@ def lines(bisection: Bisection) -> Iterator[str]:
         yield f"  torch module {overflow.module or 'unknown'}"
 
 
+def findings_folders(out: Path, component: str) -> tuple[Path, Path]:
+    """Where the packages of a component go: of what diverges, and of what overflows."""
+    return out / component / "divergence", out / component / "overflow"
+
+
 def write_findings(found: Found, out: Path) -> list[Path]:
     """A minimal package for everything found, in a folder each.
 
@@ -129,9 +135,9 @@ def write_findings(found: Found, out: Path) -> list[Path]:
     for program, bisection in found:
         why = "\n".join(lines(bisection))
         if bisection.divergence is not None:
-            folder = out / bisection.component / "divergence"
+            folder = findings_folders(out, bisection.component)[0]
             written.append(write_minimal(program, bisection.divergence.segment, folder, why))
         if bisection.overflow is not None:
-            folder = out / bisection.component / "overflow"
+            folder = findings_folders(out, bisection.component)[1]
             written.append(write_minimal(program, bisection.overflow.segment, folder, why))
     return written

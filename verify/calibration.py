@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache as once
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from torch import Tensor
 from convert.allocation import Allocation
 from convert.cache import Cache, key_of
 from convert.checkpoint import Checkpoint
+from convert.code import code_digest
 from convert.compress import is_compressible
 from convert.download import Snapshot
 from convert.methods import component_bits
@@ -36,21 +40,29 @@ from convert.mixed_bits import Measured, make_allocation, palette_errors, rounde
 from convert.palette import Histogram, fit
 from convert.plan import Plan
 from convert.progress import Progress, Silent
-from convert.run import checkpoint_digests
+from convert.run import checkpoint_digests, discard_unless
+from convert.tensors import Tensor as Weight
 from convert.values import Bits, Resolution, is_mixed
+from verify.checks import versions
 from verify.metrics import compare
 from verify.recording import Case, record
 from verify.reference import Reference
 
-METHOD = 2  # of measuring; part of the cache's key
 # Random vectors for all recorded cases together: what is felt of a weight's shrinking is a mean of
 # squares of single numbers, known to √(2/16), about a third, which is 1.5 dB.
 PROBES = 16
 LARGEST = 256  # pixels along a side: weights see the same things in a small image
 COARSE = "2"  # bits at which shrinking counts; at fewer, nothing of a network is left
+BATCH = 1 << 26  # weights whose palettes' errors are kept together: some seconds of work
 FILE = "measured.json"
 
 Say = Callable[[str], None]
+# (what, how) → what `how` measured, now or before; so an interrupted measurement goes on.
+Keep = Callable[[str, Callable[[], Any]], Any]
+
+
+def _forget(what: str, measure: Callable[[], Any]) -> Any:
+    return measure()
 
 
 @dataclass
@@ -60,6 +72,12 @@ class Felt:
     sensitivity: float = 0.0
     energy: float = 0.0
     drift: float = 0.0
+
+    def take(self) -> list[float]:
+        """The three numbers; the sums among them begin at zero again."""
+        found = [self.sensitivity, self.energy, self.drift]
+        self.sensitivity = self.drift = 0.0
+        return found
 
 
 def _watch(parameters: Mapping[str, Tensor]) -> dict[str, Felt]:
@@ -93,20 +111,31 @@ def sensitivities(
     *,
     device: str = "cpu",
     say: Say = lambda text: None,
+    keep: Keep = _forget,
 ) -> dict[str, Felt]:
     """Sensitivity, energy and drift of every weight of a component that can be compressed, by name.
 
     Args:
-        cases: what the component is given, recorded; their outputs are computed anew.
+        cases: what the component is given, recorded; their outputs are computed anew. Those that
+            `keep` has are not asked for.
+        keep: remembers each case.
     """
     tensors = checkpoint.component_tensors(component)
-    with Reference(checkpoint, component, device=device) as model:
-        own = model.parameters()
-        for parameter in own.values():
-            parameter.requires_grad_(False)
-        sums = _watch({name: own[name] for name, t in tensors.items() if is_compressible(t)})
-        probes = max(2, math.ceil(PROBES / len(cases)))
-        for number, case in enumerate(cases):
+    count = keep("cases", lambda: len(cases))
+    probes = max(2, math.ceil(PROBES / count))
+    with ExitStack() as stack:
+
+        @once
+        def watched() -> tuple[Reference, dict[str, Felt]]:
+            model = stack.enter_context(Reference(checkpoint, component, device=device))
+            own = model.parameters()
+            for parameter in own.values():
+                parameter.requires_grad_(False)
+            named = {name: own[name] for name, t in tensors.items() if is_compressible(t)}
+            return model, _watch(named)
+
+        def felt_in(number: int) -> dict[str, list[float]]:
+            case, (model, sums) = cases[number], watched()
             say(f"sensitivities of {component}, {case.name}")
             outputs = model.differentiable(case.inputs)
             for probe in range(probes):
@@ -114,14 +143,18 @@ def sensitivities(
                 product = sum(_probe(y, generator) for _, y in sorted(outputs.items()))
                 assert isinstance(product, Tensor)
                 product.backward(retain_graph=probe + 1 < probes)
-    count = len(cases) * probes
+            return {name: felt.take() for name, felt in sums.items()}
+
+        found = [keep(f"case {number}", partial(felt_in, number)) for number in range(count)]
+    count *= probes
+    sums = {name: list(zip(*(of[name] for of in found), strict=True)) for name in found[0]}
     return {
         name: Felt(
-            rounded(felt.sensitivity / tensors[name].size / count),
-            rounded(felt.energy),
-            rounded(felt.drift / count),
+            rounded(math.fsum(squares) / tensors[name].size / count),
+            rounded(energies[0]),
+            rounded(math.fsum(drifts) / count),
         )
-        for name, felt in sums.items()
+        for name, (squares, energies, drifts) in sums.items()
     }
 
 
@@ -139,19 +172,44 @@ def measure(
     *,
     device: str = "cpu",
     say: Say = lambda text: None,
+    keep: Keep = _forget,
 ) -> dict[str, Measured]:
-    """Sensitivity, drift and palettes' errors of every weight that can be compressed, by name."""
-    found = sensitivities(checkpoint, component, cases, device=device, say=say)
+    """Sensitivity, drift and palettes' errors of every weight that can be compressed, by name.
+
+    Args:
+        cases: as `sensitivities` takes them.
+        keep: remembers each case, each batch of palettes, and the error at `COARSE` bits.
+    """
+    found = sensitivities(checkpoint, component, cases, device=device, say=say, keep=keep)
     say(f"palettes of {component}")
     tensors = checkpoint.component_tensors(component)
+
+    def errors_of(names: Sequence[str]) -> dict[str, dict[str, float]]:
+        return {name: palette_errors(tensors[name]) for name in names}
+
+    errors: dict[str, dict[str, float]] = {}
+    for number, names in enumerate(_batches({name: tensors[name] for name in found})):
+        errors |= keep(f"palettes {number}", partial(errors_of, names))
     measured = {
-        name: Measured(felt.sensitivity, palette_errors(tensors[name]), felt.energy, felt.drift)
+        name: Measured(felt.sensitivity, errors[name], felt.energy, felt.drift)
         for name, felt in found.items()
     }
     say(f"{component} at {COARSE} bits")
-    true = _error_of(checkpoint, component, cases, list(found), device)
+    true = keep("error", lambda: _error_of(checkpoint, component, cases, list(found), device))
     bend = _bend(measured.values(), true)
     return {name: replace(m, drift=rounded(m.drift * bend)) for name, m in measured.items()}
+
+
+def _batches(tensors: Mapping[str, Weight]) -> Iterator[list[str]]:
+    """The names in runs of tensors that have about `BATCH` weights together."""
+    names: list[str] = []
+    for name in tensors:
+        names.append(name)
+        if sum(tensors[n].size for n in names) >= BATCH:
+            yield names
+            names = []
+    if names:
+        yield names
 
 
 def _bend(measured: Collection[Measured], true: float) -> float:
@@ -196,6 +254,8 @@ def calibrate(
 ) -> Plan:
     """The plan with the widths of its mixed bits, measured now or taken from `out/.cache`.
 
+    Whatever ends it, what was measured until then is kept there.
+
     Raises:
         InputError: the libraries cannot use the checkpoint, or its outputs are not finite.
     """
@@ -205,19 +265,13 @@ def calibrate(
         for component in plan.artifacts[0].jobs
         if is_mixed(component_bits(component, bits, plan.recipe.compress))
     }
-    is_new = not out.exists()
-    try:
-        with Cache(out / ".cache") as cache:
-            digests = checkpoint_digests(plan, source, cache, progress or Silent())
-            size = _probe_size(plan)
-            measured = {
-                component: _measured(plan, component, size, digests, cache, device, say)
-                for component in wanted
-            }
-    except BaseException:
-        if is_new:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    with discard_unless(out, "calibrations"), Cache(out / ".cache") as cache:
+        digests = checkpoint_digests(plan, source, cache, progress or Silent())
+        size = _probe_size(plan)
+        measured = {
+            component: _measured(plan, component, size, digests, cache, device, say)
+            for component in wanted
+        }
     recipe = plan.recipe
     allocations: dict[Bits, Allocation] = {
         bits: make_allocation(
@@ -243,8 +297,8 @@ def _measured(
 ) -> dict[str, Measured]:
     checkpoint, settings = plan.checkpoint, plan.recipe.verify
 
-    def fill(folder: Path) -> None:
-        recording = record(
+    def recorded() -> tuple[Case, ...]:
+        return record(
             checkpoint,
             [component],
             resolution=size,
@@ -253,17 +307,34 @@ def _measured(
             guidance=settings.guidance,
             device=device,
             progress=say,
-        )
-        found = measure(checkpoint, component, recording.cases[component], device=device, say=say)
-        text = json.dumps({name: vars(facts) for name, facts in found.items()}, sort_keys=True)
-        (folder / FILE).write_text(text, "utf-8")
+        ).cases[component]
 
     # The UNet's inputs come from the text encoders, so every file counts.
     given = [settings.prompts[0], settings.negative_prompt, settings.guidance]
-    key = key_of([METHOD, PROBES, component, str(size), device, given, digests])
-    path, _ = cache.entry("calibrations", key, fill)
-    facts = json.loads((path / FILE).read_text("utf-8"))
-    return {name: Measured(**values) for name, values in facts.items()}
+    code = [code_digest("calibrate"), versions()]
+    common = [code, component, str(size), device, given, digests]
+
+    def keep(what: str, measured: Callable[[], Any]) -> Any:
+        def fill(folder: Path) -> None:
+            (folder / FILE).write_text(json.dumps(measured(), sort_keys=True), "utf-8")
+
+        path, _ = cache.entry("calibrations", key_of([*common, what]), fill)
+        return json.loads((path / FILE).read_text("utf-8"))
+
+    return measure(checkpoint, component, _Later(recorded), device=device, say=say, keep=keep)
+
+
+class _Later(Sequence[Case]):
+    """Cases that are recorded when one is asked for."""
+
+    def __init__(self, recorded: Callable[[], Sequence[Case]]) -> None:
+        self._cases = once(recorded)
+
+    def __len__(self) -> int:
+        return len(self._cases())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cases()[index]
 
 
 def _probe_size(plan: Plan) -> Resolution:

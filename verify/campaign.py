@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert import manifest as manifests
-from convert.cache import Cache
+from convert.cache import Cache, key_of
+from convert.code import code_digest
+from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.plan import Plan
 from convert.recipe_sections import Verify
 from convert.run import Result
 from convert.values import Resolution
 from verify.checks import Verdict, exit_code, versions, worst
+from verify.gates import recipe_gates
 from verify.pictures import image_paths
-from verify.policy import load_policy
+from verify.policy import Policy, load_policy
+from verify.recheck import recheck
 from verify.report import SCHEMA
+from verify.saved import Report, read_reports
 from verify.summary import summary_json, summary_markdown, summary_table
 
 if TYPE_CHECKING:
@@ -64,6 +69,9 @@ def verify_all(
 ) -> Outcome:
     """Verify the artifacts and write `out/reports`; a report that is still true is kept.
 
+    Where what was measured is still true and only the gates, or what applies them, have changed,
+    the report is judged again and nothing is run.
+
     Artifacts of one resolution are checked against one recording of the reference, made with the
     recipe's first prompt, and against the same whole runs of the reference, of all its prompts.
 
@@ -75,17 +83,23 @@ def verify_all(
         CannotExecute: a package that cannot be read or run.
     """
     say = progress or (lambda text: None)
+    policy = load_policy()
     reports: dict[str, dict[str, Any]] = {}
     with Cache(out / ".cache") as cache:
         doubtful = []
         for artifact in artifacts:
             name = artifact.manifest["artifact"]
             file = out / "reports" / f"{name}.json"
-            document = _still_true(file, artifact, plan.recipe.verify)
-            reports[name] = document or {}
-            if document is None:
+            found = _measured(file, artifact, plan.recipe.verify)
+            reports[name] = {}  # its place
+            if found is None:
                 doubtful.append(artifact)
-        for artifact, document, images in _verified(doubtful, plan, say):
+                continue
+            reports[name] = _judged(found, artifact, plan.recipe.verify, policy)
+            if reports[name] != found:
+                say(f"{name}: judged again")
+                cache.write_text(file, _text(reports[name]))
+        for artifact, document, images in _verified(doubtful, plan, policy, say):
             name = artifact.manifest["artifact"]
             for path, image in images.items():
                 cache.write_bytes(out / "reports" / path, image)
@@ -123,7 +137,7 @@ def _write_pages(
 
 
 def _verified(
-    artifacts: Sequence[Result], plan: Plan, say: Callable[[str], None]
+    artifacts: Sequence[Result], plan: Plan, policy: Policy, say: Callable[[str], None]
 ) -> Iterator[tuple[Result, dict[str, Any], dict[str, bytes]]]:
     """Each artifact with its report and that one's images, those of one resolution together."""
     if not artifacts:
@@ -166,6 +180,7 @@ def _verified(
                 plan.checkpoint,
                 components=components,
                 levels=asked.levels,
+                policy=policy,
                 recording=recording,
                 traces=traces,
                 asked=asked,
@@ -173,8 +188,9 @@ def _verified(
             )
             document = report.to_json(results)
             marks = {
+                "measured_of": _looked_at(artifact),
                 "fingerprint": artifact.manifest["fingerprint"],
-                "asked": json.loads(asked.model_dump_json()),
+                "asked": _asked(asked),
             }
             yield artifact, {**document, **marks}, report.pictures(results)
 
@@ -188,20 +204,46 @@ def _precision(artifact: Result, component: str) -> str:
     return str(artifact.manifest["vae_precision"]) if is_vae else "float16"
 
 
-def _still_true(file: Path, artifact: Result, asked: Verify) -> dict[str, Any] | None:
-    """The report, if it is of these files, this policy, these versions and the same [verify]."""
+def _measured(file: Path, artifact: Result, asked: Verify) -> Report | None:
+    """The report, if what it measured is of these files, this code, these versions and prompts."""
     try:
-        document = json.loads(file.read_text("utf-8"))
+        (report,) = read_reports(file)
         same = (
-            document["fingerprint"] == artifact.manifest["fingerprint"]
-            and document["policy"] == load_policy().version
-            and document["versions"] == versions()
-            and document["asked"] == json.loads(asked.model_dump_json())
-            and all((file.parent / image).is_file() for image in image_paths(document))
+            report["measured_of"] == _looked_at(artifact)
+            and report["code"]["measured_by"] == code_digest("measure")
+            and report["versions"] == versions()
+            and _without_gates(report["asked"]) == _without_gates(_asked(asked))
+            and all((file.parent / image).is_file() for image in image_paths(report))
         )
-        return dict(document) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return report if same else None
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _looked_at(artifact: Result) -> str:
+    """The digest of all that a verification looks at: not what else the recipe says."""
+    unseen = ("recipe", "fingerprint", "verdict")
+    return key_of({key: value for key, value in artifact.manifest.items() if key not in unseen})
+
+
+def _judged(report: Report, artifact: Result, asked: Verify, policy: Policy) -> Report:
+    """The report as it is, or judged again if gates or what applies them have changed."""
+    current = {
+        "code": policy.made_by,
+        "fingerprint": artifact.manifest["fingerprint"],
+        "asked": _asked(asked),
+    }
+    if {key: report.get(key) for key in current} == current:
+        return report
+    return {**recheck(report, policy, recipe_gates(asked.gates, report["bits"])), **current}
+
+
+def _asked(asked: Verify) -> dict[str, Any]:
+    return dict(json.loads(asked.model_dump_json()))
+
+
+def _without_gates(asked: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in asked.items() if key != "gates"}
 
 
 def _text(document: dict[str, Any]) -> str:

@@ -106,12 +106,15 @@ def verify(
 
         from verify import diff_report, html_report, report
         from verify import golden as bundles
+        from verify.artifact import artifact_name
         from verify.baseline import read_baseline
         from verify.diff import diff as compare
         from verify.pipeline import SUFFIXES
         from verify.policy import load_policy
         from verify.probe import PROBE
+        from verify.run import require_possible
         from verify.run import verify as check
+        from verify.runtimes import choose
 
     to_stdout = json_file == Path("-")
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
@@ -125,8 +128,19 @@ def verify(
             hint="Give the checkpoint it was made from with --source, or a recording of it with "
             "--golden.",
         )
-    recorded = bundles.read_golden(golden) if golden else None
     levels = level or asked.levels
+    require_possible(
+        path,
+        levels,
+        components=component,
+        golden=golden is not None,
+        probe=probe,
+        timesteps=bool(timesteps),
+    )
+    require_writable(json_file, junit, markdown, html)
+    runner, rules = choose(runtime, device=device), load_policy(policy)
+    before = None if baseline is None else read_baseline(baseline, artifact_name(path))
+    recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
         levels = LEVELS
     checkpoint = None
@@ -142,11 +156,11 @@ def verify(
         results = check(
             path,
             checkpoint,
-            runtime=runtime,
+            runtime=runner,
             device=device,
             golden=recorded,
             levels=levels,
-            policy=load_policy(policy) if policy else None,
+            policy=rules,
             components=component,
             asked=asked,
             timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
@@ -156,8 +170,8 @@ def verify(
     document, summary = report.to_json(results), report.markdown(results)
     shown = report.table(results)
     code = results.exit_code(strict=strict)
-    if baseline is not None:
-        found = compare(read_baseline(baseline, results.artifact), [document], load_policy(policy))
+    if before is not None:
+        found = compare(before, [document], rules)
         document["diff"] = found.to_json()
         summary += "\n" + diff_report.markdown(found)
         shown = Group(shown, diff_report.table(found))
@@ -183,6 +197,29 @@ def _command_line() -> str:
     import sys
 
     return shlex.join(["sdxl-coreml", *sys.argv[1:]])
+
+
+def require_writable(*files: Path | None) -> None:
+    """Raise InputError, before any work is done, for a file that could not be written after it."""
+    import os
+
+    for file in files:
+        if file is None or file == Path("-"):
+            continue
+        if file.is_dir():
+            raise InputError("is a folder; a file is expected", where=file)
+        place = next(folder for folder in file.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise InputError("is a file; a folder is expected", where=place)
+        if not os.access(file if file.exists() else place, os.W_OK):
+            raise InputError("cannot be written: Permission denied", where=file)
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise InputError, before any work is done, for a folder that holds something already."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError("exists and is not empty", where=folder, hint="Name a new folder.")
+    require_writable(folder / "of it")
 
 
 def write_report(file: Path, text: str | bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -152,7 +152,7 @@ def check_compression(
     weights: Mapping[str, Decoded],
     original: tuple[Case, ...],
     decoded: tuple[Case, ...],
-    minimum: float | None,
+    recipe: Sequence[Gate],
     policy: Policy,
     bits: str | None,
 ) -> Iterator[Check]:
@@ -162,8 +162,8 @@ def check_compression(
         weights: of `compressed_weights`.
         original: cases with the outputs of the checkpoint's own weights.
         decoded: the same of `decoded_cases`.
-        minimum: SNR in dB that every output must reach; there is no universal one, so without it
-            the figures are recorded and only what is not finite fails.
+        recipe: its gates on outputs; there is no universal one, so without them the figures are
+            recorded and only what is not finite fails.
         policy: whose gates on outputs, if it has any at this level, hold beside it.
         bits: of the weights, for gates that name theirs.
     """
@@ -171,7 +171,7 @@ def check_compression(
     for case, other in zip(original, decoded, strict=True):
         for output, reference in case.outputs.items():
             metrics = compare(reference, other.outputs[output])
-            yield _judge(component, case.name, output, metrics, policy, minimum, bits)
+            yield _judge(component, case.name, output, metrics, policy, recipe, bits)
 
 
 def _check_weights(
@@ -235,12 +235,9 @@ def _judge(
     output: str,
     metrics: Metrics,
     policy: Policy,
-    minimum: float | None = None,
+    recipe: Sequence[Gate] = (),
     bits: str | None = None,
 ) -> Check:
-    recipe = []
-    if minimum is not None:
-        recipe = [Gate("compression", (component,), "snr_db", True, minimum, "the recipe's")]
     judged = policy.judge(
         "compression", component, metrics, output=output, bits=bits, recipe=recipe
     )

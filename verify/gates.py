@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.components import COMPONENTS
+from convert.recipe_sections import CompressionGate
 from verify.checks import PIPELINE, Verdict, worst
 
 TENSOR_METRICS = ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs")
@@ -91,6 +92,23 @@ def judge(gates: Sequence[Gate], metrics: Mapping[str, Any], problem: str = "") 
             verdicts.append("fail")
             found.append(f"{gate.metric} is {value:.4g}, {gate} is asked")
     return Judgement(text, worst(verdicts), "; ".join(found))
+
+
+def recipe_gates(asked: Sequence[CompressionGate], bits: str | None) -> tuple[Gate, ...]:
+    """A recipe's own gates for weights of these bits."""
+    found = []
+    for gate in asked:
+        for level, output, metric, value in (
+            ("compression", None, "snr_db", gate.min_snr_db),
+            ("generation", "latents", "cosine", gate.min_latents_cosine),
+            ("generation", "image", "psnr_db", gate.min_psnr_db),
+        ):
+            if value is not None and gate.bits == bits:
+                outputs = () if output is None else (output,)
+                found.append(
+                    Gate(level, (gate.component,), metric, True, value, "the recipe's", outputs)
+                )
+    return tuple(found)
 
 
 def number(metrics: Mapping[str, Any], name: str) -> float | None:

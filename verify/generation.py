@@ -8,13 +8,12 @@ may part for harmless reasons, so only uncompressed artifacts have a universal g
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from convert.errors import CannotExecute
-from convert.recipe_sections import CompressionGate
 from convert.values import Level
 from verify.checks import PIPELINE, Check
 from verify.gates import Gate
@@ -134,22 +133,7 @@ class Asked:
 
     policy: Policy
     bits: str | None = None  # of the artifact's weights, for gates that name theirs
-    recipe: Mapping[str, tuple[Gate, ...]] = field(default_factory=dict)  # its gates, by output
-
-
-def picture_gates(gates: Sequence[CompressionGate]) -> dict[str, tuple[Gate, ...]]:
-    """A recipe's gates on whole runs, by output."""
-    found: dict[str, list[Gate]] = {"latents": [], "image": []}
-    for gate in gates:
-        for output, metric, value in (
-            ("latents", "cosine", gate.min_latents_cosine),
-            ("image", "psnr_db", gate.min_psnr_db),
-        ):
-            if value is not None:
-                found[output].append(
-                    Gate("generation", (PIPELINE,), metric, True, value, "the recipe's")
-                )
-    return {output: tuple(made) for output, made in found.items()}
+    recipe: tuple[Gate, ...] = ()  # its own gates
 
 
 def check_generation(made: Generation, asked: Asked) -> list[Check]:
@@ -167,7 +151,7 @@ def check_generation(made: Generation, asked: Asked) -> list[Check]:
             values,
             output=output,
             bits=asked.bits,
-            recipe=asked.recipe.get(output, ()),
+            recipe=asked.recipe,
         )
         checks.append(
             Check(

@@ -12,9 +12,11 @@ from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
 from convert.terminal import Terminal
+from verify.commands import require_new_folder, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 Runtime = Annotated[
     str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
@@ -60,10 +62,27 @@ def generate(
     """
     if out.suffix.lower() != ".png":
         raise InputError(f"`{out}` is no .png file", hint="Pictures are written as PNG.")
+    require_writable(out)
     with deferred_interrupt():
         from verify.noise import Noise
-        from verify.pipeline import load_pipeline
-        from verify.sampling import Settings, evaluations, sample
+        from verify.pipeline import load_pipeline, require_pipeline
+        from verify.sampling import Settings, evaluations, require_steps, sample
+        from verify.schedulers import make_scheduler, require_scheduler
+    if scheduler is not None:
+        require_scheduler(scheduler)
+    settings = Settings(
+        kind="text-to-image" if image is None else "image-to-image",
+        prompt=prompt,
+        negative_prompt=negative,
+        scheduler=scheduler,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        strength=None if image is None else strength,
+    )
+    _, config = require_pipeline(artifact, image_to_image=image is not None)
+    require_steps(make_scheduler(scheduler, config["scheduler"]), settings)
+    first = None if image is None else _read_image(image)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     pipeline = load_pipeline(
         artifact,
@@ -75,17 +94,7 @@ def generate(
     size = pipeline.unet.resolution
     for text in (prompt, negative):
         _warn_if_long(text, pipeline, terminal)
-    start = None if image is None else _start(image, pipeline, terminal)
-    settings = Settings(
-        kind="text-to-image" if image is None else "image-to-image",
-        prompt=prompt,
-        negative_prompt=negative,
-        scheduler=scheduler,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        strength=None if image is None else strength,
-    )
+    start = None if first is None else _start(first, pipeline, terminal)
     with terminal.stage("Denoising", evaluations(pipeline, settings), "steps") as advance:
         made = sample(pipeline, settings, size, Noise(seed), start, lambda step: advance(1))
     facts = {
@@ -148,9 +157,12 @@ def record(
     with deferred_interrupt():
         from verify import golden
         from verify.recording import record as record_components
+        from verify.runtimes import require_device
         from verify.sampling import kinds_of, settings_for, trace_all
         from verify.schedulers import require_scheduler
     require_scheduler(asked.scheduler)
+    require_device(device)
+    require_new_folder(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     snapshot = fetch(parse_source(source, revision), terminal)
     checkpoint = open_snapshot(snapshot)
@@ -178,21 +190,26 @@ def record(
     )
 
 
-def _start(file: Path, pipeline: Any, terminal: Terminal) -> np.ndarray:
-    """The image to begin with, uint8 [H, W, 3] in the size that the models are made for."""
-    import numpy as np
+def _read_image(file: Path) -> Image:
+    """An image file, RGB."""
     from PIL import Image, UnidentifiedImageError
 
-    size = pipeline.unet.resolution
     try:
         refuse_pointer(file)
-        image = Image.open(file).convert("RGB")
+        return Image.open(file).convert("RGB")
     except FileNotFoundError:
         raise InputError("no such image", where=file) from None
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"not readable as an image: {error}", where=file) from None
+
+
+def _start(image: Image, pipeline: Any, terminal: Terminal) -> np.ndarray:
+    """The image to begin with, uint8 [H, W, 3] in the size that the models are made for."""
+    import numpy as np
+
+    size = pipeline.unet.resolution
     if image.size != (size.width, size.height):
-        terminal.say(f"{file}: {image.width}x{image.height} scaled and cropped to {size}")
+        terminal.say(f"the image: {image.width}x{image.height} scaled and cropped to {size}")
         resize = pipeline.image_processor.resize
         image = resize(image, size.height, size.width, resize_mode="crop")
     return np.asarray(image, np.uint8)

@@ -60,6 +60,27 @@ def load_pipeline(
         CannotExecute: a model cannot be read.
     """
     artifact = Path(artifact)
+    found, config = require_pipeline(artifact, config, image_to_image=image_to_image)
+    make_scheduler(scheduler, config["scheduler"])  # or an error before anything is loaded
+    runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
+    return build_pipeline(
+        {name: open_network(runner, file, name) for name, file in found.items()},
+        config,
+        {name: artifact for name in config["pad_tokens"]},
+        scheduler=scheduler,
+        image_to_image=image_to_image,
+        resolution=resolution_of(found["unet"], config),
+    )
+
+
+def require_pipeline(
+    artifact: Path, config: Mapping[str, Any] | None = None, *, image_to_image: bool = False
+) -> tuple[dict[str, Path], Mapping[str, Any]]:
+    """The models that a pipeline needs, by component, and its config; nothing is loaded.
+
+    Raises:
+        InputError: a model is missing, or there is no config.
+    """
     found = packages(artifact)
     config = config or artifact_config(artifact)
     needed = ["text_encoder_2", "unet", "vae_decoder"]
@@ -73,16 +94,7 @@ def load_pipeline(
                 where=artifact,
                 hint="Convert all components: leave out --component.",
             )
-    runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
-    networks = {name: open_network(runner, found[name], name) for name in needed}
-    return build_pipeline(
-        networks,
-        config,
-        {name: artifact for name in config["pad_tokens"]},
-        scheduler=scheduler,
-        image_to_image=image_to_image,
-        resolution=resolution_of(found["unet"], config),
-    )
+    return {name: found[name] for name in needed}, config
 
 
 def packages(artifact: Path) -> dict[str, Path]:

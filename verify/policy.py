@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.cache import key_of
+from convert.code import code_digest
 from convert.errors import InputError, nearest
 from convert.values import parse_bits
 from verify.gates import (
@@ -69,6 +71,19 @@ class Policy:
         """The levels that the policy has gates for."""
         return {gate.level for gate in self.gates}
 
+    @property
+    def made_by(self) -> dict[str, str]:
+        """Digests of what makes a report that this policy judges, as its `code` has them.
+
+        `measured_by` is of the code that its numbers and findings come from; `judged_by` is of the
+        gates and of the code that applies them.
+        """
+        gates = [asdict(gate) for gate in self.gates]
+        return {
+            "measured_by": code_digest("measure"),
+            "judged_by": key_of([code_digest("judge"), self.version, gates]),
+        }
+
     def judge(
         self,
         level: str,
@@ -90,14 +105,14 @@ class Policy:
             output: its name, for gates that name theirs.
             bits: of the artifact's weights, for gates that name theirs. A gate for other bits does
                 not apply; what is then left without a threshold must be finite.
-            recipe: gates beside the policy's. At level compression there need not be any at all,
-                because no universal threshold exists.
+            recipe: gates beside the policy's, of which those on this output hold. At level
+                compression there need not be any at all, because no universal threshold exists.
 
         Raises:
             InputError: the policy has no gate for it.
         """
         values = _values(metrics, fp16_error_ratio)
-        gates = [*recipe, *(g for g in self.gates if g.judges(level, component, output))]
+        gates = [g for g in (*recipe, *self.gates) if g.judges(level, component, output)]
         if RATIO in values and values[RATIO] is None:
             gates = [g for g in gates if g.metric != RATIO]
         if not gates and level != "compression":

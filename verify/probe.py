@@ -31,6 +31,7 @@ from verify.mil import Constant, Program, load_program
 
 PROBE = Resolution(256, 256)
 TIMESTEPS = (999, 500, 37)  # both ends and the middle: a probe is to be quick
+SHORT_CHECK = "Leave out --probe; `verify --timestep 999` is a short check at the true size."
 SCOPE = "the same weights at {}, in a graph made anew for it, instead of the packages' own size"
 
 
@@ -48,12 +49,7 @@ def probe_package(
     """
     shipped = Path(program.path)
     weights = shipped / WEIGHTS
-    if not weights.is_file():
-        raise InputError(
-            "cannot be probed: only .mlpackage models can",
-            where=shipped,
-            hint="Leave out --probe; `verify --timestep 999` is a short check at the true size.",
-        )
+    require_probeable({component: program})
     attention = infer_attention(program) if component == "unet" else "original"
     target = _target(program)
     network = build_network(
@@ -77,7 +73,7 @@ def probe_package(
         raise InputError(
             f"cannot be probed: its weights are not arranged as this version does it ({name})",
             where=shipped,
-            hint="Leave out --probe; `verify --timestep 999` is a short check at the true size.",
+            hint=SHORT_CHECK,
         )
     spec = COMPONENTS[component]
     about = Description("a probe", "", "", "", spec.inputs, spec.outputs)
@@ -100,6 +96,19 @@ def probe_programs(
         else load_program(probe_package(program, name, source, folder, size=size))
         for name, program in programs.items()
     }
+
+
+def require_probeable(programs: Mapping[str, Program]) -> None:
+    """Raise InputError for a model whose size matters and that is no `.mlpackage`."""
+    for name, program in programs.items():
+        if not name.startswith("text_encoder") and not (Path(program.path) / WEIGHTS).is_file():
+            raise not_probeable(program.path)
+
+
+def not_probeable(path: Path | str) -> InputError:
+    """Why a compiled model cannot be probed."""
+    problem = "cannot be probed: only .mlpackage models can"
+    return InputError(problem, where=path, hint=SHORT_CHECK)
 
 
 @contextmanager

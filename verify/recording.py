@@ -64,6 +64,15 @@ class Recording:
         }
 
 
+def case_names(component: str, timesteps: Sequence[int] = TIMESTEPS) -> tuple[str, ...]:
+    """What `record` calls the cases of a component."""
+    if component.startswith("text_encoder"):
+        return ("prompt", "negative prompt", "empty prompt", "full prompt")
+    if component == "unet":
+        return tuple(f"t={timestep}" for timestep in timesteps)
+    return ("final latents",) if component == "vae_decoder" else ("decoded image",)
+
+
 def record(
     checkpoint: Checkpoint,
     components: Collection[str],
@@ -95,6 +104,8 @@ def record(
     if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True):
         raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
     run = _Run(checkpoint, resolution, guidance, seed, tuple(timesteps), device, say)
+    if denoise:
+        run.latent_size()  # or an error before anything is loaded
     texts = {"prompt": prompt, "negative prompt": negative_prompt}
     cases: dict[str, tuple[Case, ...]] = {}
     for encoder in (n for n in ("text_encoder", "text_encoder_2") if n in checkpoint.parts):

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from convert.commands import Json, Quiet
+from convert.errors import InputError
 from convert.terminal import Terminal
-from verify.commands import Strict, write_report
+from verify.commands import Strict, require_new_folder, write_report
 
 JsonFile = Annotated[
     Path | None,
@@ -142,13 +143,31 @@ def bisect(
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
     from convert.commands import fetch, open_snapshot
+    from convert.components import COMPONENTS
     from convert.download import parse_source
     from convert.interrupts import deferred_interrupt
 
     with deferred_interrupt():
-        from verify.bisect_report import bisect_artifact, lines, write_findings
+        from verify.bisect_report import (
+            bisect_artifact,
+            findings_folders,
+            lines,
+            require_case,
+            write_findings,
+        )
         from verify.probe import probe_folder
+        from verify.run import require_possible
+        from verify.runtimes import require_device
 
+    if not path.exists():
+        raise InputError("no such file or folder", where=path)
+    require_possible(path, ("conversion",), components=component, probe=probe)
+    require_case(case, component or tuple(COMPONENTS))
+    require_device(device)
+    if out is not None:
+        for name in component or COMPONENTS:
+            for place in findings_folders(out, name):
+                require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     checkpoint = open_snapshot(fetch(parse_source(source), terminal))
     with ExitStack() as stack:

@@ -41,6 +41,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "scope": results.scope,
         "policy": results.policy,
         "versions": dict(sorted(results.versions.items())),
+        "code": dict(results.code),
         "checks": checks,
         **_generations(results),
         **({"worst_ops": dict(results.worst_ops)} if results.worst_ops else {}),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
+from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, nearest
 from convert.pipeline_config import pipeline_config
 from convert.recipe_sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify import probe as probes
-from verify.artifact import Artifact, open_artifact
+from verify.artifact import LONE, Artifact, open_artifact
 from verify.bisect_ops import worst_ops_of
 from verify.checks import PICTURE_LEVELS, PIPELINE, Check, Results, failed, versions
 from verify.compression import (
@@ -24,25 +25,21 @@ from verify.compression import (
     decoded_cases,
 )
 from verify.conversion import check_conversion
-from verify.generation import (
-    Asked,
-    Candidate,
-    Generation,
-    check_pictures,
-    picture_gates,
-)
+from verify.gates import Gate, recipe_gates
+from verify.generation import Asked, Candidate, Generation, check_pictures
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.interface import infer_resolution, is_compressed, precision
 from verify.mil import Program, load_program
 from verify.pipeline import open_network
 from verify.policy import Policy, load_policy
-from verify.probe import probe_folder, probe_programs
+from verify.probe import not_probeable, probe_folder, probe_programs, require_probeable
 from verify.recording import Case, Progress, Recording, record
 from verify.runtimes import Runtime, choose
 from verify.sampling import Trace, kinds_of, settings_for, trace_all
 from verify.schedule import TIMESTEPS
 from verify.structure import check_artifact, check_package
 
+COMPARED: tuple[Level, ...] = ("conversion", "compression")  # levels of recorded cases
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
 
 
@@ -92,26 +89,41 @@ def verify(
         InputError: nothing to verify at `path`, or an argument that is not known.
         CannotExecute: a package that cannot be read or run.
     """
-    wanted = tuple(_level(level) for level in levels)
+    wanted = require_possible(
+        Path(path),
+        levels,
+        components=components,
+        golden=golden is not None,
+        probe=probe is not None,
+        timesteps=timesteps is not None,
+    )
     policy = policy or load_policy()
     runner = choose(runtime, device=device) if isinstance(runtime, str) else runtime
     if golden is not None:
         made_from = source_files(Path(path))
         if made_from:
             require_same_checkpoint(golden, made_from, "the artifact's")
-        if source is not None:
-            digests = {name: digest_file(file) for name, file in source.files.items()}
-            require_same_checkpoint(golden, digests, source.name)
-        source = source or golden.checkpoint
         recording, traces = golden.recording, golden.traces
-    if source is None:
+    reference = source or (golden.checkpoint if golden else None)
+    if reference is None:
         raise InputError("neither a checkpoint nor a golden bundle to compare with", where=path)
-    artifact = open_artifact(Path(path), source, components)
+    artifact = open_artifact(Path(path), reference, components)
     programs = {name: load_program(file) for name, file in artifact.packages.items()}
-    resolution = _resolution(artifact, programs, source)
+    resolution = _resolution(artifact, programs, reference)
+    if recording is not None and set(COMPARED) & set(wanted):
+        _require_recording(recording, programs, probe or resolution)
+    if set(PICTURE_LEVELS) & set(wanted):
+        _require_whole(reference, components or reference.components)
+        if traces is not None:
+            _require_traces(traces, resolution)
+    if probe is not None:
+        require_probeable(programs)
+    if golden is not None and source is not None:
+        digests = {name: digest_file(file) for name, file in source.files.items()}
+        require_same_checkpoint(golden, digests, source.name)
+    source = reference
     bits = artifact.claims.get("bits") or _bits(programs)
     asked = asked or Verify()
-    gates = [gate for gate in asked.gates if gate.bits == bits]
     if asked.gates and bits is None:
         raise InputError(
             "the recipe's gates are for weights of certain bits, and the bits of these are not "
@@ -119,12 +131,13 @@ def verify(
             where=path,
             hint="Verify the artifact's folder, whose manifest says them.",
         )
-    if minimum is None:
-        minimum = {}
-        for gate in gates:  # of several on one component the strictest holds
-            if gate.min_snr_db is not None:
-                least = minimum.get(gate.component, gate.min_snr_db)
-                minimum[gate.component] = max(least, gate.min_snr_db)
+    gates = recipe_gates(asked.gates, bits)
+    if minimum is not None:
+        own = [
+            Gate("compression", (name,), "snr_db", True, value, "asked for")
+            for name, value in minimum.items()
+        ]
+        gates = (*(gate for gate in gates if gate.level != "compression"), *own)
     checks: list[Check] = []
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
@@ -139,12 +152,7 @@ def verify(
                 claims=artifact.claims,
                 asked=artifact.asked.get(component),
             )
-    if probe is not None and (set(PICTURE_LEVELS) & set(wanted) or golden is not None):
-        raise InputError(
-            "a probe compares components; it makes no pictures and needs no golden bundle",
-            hint="Leave out --probe, or --golden and the levels generation and sanity.",
-        )
-    if {"conversion", "compression"} & set(wanted) and programs:
+    if set(COMPARED) & set(wanted) and programs:
         with ExitStack() as stack:
             compared, size = programs, resolution
             if probe is not None:
@@ -160,7 +168,6 @@ def verify(
                     device=device,
                     progress=progress,
                 )
-            _require(recording, compared, size)
             checks += _compare(
                 compared,
                 source,
@@ -168,7 +175,7 @@ def verify(
                 runner,
                 policy,
                 wanted,
-                minimum,
+                gates,
                 bits,
                 checks,
                 device,
@@ -176,12 +183,6 @@ def verify(
             )
     generations: tuple[Generation, ...] = ()
     if set(PICTURE_LEVELS) & set(wanted):
-        if not artifact.is_folder:
-            raise InputError(
-                "one package makes no pictures",
-                where=path,
-                hint="Give the artifact's folder, or leave out --level generation and sanity.",
-            )
         if traces is None:
             kinds = kinds_of(artifact.packages)
             size = resolution or SMALLEST
@@ -192,16 +193,12 @@ def verify(
                 device=device,
                 progress=progress,
             )
-        if resolution is not None and any(t.resolution != resolution for t in traces):
-            raise InputError(
-                f"the pictures were recorded for {traces[0].resolution}, the artifact {resolution}"
-            )
         found, generations = _pictures(
             artifact,
             source,
             traces,
             runner,
-            Asked(policy, bits, picture_gates(gates)),
+            Asked(policy, bits, gates),
             wanted,
             checks,
             progress,
@@ -233,6 +230,7 @@ def verify(
         policy=policy.version,
         checks=tuple(checks),
         versions=versions(),
+        code=policy.made_by,
         bits=bits,
         compressed=tuple(n for n, p in programs.items() if _has_compressed(p, source, n)),
         generations=generations,
@@ -247,7 +245,7 @@ def _compare(
     runner: Runtime,
     policy: Policy,
     levels: Collection[Level],
-    minimum: Mapping[str, float],
+    gates: Sequence[Gate],
     bits: str | None,
     structure: list[Check],
     device: str,
@@ -269,7 +267,7 @@ def _compare(
                     cases,
                     runner,
                     levels,
-                    minimum.get(component),
+                    gates,
                     policy,
                     bits,
                 )
@@ -289,7 +287,7 @@ def _compare(
                         weights,
                         original,
                         cases,
-                        minimum.get(component),
+                        gates,
                         policy,
                         bits,
                     )
@@ -312,7 +310,7 @@ def _compressed_by_recording(
     cases: tuple[Case, ...],
     runtime: Runtime,
     levels: Collection[Level],
-    minimum: float | None,
+    gates: Sequence[Gate],
     policy: Policy,
     bits: str | None,
 ) -> Iterator[Check]:
@@ -324,7 +322,7 @@ def _compressed_by_recording(
     if "compression" in levels:
         model = open_network(runtime, Path(program.path), component)
         ran = tuple(replace(case, outputs=dict(model(case.inputs))) for case in cases)
-        yield from check_compression(source, component, {}, cases, ran, minimum, policy, bits)
+        yield from check_compression(source, component, {}, cases, ran, gates, policy, bits)
 
 
 def _pictures(
@@ -357,7 +355,70 @@ def _pictures(
         return [failed(level, PIPELINE, "run", "runs", error.problem)], ()
 
 
-def _require(
+def require_possible(
+    path: Path,
+    levels: Collection[str],
+    *,
+    components: Collection[str] | None = None,
+    golden: bool = False,
+    probe: bool = False,
+    timesteps: bool = False,
+) -> tuple[Level, ...]:
+    """The levels, where what is asked of a verification goes together; no file is read.
+
+    Raises:
+        InputError: an unknown level or component, or what cannot be done at once.
+    """
+    wanted = tuple(_level(level) for level in levels)
+    pictures = set(PICTURE_LEVELS) & set(wanted)
+    for name in components or ():
+        if name not in COMPONENTS:
+            near = nearest(name, list(COMPONENTS))
+            raise InputError(
+                f"there is no component `{name}`; there are {', '.join(COMPONENTS)}",
+                hint=f"Did you mean `{near}`?" if near else None,
+            )
+    if probe and (pictures or golden):
+        raise InputError(
+            "a probe compares components; it makes no pictures and needs no golden bundle",
+            hint="Leave out --probe, or --golden and the levels generation and sanity.",
+        )
+    if probe and path.suffix == ".mlmodelc":
+        raise not_probeable(path)
+    if timesteps and (golden or not set(COMPARED) & set(wanted)):
+        why = "a golden bundle has its own" if golden else "no level compares the UNet"
+        raise InputError(f"timesteps are asked for; {why}", hint="Leave out --timestep.")
+    if pictures and path.suffix in LONE:
+        raise InputError(
+            "one package makes no pictures",
+            where=path,
+            hint="Give the artifact's folder, or leave out --level generation and sanity.",
+        )
+    return wanted
+
+
+def _require_whole(source: Checkpoint, components: Collection[str]) -> None:
+    """Raise InputError unless pictures can be made with these components."""
+    absent = [n for n in source.components if n not in components and n != "vae_encoder"]
+    if absent:
+        raise InputError(
+            f"pictures need {', '.join(absent)}, too",
+            hint="Leave out --component, or --level generation and sanity.",
+        )
+
+
+def _require_traces(traces: Sequence[Trace], resolution: Resolution | None) -> None:
+    """Raise InputError unless there are whole runs that fit what is verified."""
+    if not traces:
+        raise InputError("no pictures were recorded", hint="Leave out generation and sanity.")
+    for trace in traces:
+        if resolution not in (None, trace.resolution):
+            raise InputError(
+                f"the pictures were recorded for {trace.resolution}, the artifact {resolution}"
+            )
+
+
+def _require_recording(
     recording: Recording, programs: dict[str, Program], resolution: Resolution | None
 ) -> None:
     """Raise InputError unless a recording fits what is verified."""

@@ -116,6 +116,14 @@ def evaluations(pipeline: Any, settings: Settings) -> int:
     return schedulers.evaluations(pipeline.scheduler, settings.steps, settings.strength)
 
 
+def require_steps(scheduler: Any, settings: Settings) -> None:
+    """Raise InputError if a scheduler leaves no step to do."""
+    if schedulers.evaluations(scheduler, settings.steps, settings.strength) < 1:
+        raise InputError(
+            f"{settings.steps} steps at strength {settings.strength} leave nothing to do"
+        )
+
+
 def sample(
     pipeline: Any,
     settings: Settings,
@@ -135,10 +143,7 @@ def sample(
     """
     from PIL import Image
 
-    if evaluations(pipeline, settings) < 1:
-        raise InputError(
-            f"{settings.steps} steps at strength {settings.strength} leave nothing to do"
-        )
+    require_steps(pipeline.scheduler, settings)
     latents: list[Tensor] = []
     timesteps: list[float] = []
 
