@@ -149,7 +149,7 @@ def require_vocabulary(value: Any, where: Path) -> dict[str, int]:
 def require_merges(text: str, ids: Mapping[str, int], vocab: Path, where: Path) -> str:
     """The merges, with \\n after every line; raises InputError where they do not fit `ids`."""
     pairs = 0
-    for number, line in _merge_lines(text):
+    for number, line in _merge_lines(text) if text.strip() else []:
         try:
             first, second = _split(number, line)
         except ValueError as error:
