@@ -14,6 +14,7 @@ from typing import Any
 
 from convert.compress import METHODS, is_compressible
 from convert.errors import InputError
+from convert.git_lfs import refuse_pointer
 from convert.methods import UNCOMPRESSED
 from convert.tensors import Tensor
 from convert.values import Bits, DeploymentTarget, targets_for
@@ -74,6 +75,7 @@ def read_allocation(path: Path) -> Allocation:
     """The allocation in a file; raises InputError for anything that is none."""
     hint = "An allocation is what a run with mixed bits leaves as allocation.json."
     try:
+        refuse_pointer(path)
         document: Any = json.loads(path.read_text("utf-8"))
         if document["schema"] != SCHEMA:
             raise InputError(f"is of schema {document['schema']}, not {SCHEMA}", where=path)

@@ -90,6 +90,27 @@ class Checkpoint:
         return Config(part.config, part.path / "config.json").integer("projection_dim", 512)
 
 
+# Tensors that hold no weight, by which some trainers mark what a UNet predicts.
+# Source: ComfyUI `comfy/supported_models.py`, `SDXL.model_type`.
+MARKS = {
+    "v_pred": "v-prediction (`prediction_type`: v_prediction)",
+    "ztsnr": "zero terminal SNR (`rescale_betas_zero_snr`: true)",
+    "edm_vpred.sigma_max": "v-prediction in EDM's scale",
+    "edm_vpred.sigma_min": "v-prediction in EDM's scale",
+    "edm_mean": "EDM",
+    "edm_std": "EDM",
+}
+
+
+def _marked(tensor: Tensor) -> InputError:
+    return InputError(
+        f"tensor `{tensor.name}` is a mark, no weight: the UNet was trained for "
+        f"{MARKS[tensor.name]}, which diffusers reads from scheduler_config.json alone",
+        where=tensor.path,
+        hint="Set it there, and save the UNet again with diffusers, which drops the mark.",
+    )
+
+
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     """Open a local SDXL checkpoint in diffusers' layout.
 
@@ -220,6 +241,8 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
     tensors: dict[str, Tensor] = {}
     for file in weights.files:
         header = read_header(root / file)
+        for mark in MARKS.keys() & header.keys() if name == "unet" else ():
+            raise _marked(header[mark])
         if weights.index:
             _require_as_indexed(root / file, header, weights)
         tensors |= header

@@ -33,6 +33,20 @@ Only = Annotated[
 ]
 
 
+def writable(path: Path | None) -> Path | None:
+    """What a command may write to; raises InputError where a link on the way leads nowhere."""
+    from convert.snapshot import require_target
+
+    for place in (path, *path.parents) if path else ():
+        require_target(place, "Give another place, or make the one that the link names.")
+    return path
+
+
+def out_option(text: str, metavar: str | None = None) -> Any:
+    """The option `--out`, with its help."""
+    return typer.Option("--out", metavar=metavar, help=text, callback=writable)
+
+
 Calibrate = Callable[["Plan", "Snapshot", Path, Terminal], "Plan"]
 
 
@@ -43,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 
 def toy(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", callback=writable)],
     quiet: Quiet = False,
 ) -> None:
     """Write the toy checkpoint: a small SDXL that draws coloured shapes.
@@ -58,7 +72,7 @@ def toy(
 
 def download(
     source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes.")],
+    out: Annotated[Path, out_option("Where the checkpoint goes.")],
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; recorded as a commit.")
     ] = None,
@@ -104,7 +118,7 @@ def plan(
 def convert(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    out: Annotated[Path, out_option("Output folder.")],
     name: Annotated[
         str | None,
         typer.Option(help="What artifacts are called; by default after the folder or repo."),

@@ -171,8 +171,10 @@ def select_local(folder: Path, select: Select) -> list[str]:
     Raises:
         InputError: as `select` does, or a link among the files that leads nowhere.
     """
-    for name in FOLDERS:
-        require_target(folder / name)
+    for place in (folder / name for name in FOLDERS):
+        require_target(place)
+        if place.is_symlink() and folder.resolve().is_relative_to(place.resolve()):
+            raise _bad_link(place, "a folder that holds it")
     try:
         names = select(file_names(folder), lambda name: read_bytes(folder / name))
     except InputError as error:
@@ -182,21 +184,24 @@ def select_local(folder: Path, select: Select) -> list[str]:
     return names
 
 
-def require_target(path: Path) -> None:
-    """Raise InputError if `path` is a link that leads nowhere, or to a folder that it lies in."""
+def require_target(path: Path, hint: str | None = None) -> None:
+    """Raise InputError if `path` is a link that leads nowhere."""
     if not path.is_symlink():
         return
     try:
-        loops = path.stat() and path.parent.resolve().is_relative_to(path.resolve())
-        problem = "a folder that holds it" if loops else None
+        path.stat()
     except OSError as error:
-        problem = "itself" if error.errno == errno.ELOOP else "nothing that is there"
-    if problem:
-        raise InputError(
-            f"is a link to {path.readlink()}, {problem}",
-            where=path,
-            hint="Link it to the folder or file that belongs there, or copy that.",
-        )
+        loops = error.errno == errno.ELOOP
+        found = "itself" if loops else "nothing that is there"
+        raise _bad_link(path, found, hint) from None
+
+
+def _bad_link(path: Path, what: str, hint: str | None = None) -> InputError:
+    return InputError(
+        f"is a link to {path.readlink()}, {what}",
+        where=path,
+        hint=hint or "Link it to the folder or file that belongs there, or copy that.",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from convert.commands import (
     fetch,
     make,
     open_snapshot,
+    out_option,
     read_recipe,
     results_shown,
     show_plan,
@@ -46,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def run(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out"),
+    out: Annotated[Path, out_option("Output folder.")] = Path("out"),
     only: Only = None,
     source: SourceOption = None,
     jobs: Jobs = None,
@@ -159,7 +160,7 @@ def _given(options: Mapping[str, object]) -> list[str]:
 
 def compile(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the .mlmodelc go.")],
+    out: Annotated[Path, out_option("Where the .mlmodelc go.", "DIR")],
     engine: Annotated[
         str, typer.Option(help="native, xcode (on a Mac), or auto: Xcode's where it is installed.")
     ] = "auto",

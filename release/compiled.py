@@ -15,10 +15,9 @@ from verify.mil.blob import HEADER, header_problem, record_problem
 
 NEEDED = ("coremldata.bin", "model.mil", "metadata.json")
 FEATURE = re.compile(rb"(?:tensor<)?(\w+), \[([\d, ]*)\]> (\w+)")
-BLOB = re.compile(
-    rb"(?:tensor<)?(\w+)(?:, \[([\d, ]*)\]>)?"  # the type: `fp16` or `tensor<fp16, [2, 3]>`
-    rb'\(BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)'
-)
+BLOB = re.compile(rb'BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)')
+TYPE = re.compile(rb"(?:^|[ (])(?:tensor<)?(\w+)(?:, \[([\d, ]*)\]>)?\($")  # of what stands next
+LONGEST_TYPE = 200  # letters
 Blob = tuple[int, str, tuple[int, ...]]  # offset, dtype, shape
 
 
@@ -35,9 +34,10 @@ def completeness(tree: Tree, model: str) -> Iterator[tuple[str, str, str]]:
     blobs: dict[str, set[Blob]] = {}
     for line in lines(tree, f"{model}/model.mil"):
         for match in BLOB.finditer(line):
-            shape = tuple(int(n) for n in (match[2] or b"").split(b",") if n.strip())
-            blob = (int(match[4]), match[1].decode(), shape)
-            blobs.setdefault(match[3].decode(), set()).add(blob)
+            found = blobs.setdefault(match[1].decode(), set())
+            if type_ := TYPE.search(line[max(0, match.start() - LONGEST_TYPE) : match.start()]):
+                shape = tuple(int(n) for n in (type_[2] or b"").split(b",") if n.strip())
+                found.add((int(match[2]), type_[1].decode(), shape))
     for name, found in blobs.items():
         if problem := _weights_problem(tree, f"{model}/{name}", sorted(found)):
             yield "missing-weights", f"{model}/{name}", problem

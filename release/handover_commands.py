@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet, fetch
+from convert.commands import Json, Quiet, fetch, out_option
 from convert.errors import InputError
 from convert.terminal import Terminal
 from convert.units import size
@@ -34,7 +34,7 @@ def pack(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What `run` or `convert` left, or one artifact.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="RELEASE", help="The release folder.")],
+    out: Annotated[Path, out_option("The release folder.", "RELEASE")],
     source: Annotated[
         str | None, typer.Option("--source", help="The checkpoint, for the card to copy its own.")
     ] = None,

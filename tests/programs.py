@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from verify.mil import Constant, Program
 
 
@@ -48,3 +51,47 @@ def assert_same_constant(one: Constant, other: Constant) -> None:
     assert left.dtype == right.dtype
     assert left.shape == right.shape
     assert left.tobytes() == right.tobytes()  # NaN and the sign of zero, too
+
+
+def stateful(path: Path) -> Path:
+    """A package that reads and writes a state, as coremltools makes it."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+
+    types = {"dtype": ct.converters.mil.mil.types.fp16}
+
+    @mb.program(
+        input_specs=[mb.TensorSpec((2,), **types), mb.StateTensorSpec((2,), **types)],
+        opset_version=ct.target.iOS18,
+    )
+    def program(x: Any, cache: Any) -> Any:
+        return mb.coreml_update_state(state=cache, value=mb.add(x=mb.read_state(input=cache), y=x))
+
+    return _save(program, path, ct.target.iOS18)
+
+
+def looping(path: Path) -> Path:
+    """A package with a `cond`, whose branches are blocks of their own."""
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+
+    @mb.program(input_specs=[mb.TensorSpec((1,))], opset_version=ct.target.iOS17)
+    def program(x: Any) -> Any:
+        positive = mb.squeeze(x=mb.greater(x=x, y=0.0))
+        return mb.cond(pred=positive, _true_fn=lambda: mb.exp(x=x), _false_fn=lambda: mb.sin(x=x))
+
+    return _save(program, path, ct.target.iOS17)
+
+
+def _save(program: Any, path: Path, target: Any) -> Path:
+    import coremltools as ct
+
+    model = ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=target,
+        skip_model_load=True,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+    )
+    model.save(str(path))
+    return path

@@ -229,6 +229,38 @@ def test_another_file_that_transformers_is_told_to_load_is_not_overlooked(copy: 
     assert open_checkpoint(copy).parts["text_encoder"].tensors
 
 
+@pytest.mark.parametrize(
+    ("mark", "means"),
+    [("v_pred", "v-prediction"), ("ztsnr", "zero terminal SNR"), ("edm_mean", "EDM")],
+)
+@pytest.mark.parametrize("shape", [(0,), ()])
+def test_a_mark_among_the_weights_is_called_that(
+    mark: str, means: str, shape: tuple[int, ...], copy: Path
+) -> None:
+    edit(weights(copy / "unet"), lambda t: {**t, mark: torch.zeros(shape)})
+    with pytest.raises(InputError, match=f"tensor `{mark}` is a mark, no weight.*{means}") as error:
+        make_plan(RECIPE, open_checkpoint(copy))
+    assert "scheduler_config.json" in error.value.problem
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"only_cross_attention": [False, False, False]},
+        {"mid_block_only_cross_attention": False, "class_embeddings_concat": False},
+        {"dual_cross_attention": [False] * 3, "num_class_embeds": None, "time_cond_proj_dim": []},
+        {"cross_attention_dim": [64] * 3, "attention_head_dim": [1, 2, 4]},
+    ],
+)
+def test_settings_that_change_nothing_build(
+    harmless: dict[str, Any], base: Any, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(base.path, tmp_path / "ck"))
+    edit(copy / "unet/config.json", lambda v: {**v, **harmless})
+    assert make_plan(RECIPE, open_checkpoint(copy)).artifacts
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_that_git_lfs_did_not_fetch_are_called_that(part: str, copy: Path) -> None:
     weights(copy / part).write_text(

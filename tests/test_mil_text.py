@@ -360,6 +360,42 @@ def opset(name: str) -> Callable[[Any], Any]:
     return lambda message: setattr(message.mlProgram.functions["main"], "opset", name)
 
 
+def main(message: Any) -> Any:
+    return message.mlProgram.functions["main"]
+
+
+def first(message: Any) -> Any:
+    return block(message).operations[0]
+
+
+def type_of(message: Any) -> Any:
+    return first(message).outputs[0].type.tensorType
+
+
+def bound(message: Any, name: str) -> None:
+    first(message).inputs["x"].arguments[0].name = name
+
+
+def immediate(dtype: str, values: str) -> Callable[[Any], Any]:
+    """Give the operation a scalar constant."""
+    text = f"type {{ {tensor(dtype)} }} immediateValue {{ tensor {{ {values} }} }}"
+    return lambda message: text_format.Parse(text, first(message).attributes["val"])
+
+
+def of_another_kind(message: Any) -> None:
+    text = f"type {{ {tensor('INT32', 1)} }} immediateValue {{ list {{ }} }}"
+    text_format.Parse(text, first(message).attributes["val"])
+
+
+def no_tensor_in_a_file(message: Any) -> None:
+    length = "length { constant { size: 1 } }"
+    text = f"type {{ listType {{ type {{ {tensor('INT32')} }} {length} }} }}"
+    text_format.Parse(
+        text + ' blobFileValue { fileName: "@model_path/w.bin" offset: 64 }',
+        first(message).attributes["val"],
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -373,6 +409,28 @@ def opset(name: str) -> Callable[[Any], Any]:
         (opset("CoreML99"), "'main' has opset 'CoreML99'; known are CoreML5"),
         (opset("CoreML6"), "no block for its opset CoreML6"),
         (flexible_image, "image input 'x' is of flexible size"),
+        (lambda m: block(m).operations[0].ClearField("outputs"), "relu '' has no outputs"),
+        (lambda m: m.description.state.add(name="cache"), "has the state 'cache'"),
+        (lambda m: m.description.functions.add().state.add(name="s"), "has the state 's'"),
+        (lambda m: m.mlProgram.functions.clear(), "the program has no function"),
+        (lambda m: block(m).ClearField("outputs"), "function 'main' has no outputs"),
+        (lambda m: block(m).inputs.add(), "the block of function 'main' has inputs"),
+        (lambda m: block(m).attributes["a"].SetInParent(), "'main' has inputs or attributes"),
+        (lambda m: first(m).inputs["y"].SetInParent(), "relu 'y': a parameter that is bound to"),
+        (lambda m: setattr(first(m), "type", "my op"), "the name 'my op', which is not"),
+        (lambda m: setattr(first(m).outputs[0], "name", "a b"), "the name 'a b', which is not"),
+        (lambda m: setattr(main(m).inputs[0], "name", "1"), "the name '1', which is not letters"),
+        (lambda m: bound(m, "x/y"), "relu 'y': the name 'x/y', which is not letters"),
+        (lambda m: setattr(type_of(m), "dataType", 0), "relu 'y': a tensor of data type 0"),
+        (lambda m: setattr(type_of(m), "rank", -1), "relu 'y': a tensor of unknown rank"),
+        (lambda m: setattr(type_of(m), "rank", 2), "relu 'y': a tensor of rank 2 with 1"),
+        (lambda m: type_of(m).dimensions[0].Clear(), "relu 'y': a dimension without a size"),
+        (immediate("INT32", "floats { values: 1.5 }"), "type int32 whose values are floats"),
+        (immediate("STRING", "ints { values: 1 }"), "type string whose values are ints"),
+        (immediate("BOOL", "ints { values: 1 }"), "type bool whose values are ints"),
+        (immediate("STRING", 'strings { values: "\\001" }'), "with a control character"),
+        (of_another_kind, "relu 'y': a list value of a tensorType"),
+        (no_tensor_in_a_file, "relu 'y': a value in a weight file that is no tensor"),
     ],
 )
 def test_what_is_not_known_is_refused(change: Callable[[Any], Any], problem: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pytest
 import torch
 from checkpoints import write_component
@@ -224,6 +225,23 @@ def test_what_is_no_ml_program_is_refused(package: Path, tmp_path: Path) -> None
     with pytest.raises(CannotExecute, match="not a Core ML model"):
         native(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (programs.stateful, "has the state 'cache', whose text is not known"),
+        (programs.looping, "cond '.*' holds blocks of its own, whose text is not known"),
+    ],
+)
+def test_what_our_compiler_cannot_write_is_refused_by_name(
+    make: Callable[[Path], Path], problem: str, tmp_path: Path
+) -> None:
+    made = make(tmp_path / "x.mlpackage")
+    with pytest.raises(CannotExecute, match=rf"x\.mlpackage: {problem}") as error:
+        native(made, tmp_path / "out")
+    assert "--engine xcode" in str(error.value.hint)
+    assert not list((tmp_path / "out").iterdir())
 
 
 # ---- reading back what is broken ----

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet
+from convert.commands import Json, Quiet, out_option
 from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def generate(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
-    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="The picture's file.")],
+    out: Annotated[Path, out_option("The picture's file.", "PNG")],
     negative: Annotated[str, typer.Option(help="What it should not show.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 30,
     guidance: Annotated[
@@ -115,7 +115,7 @@ def generate(
 def record(
     source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
     resolution: Annotated[str, typer.Option(metavar="WxH", help="Image size in pixels.")],
-    out: Annotated[Path, typer.Option("--out", help="The bundle: a new folder.")],
+    out: Annotated[Path, out_option("The bundle: a new folder.")],
     recipe: Annotated[
         str | None, typer.Option(help="Take prompts, scheduler and steps from its [verify].")
     ] = None,

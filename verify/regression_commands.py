@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from convert.commands import Json, Quiet
+from convert.commands import Json, Quiet, out_option
 from convert.errors import InputError
 from convert.terminal import Terminal
 from verify.commands import Strict, require_new_folder, write_report
@@ -121,8 +121,7 @@ def bisect(
         str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the ops to blame as a package, with inputs."),
+        Path | None, out_option("Write the ops to blame as a package, with inputs.", "DIR")
     ] = None,
     probe: Annotated[
         bool,

@@ -91,7 +91,9 @@ def load_package(path: Path) -> Program:
 def _root_model(package: Path) -> Path:
     manifest = package / "Manifest.json"
     try:
-        entries = json.loads(manifest.read_text())
+        content = manifest.read_bytes()
+        refuse_pointer(manifest, content)
+        entries = json.loads(content)
         relative = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
     except FileNotFoundError as error:
         raise CannotExecute("not a model package: no Manifest.json", where=package) from error
