@@ -10,13 +10,20 @@ import click
 import pytest
 import typer
 
-import sdxl_coreml
+import convert.commands
+import release.commands
+import verify.commands
+from verify import generation_commands as making
+from verify import regression_commands as judging
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    group: Any = typer.main.get_command(sdxl_coreml.app)
+    app = typer.Typer()
+    for part in (convert.commands, release.commands, verify.commands, making, judging):
+        part.register(app)
+    group: Any = typer.main.get_command(app)
     yield from sorted(group.commands.items())
 
 

@@ -145,6 +145,7 @@ def read_golden(path: Path) -> Golden:
     """
     file = path / MANIFEST
     try:
+        refuse_pointer(file)
         manifest = json.loads(file.read_text("utf-8"))
     except OSError as error:
         hint = "`sdxl-coreml record` writes a bundle."
