@@ -145,8 +145,8 @@ def test_apple_s_engine_refuses_a_scale_that_it_cannot_fold(copy: Path) -> None:
     edited("vae/config.json", scaling_factor=0.5)(copy)
     checkpoint = open_checkpoint(copy)
     with pytest.raises(InputError, match=r"scaling_factor 0.5, which Apple's engine"):
-        make_plan(RECIPE, checkpoint, engine="apple")
-    make_plan(RECIPE, checkpoint, components=["unet"], engine="apple")
+        make_plan(RECIPE, checkpoint, components=["vae_encoder"], engine="apple")
+    make_plan(RECIPE, checkpoint, components=["text_encoder"], engine="apple")
 
 
 def test_a_vae_of_other_channels_than_the_unet_is_refused(copy: Path) -> None:
