@@ -114,6 +114,7 @@ def test_it_reads_back_as_the_same_program(
 
 
 def assert_same_outputs(one: Program, other: Program) -> None:
+    """To the bit: the same operations, in the same shapes, on weights at the same offsets."""
     generator = np.random.default_rng(0)
     inputs = {
         f.name: torch.from_numpy(

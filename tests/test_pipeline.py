@@ -95,7 +95,10 @@ def test_an_artifact_makes_pictures_without_its_checkpoint(base_artifact: Path) 
 def test_a_released_bundle_makes_the_artifacts_pictures(
     kind: Any, base_artifact: Path, base_bundle: Path
 ) -> None:
-    """Compiled, under the names and with the second inputs that apps ask for."""
+    """Compiled, under the names and with the second inputs that apps ask for.
+
+    To the bit: the same operations, in the same shapes, on weights at the same offsets.
+    """
     assert not list(base_bundle.rglob("*.mlpackage"))
     start = start_image(SIZE) if kind == "image-to-image" else None
     asked = settings(kind=kind, strength=None if start is None else 0.7)
