@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+OUT = "out"
 SETTINGS = {"attention": ["original", "split_einsum"], "resolution": ["512x512", "512x768"]}
 
 
@@ -39,39 +40,42 @@ def main() -> int:
     options.folder.mkdir(parents=True)
     moments = random.Random(options.seed)
     print(f"seed {options.seed}")
+    # A job in the background ignores Ctrl-C, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start = time.monotonic()
-    if run(options, "undisturbed").wait():
+    if run(options).wait():
         sys.exit("the undisturbed run failed")
     whole = time.monotonic() - start
-    expected = contents(options.folder / "undisturbed")
+    expected = contents(options.folder / OUT)
+    shutil.rmtree(options.folder / OUT)
     print(f"undisturbed: {whole:.1f} s, {len(expected)} files")
     wrong = 0
     for number in range(options.count):
         moment = moments.uniform(0.02 if options.interrupt else 0, whole)
-        process = run(options, "killed")
+        process = run(options)
         time.sleep(moment)
         ending = end(process, signal.SIGINT if options.interrupt else signal.SIGKILL)
         start = time.monotonic()
-        code = run(options, "killed").wait()
-        same = contents(options.folder / "killed") == expected
+        code = run(options).wait()
+        same = contents(options.folder / OUT) == expected
         wrong += code != 0 or not same or ending not in ENDINGS
         verdict = "same bytes" if same else "DIFFERENT"
         again = time.monotonic() - start
         print(f"{number + 1}: {ending} after {moment:.2f} s, again {again:.1f} s, {verdict}")
-        shutil.rmtree(options.folder / "killed")
+        shutil.rmtree(options.folder / OUT)
     print(f"{options.count - wrong} of {options.count} as if undisturbed")
     return 1 if wrong else 0
 
 
-def run(options: argparse.Namespace, name: str) -> subprocess.Popen[str]:
-    """Start the command into the folder `name`, in a process group as a terminal's."""
+def run(options: argparse.Namespace) -> subprocess.Popen[str]:
+    """Start the command, in a process group as a terminal's; pages name the folder, so it is one."""
     command = [sys.executable, "-m", "sdxl_coreml"]
     if options.recipe:
         command += ["run", options.recipe, "--source", str(options.checkpoint)]
     else:
         command += ["convert", str(options.checkpoint), "--component", "unet"]
         command += [f"--{key}={value}" for key, values in SETTINGS.items() for value in values]
-    command += ["--out", str(options.folder / name), "--quiet", "--jobs", "2"]
+    command += ["--out", str(options.folder / OUT), "--quiet", "--jobs", "2"]
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
