@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from convert.checkpoint import Checkpoint
 from convert.compress import BLOCK, PALETTES, SMALLEST
-from convert.errors import CannotExecute
+from convert.errors import CannotExecute, InputError
 from convert.manifest import Asked
 from convert.tensors import Tensor
 from verify.compression import LOSSLESS, compressed_names
@@ -133,7 +133,7 @@ def _stored(op: Op, constants: dict[str, Constant]) -> Form:
 def _is_zero(offset: Constant | None) -> bool:
     try:
         return offset is None or not offset.array().any()
-    except CannotExecute:
+    except (CannotExecute, InputError):
         return True  # the check of the weights says so
 
 
