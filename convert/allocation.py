@@ -10,17 +10,44 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from convert.compress import METHODS, is_compressible
+from convert.documents import Document, checked
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
+from convert.json_files import read_object, shown
 from convert.methods import UNCOMPRESSED
 from convert.tensors import Tensor
 from convert.values import Bits, DeploymentTarget, targets_for
 
 FILE = "allocation.json"
 SCHEMA = 1
+HINT = "An allocation is what a run with mixed bits leaves as allocation.json."
+
+
+class _Facts(Document):
+    """A tensor's width, as the file has it."""
+
+    shape: list[Annotated[int, Field(ge=1)]]
+    bits: str
+    sensitivity: Annotated[float, Field(ge=0)]
+    expected_error: Annotated[float, Field(ge=0)]
+
+
+class _Part(Document):
+    """A component's widths, as the file has them."""
+
+    average_bits: Annotated[float, Field(gt=0, le=32)]
+    tensors: dict[str, _Facts]
+
+
+class _Document(Document):
+    """The file."""
+
+    bits: str
+    components: dict[str, _Part]
 
 
 @dataclass(frozen=True)
@@ -73,33 +100,21 @@ class Allocation:
 
 def read_allocation(path: Path) -> Allocation:
     """The allocation in a file; raises InputError for anything that is none."""
-    hint = "An allocation is what a run with mixed bits leaves as allocation.json."
-    try:
-        refuse_pointer(path)
-        document: Any = json.loads(path.read_text("utf-8"))
-        if document["schema"] != SCHEMA:
-            raise InputError(f"is of schema {document['schema']}, not {SCHEMA}", where=path)
-        parts = document["components"]
-        found = Allocation(
-            Bits(document["bits"]),
-            {component: float(part["average_bits"]) for component, part in parts.items()},
-            {
-                component: {
-                    name: Allotted(
-                        tuple(map(int, facts["shape"])),
-                        str(facts["bits"]),
-                        float(facts["sensitivity"]),
-                        float(facts["expected_error"]),
-                    )
-                    for name, facts in part["tensors"].items()
-                }
-                for component, part in parts.items()
-            },
-        )
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError("is not an allocation of bits", where=path, hint=hint) from None
+    values = read_object(path)
+    if values.get("schema") != SCHEMA:
+        raise InputError(f"is of schema {shown(values.get('schema'))}, not {SCHEMA}", where=path)
+    document = checked(_Document, values, path, hint=HINT)
+    found = Allocation(
+        Bits(document.bits),
+        {component: part.average_bits for component, part in document.components.items()},
+        {
+            component: {
+                name: Allotted(tuple(f.shape), f.bits, f.sensitivity, f.expected_error)
+                for name, f in part.tensors.items()
+            }
+            for component, part in document.components.items()
+        },
+    )
     for component, tensors in found.components.items():
         for name, allotted in tensors.items():
             if allotted.bits not in (UNCOMPRESSED, *METHODS):

@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from convert.errors import InputError
+from convert.json_files import read_object
+
 RECORD = "entry.json"
 
 
@@ -114,8 +117,9 @@ class Cache:
                 folder = self.new_folder()
                 facts = dict(fill(folder) or {})
                 stamps = {name: _stamp(folder / name) for name in _files(folder)}
-                record = json.dumps({"files": stamps, "facts": facts}, sort_keys=True)
-                (folder / RECORD).write_text(record, "utf-8")
+                digest = key_of([stamps, facts])
+                record = {"files": stamps, "facts": facts, "digest": digest}
+                (folder / RECORD).write_text(json.dumps(record, sort_keys=True), "utf-8")
                 self.replace(folder, path)
         return path, facts
 
@@ -141,12 +145,21 @@ class Cache:
         self.entry("digests", _identity(file), lambda folder: {"sha256": sha256})
 
     def _facts(self, path: Path) -> dict[str, Any] | None:
+        """What is known of an entry; None, so that it is made again, if it is not as it was."""
         try:
-            record = json.loads((path / RECORD).read_text("utf-8"))
-            intact = all(_stamp(path / name) == stamp for name, stamp in record["files"].items())
-            return dict(record["facts"]) if intact else None
-        except (OSError, ValueError, KeyError, TypeError):
+            record = read_object(path / RECORD)
+        except InputError:
             return None
+        files, facts = record.get("files"), record.get("facts")
+        if record.get("digest") != key_of([files, facts]):
+            return None
+        if not isinstance(files, dict) or not isinstance(facts, dict):
+            return None
+        try:
+            intact = all(_stamp(path / name) == stamp for name, stamp in files.items())
+        except OSError:
+            return None
+        return dict(facts) if intact else None
 
 
 @contextmanager

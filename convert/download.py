@@ -21,7 +21,7 @@ from convert.hub import (
     quiet,
     require_space,
 )
-from convert.json_files import read_bytes
+from convert.json_files import read_bytes, read_object
 from convert.repo_files import File, select_files
 from convert.snapshot import (
     RECORD,
@@ -36,7 +36,7 @@ from convert.snapshot import (
     finish,
     hashed,
     link,
-    read_json,
+    read_record,
     recorded,
     require_target,
     select_local,
@@ -179,8 +179,8 @@ def _from_hub(repo: Repo, out: Path | None, select: Select, progress: Progress) 
 def _offline(repo: Repo, out: Path | None, select: Select) -> Snapshot | None:
     """What an earlier run left complete: in `out` for the same revision, else in the cache."""
     if out is not None and (done := recorded(out)) is not None and _is_all(done, select):
-        record = read_json(out / RECORD)
-        if repo.revision in (record.get("revision"), done.commit):
+        record = read_record(out / RECORD)
+        if repo.revision == done.commit or (record and repo.revision == record.revision):
             return done
     commit = repo.cached_commit()
     path = repo.storage() / "snapshots" / str(commit)
@@ -191,9 +191,10 @@ def _offline(repo: Repo, out: Path | None, select: Select) -> Snapshot | None:
     except InputError:
         return None
     # The listing of a cache that was never filled looks like that of a repo with fewer parts.
-    parts = read_json(path / "model_index.json") if "model_index.json" in names else {}
+    parts = read_object(path / "model_index.json") if "model_index.json" in names else {}
     for part in ("text_encoder", "tokenizer"):
-        if (parts.get(part) or [None])[0] and not any(n.startswith(f"{part}/") for n in names):
+        wanted, is_there = parts.get(part), any(n.startswith(f"{part}/") for n in names)
+        if isinstance(wanted, list) and any(wanted) and not is_there:
             return None
     snapshot = Snapshot(path, repo.name, commit, hashed(path, [file_at(path, n) for n in names]))
     return snapshot if out is None else copy(snapshot, out, repo.name, repo.revision)

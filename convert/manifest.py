@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,12 +15,14 @@ from convert import __version__
 from convert.cache import key_of
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.documents import Document
+from convert.documents import Document, FileFacts, LocalName, checked
+from convert.errors import InputError
+from convert.json_files import read_object
 from convert.methods import UNCOMPRESSED, own_bits
 from convert.notices import notices
 from convert.pipeline_config import pipeline_config
-from convert.recipe_fields import GroupSize, WidthText
-from convert.values import FORMATS
+from convert.recipe_fields import BitsText, GroupSize, ResolutionText, WidthText
+from convert.values import FORMATS, Attention, DeploymentTarget, VaePrecision
 
 if TYPE_CHECKING:
     from convert.packages import Context, Package
@@ -29,6 +31,47 @@ if TYPE_CHECKING:
 
 FILE = "manifest.json"
 SCHEMA = 1
+
+
+REMEDY = "Remove the folder and run the command that made it again."
+
+
+class Source(Document):
+    """The checkpoint that an artifact was made from."""
+
+    name: str
+    repo: str | None = None
+    commit: str | None = None
+    files: dict[str, str]
+
+
+class RecipeFacts(Document):
+    """The recipe that an artifact was made by."""
+
+    name: str
+    digest: str
+    text: str
+
+
+class Manifest(Document):
+    """What is read of an artifact's manifest, and of a bundle's."""
+
+    artifact: LocalName
+    fingerprint: str
+    attention: Attention
+    bits: BitsText
+    resolution: ResolutionText
+    deployment: DeploymentTarget
+    specification_version: Literal[8, 9, 10]
+    vae_precision: VaePrecision
+    components: dict[str, LocalName]
+    bits_per_weight: dict[str, float] | None = None
+    files: dict[LocalName, FileFacts]
+    pipeline: dict[str, Any] | None = None
+    source: Source
+    recipe: RecipeFacts
+    versions: dict[str, str]
+    verdict: Literal["pass", "fail", "indeterminate"] | None = None
 
 
 class AskedOfTensor(Document):
@@ -53,12 +96,21 @@ class Asked(Document):
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact folder, or None if the folder is none of ours."""
+    """The manifest of an artifact folder, or None if the folder is none of ours.
+
+    Raises:
+        InputError: it is one of ours, and a value in it has become one of another kind.
+    """
+    file = folder / FILE
     try:
-        manifest = json.loads((folder / FILE).read_text("utf-8"))
-        return manifest if "artifact" in manifest and "fingerprint" in manifest else None
-    except (OSError, ValueError, TypeError):
+        # Older versions wrote a scheduler's `-Infinity` as it is.
+        values = read_object(file, infinities=True)
+    except InputError:
         return None
+    if "artifact" not in values or "fingerprint" not in values:
+        return None
+    checked(Manifest, values, file, hint=REMEDY)
+    return values
 
 
 def text(manifest: Mapping[str, Any]) -> str:

@@ -9,8 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import SCHEDULER, Checkpoint
+from convert.documents import Document, checked
 from convert.latents import DEFAULT, SCALING_FACTOR
+from convert.pipeline_documents import (
+    IndexPart,
+    SchedulerPart,
+    TextPart,
+    UNetPart,
+    VAEPart,
+    sayable,
+)
 
 CONFIGS: dict[str, tuple[str, ...]] = {
     "unet": (
@@ -31,6 +40,7 @@ CONFIGS: dict[str, tuple[str, ...]] = {
     ),
     "text_encoder_2": ("projection_dim",),
 }
+PARTS: dict[str, type[Document]] = {"unet": UNetPart, "vae": VAEPart, "text_encoder_2": TextPart}
 # diffusers' and transformers' own defaults, for configs that leave them out.
 DEFAULTS = {
     "in_channels": 4,
@@ -60,12 +70,16 @@ def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str,
         part: {key: checkpoint.parts[part].config.get(key, DEFAULTS.get(key)) for key in keys}
         for part, keys in CONFIGS.items()
     }
+    for part, kind in PARTS.items():
+        checked(kind, found[part], checkpoint.parts[part].path / "config.json")
     if folded:
         found["vae"].update(FOLDED)
-    found["scheduler"] = dict(sorted(checkpoint.scheduler.items()))
+    checked(SchedulerPart, checkpoint.scheduler, checkpoint.path / SCHEDULER)
+    found["scheduler"] = {k: sayable(v) for k, v in sorted(checkpoint.scheduler.items())}
     found["pipeline"] = {
         key: checkpoint.model_index.get(key, value) for key, value in INDEX.items()
     }
+    checked(IndexPart, found["pipeline"], checkpoint.path / "model_index.json")
     tokenizers = checkpoint.tokenizers
     found["pad_tokens"] = {name: tokenizer.pad_token for name, tokenizer in tokenizers.items()}
     if any(tokenizer.added for tokenizer in tokenizers.values()):

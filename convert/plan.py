@@ -24,6 +24,7 @@ from convert.methods import (
 from convert.mixed_bits import budget, options, provisional, require_average, require_reachable
 from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.notices import Notice, notices
+from convert.pipeline_config import pipeline_config
 from convert.recipe import Artifact, Recipe
 from convert.recipe_gates import require_gates
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
@@ -285,6 +286,7 @@ def _check(
             where=where,
             hint="Use `--engine native`.",
         )
+    pipeline_config(checkpoint)
     for part in checkpoint.parts.values():
         if part.name.startswith("text_encoder"):
             projected = part.name == "text_encoder_2"

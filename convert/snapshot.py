@@ -16,14 +16,33 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from convert.documents import Document, LocalName, Size, checked
 from convert.errors import InputError
-from convert.json_files import read_bytes
+from convert.json_files import read_bytes, read_json
 from convert.repo_files import FOLDERS, File, Read
 
 RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"
 
 Select = Callable[[Sequence[str], Read], list[str]]
+
+
+class Listed(Document):
+    """A file that a record lists; size and SHA-256 where it was finished."""
+
+    name: LocalName
+    size: Size | None = None
+    sha256: str | None = None
+
+
+class Record(Document):
+    """What a folder holds: the source, the revision that was asked for, and what that meant."""
+
+    location: str
+    repo: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    files: list[Listed]
 
 
 @dataclass(frozen=True)
@@ -65,9 +84,9 @@ def claim(out: Path, location: str) -> None:
         raise InputError("is a file, not a folder", where=out, hint="Give --out another name.")
     if all(path.name == STAGING for path in out.iterdir()):
         return
-    record = read_json(out / STAGING / RECORD) or read_json(out / RECORD)
-    if record.get("location") != location:
-        held = record.get("location", "files that no download of ours put there")
+    record = read_record(out / STAGING / RECORD) or read_record(out / RECORD)
+    if record is None or record.location != location:
+        held = record.location if record else "files that no download of ours put there"
         raise InputError(
             f"holds {held}; left as it is",
             where=out,
@@ -79,7 +98,8 @@ def begin(out: Path, location: str, files: Sequence[File]) -> Path:
     """Open the staging folder; from here until the end `out` has no record."""
     staging, names = out / STAGING, {f.name for f in files}
     for earlier in (out / RECORD, staging / RECORD):
-        names |= {entry["name"] for entry in read_json(earlier).get("files", [])}
+        record = read_record(earlier)
+        names |= {entry.name for entry in record.files} if record else set()
     staging.mkdir(parents=True, exist_ok=True)
     listed = [{"name": name} for name in sorted(names)]
     _write_json(staging / RECORD, {"schema": 1, "location": location, "files": listed})
@@ -90,10 +110,11 @@ def begin(out: Path, location: str, files: Sequence[File]) -> Path:
 def finish(snapshot: Snapshot, location: str, revision: str | None) -> Snapshot:
     """Remove what an earlier commit left, write the record, close the staging folder."""
     out, names = snapshot.path, {f.name for f in snapshot.files}
-    for entry in read_json(out / STAGING / RECORD)["files"]:
-        stale = out / entry["name"]
+    begun = read_record(out / STAGING / RECORD)
+    for entry in begun.files if begun else ():
+        stale = out / entry.name
         # A record may come from anywhere: nothing outside `out` is removed on its word.
-        if entry["name"] not in names and stale.parent.resolve().is_relative_to(out.resolve()):
+        if entry.name not in names and stale.parent.resolve().is_relative_to(out.resolve()):
             stale.unlink(missing_ok=True)
     record = {
         "schema": 1,
@@ -110,14 +131,16 @@ def finish(snapshot: Snapshot, location: str, revision: str | None) -> Snapshot:
 
 def recorded(folder: Path) -> Snapshot | None:
     """What the folder's record says it is, if the files still have the sizes it lists."""
-    record = read_json(folder / RECORD)
-    try:
-        files = tuple(File(e["name"], e["size"], e["sha256"]) for e in record["files"])
-        sizes = [(folder / file.name).stat().st_size for file in files]
-        whole = files and sizes == [file.size for file in files]
-        return Snapshot(folder, record["repo"], record["commit"], files) if whole else None
-    except (KeyError, TypeError, OSError):  # no record, not one of ours, or a file is gone
+    record = read_record(folder / RECORD)
+    if record is None:
         return None
+    files = tuple(File(e.name, -1 if e.size is None else e.size, e.sha256) for e in record.files)
+    try:
+        sizes = [(folder / file.name).stat().st_size for file in files]
+    except OSError:  # a file is gone
+        return None
+    whole = files and sizes == [file.size for file in files]
+    return Snapshot(folder, record.repo, record.commit, files) if whole else None
 
 
 def hashed(folder: Path, files: Sequence[File]) -> tuple[File, ...]:
@@ -204,13 +227,12 @@ def _bad_link(path: Path, what: str, hint: str | None = None) -> InputError:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A record of ours or `model_index.json`; empty if it is not there or is no such thing."""
+def read_record(path: Path) -> Record | None:
+    """A record of ours; None if it is not there or is damaged, and vouches for nothing."""
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        return checked(Record, read_json(path), path)
+    except InputError:
+        return None
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -7,11 +7,10 @@ huggingface/swift-coreml-diffusers @ a561fae."""
 
 from __future__ import annotations
 
-import json
-
+from convert.errors import InputError
 from release.reading import Reading, exists, feature_names, model_inputs
 from release.swift import Crash, Undecodable, at, histogram, metadata, schema, shape, strings
-from release.tree import Tree, read
+from release.tree import Tree, read, read_json
 
 APPLE, MOCHI, GUERNIKA, DIFFUSERS = (
     "Apple's Swift package",
@@ -241,12 +240,12 @@ def _guernika_metadata(
 def _apple_tokenizer(tree: Tree, reading: Reading) -> None:
     """A, BPETokenizer+Reading.swift; Guernika's is a copy of it."""
     try:
-        vocab = json.loads(read(tree, "vocab.json"))
+        vocab = read_json(tree, "vocab.json")
         if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
             raise ValueError
     except OSError:
         reading.trouble("tokenizer", "vocab.json", "is missing", "the app ends when it loads it")
-    except ValueError:
+    except (ValueError, InputError):
         reading.trouble(
             "tokenizer", "vocab.json", "is no object of numbers", "the app ends when it loads it"
         )

@@ -23,6 +23,7 @@ from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
+from convert.json_files import decode, read_bytes
 from release.aliases import aliased
 from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
 from verify.policy import load_policy
@@ -129,7 +130,7 @@ def make_bundle(
             (compiled / ADDED_VOCAB).write_text(added_vocab(added), "utf-8")
     shutil.rmtree(work, ignore_errors=True)
     for name in TOKENIZER:
-        content = (artifact / name).read_text("utf-8")
+        content = decode(read_bytes(artifact / name), artifact / name)
         if name == "merges.txt" and not content.endswith("\n"):
             content += "\n"  # Apple's tokenizer drops a last line that does not end
         (folder / name).write_text(content, "utf-8")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from convert.documents import Document, FileFacts, checked
+from convert.errors import InputError
 from release import apps
 from release.compiled import completeness, disagreements
 from release.interface import mismatches
@@ -14,13 +15,21 @@ from release.manifest import FILE
 from release.reading import exists
 from release.rules import Finding
 from release.swift import Undecodable, metadata
-from release.tree import Tree, digest, read
+from release.tree import Tree, digest, read, read_json
 
 REQUIRED = ("TextEncoder", "TextEncoder2", "Unet", "VAEDecoder", "VAEEncoder")
 KNOWN = {
     *REQUIRED, "UnetChunk1", "UnetChunk2", "UnetRefiner", "UnetRefinerChunk1", "UnetRefinerChunk2",
     "ControlledUnet", "SafetyChecker",
 }  # fmt: skip
+
+
+class _Manifest(Document):
+    """What is read of a bundle's manifest."""
+
+    artifact: str
+    verdict: str | None = None
+    files: dict[str, FileFacts]
 
 
 def layout(tree: Tree) -> Iterator[Finding]:
@@ -109,8 +118,8 @@ def _attention(tree: Tree, entry: Any) -> Iterator[Finding]:
 def _promised(tree: Tree) -> str:
     """The attention that the manifest claims, or else the folder's name; or nothing."""
     try:
-        return str(json.loads(read(tree, FILE))["attention"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return str(read_json(tree, FILE)["attention"])
+    except (OSError, InputError, LookupError, TypeError):
         found = re.search(r"(?:^|_)(split[-_]einsum(?:[-_]v2)?|original)(?:_|$)", tree.name)
         return found[1].replace("-", "_") if found else ""
 
@@ -118,17 +127,16 @@ def _promised(tree: Tree) -> str:
 def provenance(tree: Tree, digests: bool) -> Iterator[Finding]:
     """Every file as the manifest has it."""
     try:
-        manifest = json.loads(read(tree, FILE))
-        files = dict(manifest["files"])
-        name = str(manifest["artifact"])
-        verdict = manifest.get("verdict")
+        manifest = checked(_Manifest, read_json(tree, FILE), FILE)
+        files, name, verdict = manifest.files, manifest.artifact, manifest.verdict
     except OSError:
         effect = "nobody can tell where the models come from"
         yield Finding("warning", "no-manifest", FILE, "is missing", effect)
         return
-    except (ValueError, LookupError, TypeError):
+    except InputError as error:
         effect = "nobody can tell where the models come from"
-        yield Finding("error", "manifest", FILE, "is no manifest of ours", effect)
+        problem = f"is no manifest of ours: {error.problem}"
+        yield Finding("error", "manifest", FILE, problem, effect)
         return
     if tree.name and name != tree.name:
         effect = "archives and cards name another folder than the one that is there"
@@ -142,9 +150,9 @@ def provenance(tree: Tree, digests: bool) -> Iterator[Finding]:
         size = tree.files.get(path)
         if size is None:
             problem = "is in the manifest and not there"
-        elif size != facts["size"]:
-            problem = f"has {size} bytes, the manifest says {facts['size']}"
-        elif digests and not _has_digest(tree, path, facts["sha256"]):
+        elif size != facts.size:
+            problem = f"has {size} bytes, the manifest says {facts.size}"
+        elif digests and not _has_digest(tree, path, facts.sha256):
             problem = "has another SHA-256 than the manifest says"
         else:
             continue
@@ -154,10 +162,12 @@ def provenance(tree: Tree, digests: bool) -> Iterator[Finding]:
 def tokenizer(tree: Tree) -> Iterator[Finding]:
     """Do vocabulary and merges belong together? Every merge makes a token of the vocabulary."""
     try:
-        vocab = json.loads(read(tree, "vocab.json"))
+        vocab = read_json(tree, "vocab.json")
         merges = read(tree, "merges.txt").decode()
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return  # told by the apps
+    if not isinstance(vocab, dict):
+        return
     pairs = [line.split() for line in merges.splitlines() if line and not line.startswith("#")]
     if not pairs:
         effect = "words are spelt letter by letter, and images ignore the prompt"

@@ -13,11 +13,12 @@ from typing import Any
 from convert.cache import digest_file
 from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
+from convert.json_files import FileMissing
 from release import apps
 from release.archive import Joined
 from release.bundle_checks import layout, models, provenance, tokenizer
 from release.checkpoint_checks import expectations
-from release.manifest import FILE, parse_sums
+from release.manifest import FILE, read_sums
 from release.reading import Reading
 from release.rules import Finding, Severity
 from release.stale import FILE as STALE
@@ -107,8 +108,8 @@ def lint_release(folder: Path, *, digests: bool = True) -> list[Lint]:
     """A release folder: SHA256SUMS, manifest, card, and every archive. Raises InputError."""
     found: list[Finding] = []
     try:
-        sums = parse_sums((folder / "SHA256SUMS").read_text("utf-8"))
-    except OSError:
+        sums = read_sums(folder / "SHA256SUMS")
+    except FileMissing:
         raise InputError("holds no SHA256SUMS", where=folder) from None
     for name, expected in sums.items():
         if not (folder / name).is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 from convert.cache import digest_file
 from convert.deviations import DEVIATIONS
+from convert.documents import is_local
 from convert.errors import InputError
+from convert.json_files import FileMissing, read_json, read_text
 from convert.manifest import FILE, SCHEMA, read, text
 from verify import figures
+from verify.saved import reports_of
 
 __all__ = ["FILE", "SCHEMA", "bundle_manifest", "file_facts", "read", "release_manifest", "text"]
 
@@ -29,13 +33,17 @@ SYSTEMS = {8: "macOS 14, iOS 17", 9: "macOS 15, iOS 18", 10: "macOS 26, iOS 26"}
 
 
 def read_report(file: Path, artifact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The verification report of this very artifact, or None: none there, or one of other bytes."""
+    """The verification report of this very artifact, or None: none there, or one of other bytes.
+
+    Raises:
+        InputError: it is no report, or a value in it is of another kind.
+    """
     try:
-        report = json.loads(file.read_text("utf-8"))
-        same = report["fingerprint"] == artifact["fingerprint"]
-        return dict(report) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = reports_of(read_json(file), file)
+    except FileMissing:
         return None
+    same = [r for r in found if r.get("fingerprint") == artifact["fingerprint"]]
+    return same[0] if same else None
 
 
 def bundle_manifest(
@@ -193,14 +201,24 @@ def sha256_sums(files: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
 
 
-def parse_sums(content: str) -> dict[str, str]:
-    """The digests of a `SHA256SUMS`, by path; lines of another form are an InputError."""
+def read_sums(file: Path) -> dict[str, str]:
+    """The digests of a `SHA256SUMS`; raises FileMissing, or InputError as `parse_sums` does."""
+    return parse_sums(read_text(file), file)
+
+
+def parse_sums(content: str, where: object = "SHA256SUMS") -> dict[str, str]:
+    """The digests of a `SHA256SUMS`, by path.
+
+    Raises:
+        InputError: a line is not a digest and a file beside it.
+    """
     found = {}
     for number, line in enumerate(content.splitlines(), 1):
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise InputError(f"line {number} is not a digest and a file", where="SHA256SUMS")
-        found[name.removeprefix("*")] = digest
+        name = name.removeprefix("*")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not is_local(name):
+            raise InputError(f"line {number} is not a digest and a file", where=where)
+        found[name] = digest
     return found
 
 

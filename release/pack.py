@@ -12,7 +12,6 @@ again."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zlib
@@ -24,18 +23,21 @@ from typing import Any
 from convert import manifest as artifact_manifests
 from convert.cache import Cache, digest_file, key_of
 from convert.code import code_digest
+from convert.documents import checked
 from convert.errors import InputError, UserError
+from convert.json_files import FileMissing, read_object
 from convert.progress import Progress, Silent
 from convert.snapshot import disk_error
 from convert.units import size
 from release.archive import split as split_archive
 from release.archive import write_archive
 from release.bundle import Digests, find_report, is_current, make_bundle, open_artifact
+from release.documents import ReleaseManifest
 from release.manifest import (
     FILE,
     SHARED,
     measured,
-    parse_sums,
+    read_sums,
     release_manifest,
     sha256_sums,
     text,
@@ -160,19 +162,24 @@ def read_release(folder: Path) -> dict[str, Any]:
         InputError: it is none.
         Stale: a later run into the same folder did not pass.
     """
+    manifest = _recorded(folder)
+    require_current(folder)
+    return manifest
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The manifest as it lies there, whatever has come after it."""
+    hint = "`sdxl-coreml pack` makes one."
     try:
-        manifest = json.loads((folder / FILE).read_text("utf-8"))
-        is_one = bool(manifest["kind"] == "release" and manifest["archives"])
-    except (OSError, ValueError, LookupError, TypeError):
-        is_one = False
-    if is_one:
-        require_current(folder)
-        return dict(manifest)
-    raise InputError(
-        "is no release folder: there is no manifest.json of a release",
-        where=folder,
-        hint="`sdxl-coreml pack` makes one.",
-    )
+        manifest = read_object(folder / FILE, infinities=True)
+    except FileMissing:
+        manifest = {}
+    if manifest.get("kind") != "release":
+        raise InputError(
+            "is no release folder: there is no manifest.json of a release", where=folder, hint=hint
+        )
+    checked(ReleaseManifest, manifest, folder / FILE, hint="Run `sdxl-coreml pack` again.")
+    return manifest
 
 
 def _archive(
@@ -234,9 +241,8 @@ def _names(archives: Sequence[Mapping[str, Any]]) -> set[str]:
 def _earlier(release: Path) -> list[dict[str, Any]]:
     """The archives that an earlier run has recorded."""
     try:
-        manifest = json.loads((release / FILE).read_text("utf-8"))
-        return [a for a in manifest["archives"] if a["files"] and a["fingerprint"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        return list(_recorded(release)["archives"])
+    except InputError:
         return []
 
 
@@ -296,8 +302,8 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
     if release.exists() and not release.is_dir():
         raise InputError("is a file; a folder is expected", where=release)
     try:
-        listed = set(parse_sums((release / SUMS).read_text("utf-8")))
-    except (OSError, InputError):
+        listed = set(read_sums(release / SUMS))
+    except InputError:
         listed = set()
     ours = OURS | listed | {f"{m['artifact']}.zip" for m in manifests.values()}
     for entry in sorted(release.iterdir()) if release.exists() else []:

@@ -18,11 +18,12 @@ from typing import Any, Literal
 from convert.cache import digest_file
 from convert.errors import InputError, UserError
 from convert.hub import Repo, explain, quiet
+from convert.json_files import FileMissing, read_text
 from convert.progress import Progress, Silent
 from convert.repo_files import File
 from convert.units import size
 from release.licenses import objection
-from release.manifest import parse_sums, sha256_sums
+from release.manifest import read_sums, sha256_sums
 from release.pack import SUMS, read_release
 from release.samples import FOLDER as IMAGES
 from release.source_card import read_source_card
@@ -183,10 +184,10 @@ def _local_files(release: Path) -> dict[str, Path | bytes]:
         for f in archive["files"]
     }
     try:
-        sums = parse_sums((release / SUMS).read_text("utf-8"))
-        card = (release / "README.md").read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"is not complete: {error.filename} is missing", where=release) from None
+        sums = read_sums(release / SUMS)
+        card = read_text(release / "README.md")
+    except FileMissing as error:
+        raise InputError(f"is not complete: {error.where} is missing", where=release) from None
     for archive in manifest["archives"]:
         for f in archive["files"]:
             _require_intact(release / f["name"], f, sums)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from release.card import Sample
+from release.manifest import read_report
 
 MOST = 6
 FOLDER = "images"
@@ -44,9 +44,5 @@ def copy_samples(manifest: Mapping[str, Any], reports: Path, release: Path) -> l
 
 
 def _generations(file: Path, fingerprint: str) -> list[dict[str, Any]]:
-    try:
-        report = json.loads(file.read_text("utf-8"))
-        found = report.get("generations") or []
-        return [g for g in found if report["fingerprint"] == fingerprint and g.get("images")]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
+    report = read_report(file, {"fingerprint": fingerprint}) or {}
+    return [g for g in report.get("generations") or [] if g["images"].get("candidate")]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from release.tree import Tree, read
+from convert.errors import InputError
+from release.tree import Tree, read_json
 
 
 class Undecodable(Exception):
@@ -28,11 +29,11 @@ def metadata(tree: Tree, model: str) -> list[Any]:
     """
     path = f"{model}/metadata.json"
     try:
-        value = json.loads(read(tree, path))
+        value = read_json(tree, path)
     except OSError:
         raise Undecodable(f"{path} is missing") from None
-    except ValueError as error:
-        raise Undecodable(f"{path} is no JSON: {error}") from None
+    except InputError as error:
+        raise Undecodable(f"{path} {error.problem}") from None
     if not isinstance(value, list):
         raise Undecodable(f"{path} is no array")
     return value

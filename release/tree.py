@@ -11,6 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from convert.errors import InputError
+from convert.json_files import LARGEST, parse_json
+
 PIECE = 4 << 20
 
 
@@ -130,3 +133,11 @@ def digest(tree: Tree, path: str) -> str:
     for piece in tree.pieces(path):
         found.update(piece)
     return found.hexdigest()
+
+
+def read_json(tree: Tree, path: str) -> Any:
+    """The value of a JSON file; OSError if it cannot be read, InputError if it is no JSON."""
+    size = tree.files.get(path, 0)
+    if size > LARGEST:
+        raise InputError(f"has {size} bytes; at most {LARGEST} are read", where=path)
+    return parse_json(read(tree, path), path, infinities=True)

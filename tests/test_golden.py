@@ -143,7 +143,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "a lost file": (lose_config, "missing"),
     "another schema": (rewrite("schema", 2), "`schema` is 2"),
     "another kind": (rewrite("kind", "baseline"), "not the manifest of a golden bundle"),
-    "more cases": (rewrite("cases", 3), "does not fit the bundle"),
+    "more cases": (rewrite("cases", 3), "`cases` is the number 3; allowed is an object"),
     "no manifest": (lambda bundle: (bundle / "manifest.json").unlink(), "no golden bundle"),
 }
 

@@ -136,10 +136,10 @@ def test_unreadable_packages_are_typed_errors(copy, tmp_path):
     entries = json.loads(good)
     entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"] = "../../x.mlmodel"
     manifest.write_text(json.dumps(entries))
-    with pytest.raises(CannotExecute, match="points outside"):
+    with pytest.raises(InputError, match="allowed is the name of a file in this folder"):
         load_program(copy)
     manifest.write_text("{}")
-    with pytest.raises(CannotExecute, match="root model"):
+    with pytest.raises(InputError, match="`itemInfoEntries` is missing"):
         load_program(copy)
     manifest.write_text(good)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.documents import checked
 from convert.errors import InputError, nearest
+from convert.json_files import FileMissing, read_object, shown
 from convert.manifest import Asked
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
 from verify.inspect_graph import infer_component
@@ -130,15 +130,13 @@ def _component(program: Program, source: Checkpoint) -> str:
 def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest, and what is wrong with it as a file."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        values = read_object(path, infinities=True)
+    except FileMissing:
         return {}, [f"{MANIFEST} is missing"]
-    except (OSError, ValueError) as error:
-        return {}, [f"{MANIFEST} cannot be read: {error}"]
-    if not isinstance(values, dict) or not values:
-        return {}, [f"{MANIFEST} holds no JSON object"]
+    except InputError as error:
+        return {}, [f"{MANIFEST} {error.problem}"]
     if values.get("schema") != 1:
-        return {}, [f"`schema` is {values.get('schema')!r}, this tool reads 1"]
+        return {}, [f"`schema` is {shown(values.get('schema'))}, this tool reads 1"]
     return values, []
 
 
@@ -166,9 +164,9 @@ def _claims(values: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     for key in CLAIMS:
         value = values.get(key)
         if not isinstance(value, str) or not value:
-            problems.append(f"`{key}` is {value!r}, not a text")
+            problems.append(f"`{key}` is {shown(value)}, not a text")
         elif key in allowed and value not in allowed[key]:
-            problems.append(f"`{key}` is {value!r}; known are {', '.join(allowed[key])}")
+            problems.append(f"`{key}` is {shown(value)}; known are {', '.join(allowed[key])}")
         elif (problem := _unparsable(key, value)) is not None:
             problems.append(problem)
         else:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.json_files import read_json
 from verify.checks import worst
 from verify.figures import place
 from verify.gates import TENSOR_METRICS
-from verify.saved import Report, read_reports
+from verify.saved import Report, read_reports, reports_of
 
 # What of a report a comparison needs; pictures and curves stay with the report.
 KEPT = (
@@ -114,8 +115,8 @@ def read_baseline(path: Path, artifact: str | None = None) -> tuple[Report, ...]
     Raises:
         InputError: it cannot be read, was edited after it was accepted, or lacks the artifact.
     """
-    reports = read_reports(path)
-    document = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    document = {} if path.is_dir() else read_json(path)
+    reports = reports_of(document, path) if document else read_reports(path)
     if document.get("kind") == "baseline" and document.get("digest") != digest(reports):
         raise InputError(
             "its results are not those that were accepted: the digest differs",

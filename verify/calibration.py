@@ -35,6 +35,7 @@ from convert.checkpoint import Checkpoint
 from convert.code import code_digest
 from convert.compress import is_compressible
 from convert.download import Snapshot
+from convert.json_files import read_json
 from convert.methods import component_bits
 from convert.mixed_bits import Measured, make_allocation, palette_errors, rounded
 from convert.palette import Histogram, fit
@@ -319,7 +320,7 @@ def _measured(
             (folder / FILE).write_text(json.dumps(measured(), sort_keys=True), "utf-8")
 
         path, _ = cache.entry("calibrations", key_of([*common, what]), fill)
-        return json.loads((path / FILE).read_text("utf-8"))
+        return read_json(path / FILE)
 
     return measure(checkpoint, component, _Later(recorded), device=device, say=say, keep=keep)
 

@@ -19,10 +19,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,8 +31,11 @@ from torch import Tensor
 from convert import manifest as manifests
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint, open_without_weights
+from convert.documents import Document, FileFacts, LocalName, checked
 from convert.errors import InputError
 from convert.git_lfs import refuse_pointer
+from convert.json_files import FileMissing, read_object, reason, shown
+from convert.recipe_fields import ResolutionText
 from convert.values import Resolution
 from verify.checks import versions
 from verify.recording import Case, Progress, Recording
@@ -43,6 +47,42 @@ COMPONENTS_FILE = "components.safetensors"
 PICTURES_FILE = "pictures.safetensors"
 CHECKPOINT = "checkpoint"
 KINDS = ("inputs", "outputs", "fp16")
+
+
+class _Picture(Document):
+    """How a picture was made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["text-to-image", "image-to-image"]
+    prompt: str
+    negative_prompt: str
+    scheduler: str | None
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[float, Field(ge=0, le=100)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
+    number: Annotated[int, Field(ge=1, le=100_000)] = 1
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+    timesteps: list[float]
+    sigmas: list[float]
+
+
+class _Checkpoint(Document):
+    """What it was recorded from."""
+
+    name: str
+    files: dict[str, str]
+
+
+class _Manifest(Document):
+    """The bundle's manifest."""
+
+    resolution: ResolutionText
+    checkpoint: _Checkpoint
+    cases: dict[str, list[str]]
+    pictures: list[_Picture]
+    versions: dict[str, str]
+    files: dict[LocalName, FileFacts]
 
 
 @dataclass(frozen=True)
@@ -145,35 +185,33 @@ def read_golden(path: Path) -> Golden:
     """
     file = path / MANIFEST
     try:
-        refuse_pointer(file)
-        manifest = json.loads(file.read_text("utf-8"))
-    except OSError as error:
+        values = read_object(file)
+    except FileMissing as error:
         hint = "`sdxl-coreml record` writes a bundle."
-        raise InputError(f"no golden bundle: {error.strerror}", where=file, hint=hint) from None
-    except ValueError as error:
-        raise InputError(f"not readable as JSON: {error}", where=file) from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "golden":
+        raise InputError(f"no golden bundle: {error.problem}", where=file, hint=hint) from None
+    if values.get("kind") != "golden":
         raise InputError("is not the manifest of a golden bundle", where=file)
-    if manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema")
-        raise InputError(f"`schema` is {found!r}, this tool reads {SCHEMA}", where=file)
+    if values.get("schema") != SCHEMA:
+        found = shown(values.get("schema"))
+        raise InputError(f"`schema` is {found}, this tool reads {SCHEMA}", where=file)
+    hint = "Record it again."
+    manifest = checked(_Manifest, values, file, hint=hint)
+    _require_files(path, values["files"])
+    checkpoint = open_without_weights(path / CHECKPOINT, manifest.checkpoint.name)
     try:
-        _require_files(path, manifest["files"])
-        checkpoint = open_without_weights(path / CHECKPOINT, manifest["checkpoint"]["name"])
-        resolution = Resolution.parse(manifest["resolution"])
-        cases = _cases(manifest["cases"], _load(path / COMPONENTS_FILE))
-        traces = _traces(manifest["pictures"], resolution, _load(path / PICTURES_FILE))
-        return Golden(
-            path=path,
-            checkpoint=checkpoint,
-            digests=manifest["checkpoint"]["files"],
-            recording=Recording(resolution, cases),
-            traces=traces,
-            versions=manifest["versions"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        problem = f"the manifest does not fit the bundle: {error}"
-        raise InputError(problem, where=file, hint="Record it again.") from None
+        cases = _cases(manifest.cases, _load(path / COMPONENTS_FILE))
+        traces = _traces(values["pictures"], manifest.resolution, _load(path / PICTURES_FILE))
+    except (KeyError, ValueError) as error:
+        problem = f"the manifest does not fit the bundle's tensors: {reason(error)}"
+        raise InputError(problem, where=file, hint=hint) from None
+    return Golden(
+        path=path,
+        checkpoint=checkpoint,
+        digests=manifest.checkpoint.files,
+        recording=Recording(manifest.resolution, cases),
+        traces=traces,
+        versions=manifest.versions,
+    )
 
 
 def require_same_checkpoint(golden: Golden, files: Mapping[str, str], what: str) -> None:

@@ -5,7 +5,6 @@ Weights are never loaded; the hashes stream them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.json_files import read_object
 from verify.inspect_graph import (
     Weights,
     count_weights,
@@ -179,10 +179,4 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     file = folder / "manifest.json"
     if not file.exists():
         return None
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"not readable as JSON: {error}", where=file) from None
-    if not isinstance(value, dict):
-        raise InputError("holds no JSON object", where=file)
-    return value
+    return read_object(file, infinities=True)

@@ -7,7 +7,6 @@ PyTorch's networks when a reference is made, so only what computes differs betwe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,11 @@ import torch
 from torch import Tensor
 
 from convert.components import BATCH, COMPONENTS, INPUT_ALIASES
+from convert.documents import checked
 from convert.errors import InputError
+from convert.json_files import read_object
 from convert.pipeline_config import CONFIGS
+from convert.pipeline_documents import PipelineDocument
 from convert.values import Resolution
 from verify.mil import load_program
 from verify.reference import quiet
@@ -27,6 +29,7 @@ from verify.schedulers import make_scheduler
 from verify.tokenizers import tokenizer
 
 MANIFEST = "manifest.json"
+REMEDY = "Convert again with this version: the packages are kept, the manifest is new."
 SUFFIXES = (".mlpackage", ".mlmodelc")
 
 # A component with its Core ML interface: named inputs → named outputs, float32 on the CPU.
@@ -118,19 +121,15 @@ def packages(artifact: Path) -> dict[str, Path]:
 def artifact_config(artifact: Path) -> Mapping[str, Any]:
     """What the manifest says for pipelines; raises InputError if it says nothing."""
     file = artifact / MANIFEST
-    try:
-        found = json.loads(file.read_text("utf-8"))["pipeline"]
-        if {*CONFIGS, "scheduler", "pipeline", "pad_tokens"} <= found.keys():
-            return dict(found)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=file) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise InputError(
-        "does not hold what diffusers' pipelines need, under `pipeline`",
-        where=file,
-        hint="Convert again with this version: the packages are kept, the manifest is new.",
-    )
+    found = read_object(file, infinities=True).get("pipeline")
+    if not isinstance(found, dict) or not {*CONFIGS, "scheduler", "pipeline"} <= found.keys():
+        raise InputError(
+            "does not hold what diffusers' pipelines need, under `pipeline`",
+            where=file,
+            hint=REMEDY,
+        )
+    checked(PipelineDocument, found, f"{file}: `pipeline`", hint=REMEDY)
+    return found
 
 
 def resolution_of(unet: Path, config: Mapping[str, Any]) -> Resolution:

@@ -6,7 +6,6 @@ Judging needs only metrics, so saved results can be judged again under another p
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from convert.cache import key_of
 from convert.code import code_digest
 from convert.errors import InputError, nearest
+from convert.json_files import read_toml, shown
 from convert.values import parse_bits
 from verify.gates import (
     HIGHER_IS_BETTER,
@@ -139,15 +139,12 @@ def load_policy(path: Path | None = None) -> Policy:
         InputError: no such file, not TOML, or a key or value that is not known.
     """
     path = path or BUILT_IN
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"not readable as TOML: {error}", where=path) from None
+    values = read_toml(path)
     _known(values, ("schema", "version", "gate", "tolerance"), path)
     if values.get("schema") != 1:
-        raise InputError(f"`schema` is {values.get('schema')!r}; this tool reads 1", where=path)
+        raise InputError(
+            f"`schema` is {shown(values.get('schema'))}; this tool reads 1", where=path
+        )
     version, gates, tolerances = (values.get(key) for key in ("version", "gate", "tolerance"))
     if not isinstance(version, str) or not version:
         raise InputError("`version` must be a text", where=path)
@@ -222,7 +219,7 @@ def _bound(values: dict[str, Any], keys: tuple[str, str], where: str) -> str:
 def _finite(values: dict[str, Any], key: str, where: str) -> float:
     value = values[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"`{key}` is {value!r}, not a finite number", where=where)
+        raise InputError(f"`{key}` is {shown(value)}, not a finite number", where=where)
     return float(value)
 
 
@@ -244,7 +241,7 @@ def _names(
 
 def _table(values: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(values, dict):
-        raise InputError(f"is {values!r}, not a table", where=where)
+        raise InputError(f"is {shown(values)}, not a table", where=where)
     _known(values, keys, where)
 
 
@@ -264,7 +261,7 @@ def _one_of(value: Any, known: tuple[str, ...], key: str, where: str) -> str:
         return str(value)
     near = nearest(str(value), known)
     raise InputError(
-        f"`{key}` has {value!r}; known are {', '.join(known)}",
+        f"`{key}` has {shown(value)}; known are {', '.join(known)}",
         where=where,
         hint=f"Did you mean `{near}`?" if near else None,
     )

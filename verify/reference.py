@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from convert.checkpoint import Checkpoint, Part
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.json_files import reason
 from convert.latents import SCALING_FACTOR
 
 
@@ -295,11 +296,14 @@ def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            said = str(error).strip().replace(str(place), str(part.path)).splitlines()
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever Python raises of config values of the wrong type
+            said = reason(error).replace(str(place), str(part.path))
             raise InputError(
-                f"{kind.__name__} cannot be loaded: {next(iter(said), type(error).__name__)}",
-                where=part.path,
+                f"{kind.__name__} cannot be loaded: {said}",
+                where=part.path / "config.json",
+                hint="Its weights and its config.json are read by the library itself.",
             ) from error
     # The libraries fill in what is missing with random numbers and only warn.
     for what in ("missing_keys", "mismatched_keys"):

@@ -2,19 +2,113 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field
+
+from convert.documents import Document, LocalName, checked
 from convert.errors import InputError
+from convert.json_files import kind, read_json, shown
+from convert.values import Level
 from verify.checks import Verdict
 from verify.report import SCHEMA
 
 Report = dict[str, Any]  # as `verify.report.to_json` makes it
 SUMMARY = "summary.json"
-VERDICTS = get_args(Verdict)
-TEXTS = ("artifact", "source", "runtime", "scope", "policy")
+
+Number = Annotated[float, Field()] | Literal["inf", "-inf"] | None
+
+
+class SavedMetrics(Document):
+    """What was measured of an output: numbers, but for these."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number]
+
+    snr_db: Number = None
+    finite: bool | None = None
+    max_index: list[int] | None = None
+
+
+class SavedCheck(Document):
+    """One check."""
+
+    level: Level
+    component: str
+    case: str
+    output: str | None
+    metrics: SavedMetrics | None
+    gate: str
+    verdict: Verdict
+    message: str
+
+
+class SavedImages(Document):
+    """The files of a picture, beside the report."""
+
+    reference: LocalName | None = None
+    candidate: LocalName | None = None
+    start: LocalName | None = None
+
+
+class SavedStep(Document):
+    """The errors of a step."""
+
+    timestep: float
+    latents_snr_db: Number
+    noise_pred_snr_db: Number
+
+
+class SavedGeneration(Document):
+    """A picture of both worlds."""
+
+    case: str
+    kind: str = ""
+    prompt: str = ""
+    negative_prompt: str = ""
+    scheduler: str | None = None
+    steps: int = 1
+    guidance: float = 0
+    strength: float | None = None
+    seed: int = 0
+    resolution: str = ""
+    images: SavedImages
+    trajectory: tuple[SavedStep, ...] | list[SavedStep] = ()
+    latents_cosine: Number = None
+    psnr_db: Number = None
+    ssim: Number = None
+
+
+class SavedReport(Document):
+    """What comparing, judging and showing read of a report."""
+
+    artifact: LocalName
+    source: str
+    resolution: str | None = None
+    bits: str | None = None
+    compressed: list[str] | None = None
+    runtime: str
+    scope: str
+    policy: str
+    versions: dict[str, str] | None = None
+    fingerprint: str | None = None
+    verdict: Verdict
+    checks: list[SavedCheck]
+    generations: list[SavedGeneration] | None = None
+
+
+class SavedResult(Document):
+    """An artifact's line in the summary."""
+
+    artifact: LocalName
+
+
+class Summary(Document):
+    """The summary of a run; its reports are beside it."""
+
+    results: list[SavedResult]
 
 
 def read_reports(path: Path) -> tuple[Report, ...]:
@@ -28,14 +122,13 @@ def read_reports(path: Path) -> tuple[Report, ...]:
         files = sorted(p for p in folder.glob("*.json") if p.name != SUMMARY)
         if not files:
             raise InputError("holds no report", where=folder, hint="`sdxl-coreml run` writes them.")
-        return tuple(_report(_read(file), str(file)) for file in files)
-    document = _read(path)
-    if not isinstance(document, dict):
-        raise InputError("holds no JSON object", where=path)
-    if document.get("schema") != SCHEMA:
-        raise InputError(
-            f"`schema` is {document.get('schema')!r}, this tool reads {SCHEMA}", where=path
-        )
+        return tuple(_report(read_json(file), str(file)) for file in files)
+    return reports_of(read_json(path), path)
+
+
+def reports_of(document: Any, path: Path) -> tuple[Report, ...]:
+    """The reports of a document that `path` holds; raises as `read_reports` does."""
+    _require_schema(document, str(path))
     if "checks" in document:
         return (_report(document, str(path)),)
     if "reports" in document:  # a baseline, or what `recheck --json` writes of several
@@ -44,67 +137,28 @@ def read_reports(path: Path) -> tuple[Report, ...]:
             raise InputError("`reports` is empty", where=path)
         return tuple(_report(r, f"{path}: report {n}") for n, r in enumerate(found, 1))
     if "results" in document:  # the summary: the reports are beside it
-        names = [str(r.get("artifact")) for r in document["results"] if isinstance(r, dict)]
+        names = [result.artifact for result in checked(Summary, document, path).results]
         files = [path.with_name(f"{name}.json") for name in names]
         if not files:
             raise InputError("the summary names no artifact", where=path)
-        return tuple(_report(_read(file), str(file)) for file in files)
+        return tuple(_report(read_json(file), str(file)) for file in files)
     raise InputError("holds no results of a verification", where=path)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-    except ValueError as error:
-        raise InputError(f"not readable as JSON: {error}", where=path) from None
+def _require_schema(values: Any, where: str) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"holds {kind(values)} where an object is expected", where=where)
+    if values.get("schema") != SCHEMA or isinstance(values["schema"], bool):
+        found = shown(values.get("schema"))
+        raise InputError(f"`schema` is {found}, this tool reads {SCHEMA}", where=where)
 
 
 def _report(report: Any, where: str) -> Report:
-    if not isinstance(report, dict):
-        raise InputError("is no object", where=where)
-    if report.get("schema") != SCHEMA:
-        raise InputError(
-            f"`schema` is {report.get('schema')!r}, this tool reads {SCHEMA}", where=where
-        )
-    for key in TEXTS:
-        if not isinstance(report.get(key), str):
-            raise InputError(f"`{key}` is {report.get(key)!r}, not a text", where=where)
-    checks = report.get("checks")
-    if not isinstance(checks, list) or not checks:
+    _require_schema(report, where)
+    if not report.get("checks") and isinstance(report.get("checks"), list | None):
         raise InputError("there are no checks: nothing looked at is never a pass", where=where)
-    for number, check in enumerate(checks, 1):
-        _check(check, f"{where}: check {number}")
-    _one_of(report.get("verdict"), where)
-    return report
-
-
-def _check(check: Any, where: str) -> None:
-    if not isinstance(check, dict):
-        raise InputError("is no object", where=where)
-    for key in ("level", "component", "case", "gate", "message"):
-        if not isinstance(check.get(key), str):
-            raise InputError(f"`{key}` is {check.get(key)!r}, not a text", where=where)
-    for key in ("output", "metrics"):
-        if key not in check:
-            raise InputError(f"`{key}` is missing", where=where)
-    if not isinstance(check["output"], str | None):
-        raise InputError(f"`output` is {check['output']!r}, not a text", where=where)
-    metrics = check["metrics"]
-    if not isinstance(metrics, dict | None):
-        raise InputError("`metrics` is no object", where=where)
-    for name, value in (metrics or {}).items():
-        numeric = value is None or isinstance(value, int | float) or value in ("inf", "-inf")
-        if not numeric and name != "max_index":
-            raise InputError(f"`{name}` is {value!r}, not a number", where=where)
-    _one_of(check.get("verdict"), where)
-
-
-def _one_of(verdict: Any, where: str) -> None:
-    if verdict not in VERDICTS:
-        known = ", ".join(VERDICTS)
-        raise InputError(f"`verdict` is {verdict!r}; known are {known}", where=where)
+    checked(SavedReport, report, where)
+    return dict(report)
 
 
 def as_document(reports: Sequence[Report], verdict: Verdict) -> dict[str, Any]:

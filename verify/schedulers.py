@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.errors import InputError, nearest
+from convert.json_files import reason
 from convert.values import SCHEDULERS, Scheduler
 from verify.reference import quiet
 
@@ -58,16 +59,24 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
 
     settings: dict[str, Any] = {}
     if name is None:
-        kind = str(config.get("_class_name", "EulerDiscreteScheduler"))
-        if not hasattr(diffusers, kind):
+        kind = str(config.get("_class_name") or "EulerDiscreteScheduler")
+        found = getattr(diffusers, kind, None)
+        if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
             raise InputError(f"the checkpoint's scheduler, {kind}, is not one that diffusers has")
     else:
         kind, settings = CLASSES[require_scheduler(name)]
     with quiet():
         try:
-            return getattr(diffusers, kind).from_config(dict(config), **settings)
-        except (ValueError, NotImplementedError, ImportError) as error:
-            raise InputError(f"{kind} cannot use the checkpoint's config: {error}") from error
+            values = {k: float(v) if v in ("inf", "-inf") else v for k, v in config.items()}
+            made = getattr(diffusers, kind).from_config(values, **settings)
+            # Values of some keys are only used here.
+            type(made).from_config(made.config).set_timesteps(2)
+            return made
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever Python raises of values of the wrong type
+            problem = f"{kind} cannot use the checkpoint's scheduler config: {reason(error)}"
+            raise InputError(problem) from error
 
 
 def evaluations(scheduler: Any, steps: int, strength: float | None) -> int:

@@ -12,7 +12,9 @@ from convert.app_tokenizer import app_files
 from convert.cache import digest_file
 from convert.checkpoint import Checkpoint
 from convert.components import COMPONENTS
+from convert.documents import is_local
 from convert.errors import CannotExecute, InputError
+from convert.json_files import FileMissing, decode, read_bytes, read_object, shown
 from convert.latents import SCALING_FACTOR
 from convert.manifest import Asked
 from convert.pipeline_config import pipeline_config
@@ -74,7 +76,7 @@ def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
 def _file(artifact: Artifact, name: str) -> str:
     """How a file differs from its entry in the manifest, or nothing."""
     path, facts = artifact.path / name, artifact.files[name]
-    if not isinstance(facts, dict) or ".." in Path(name).parts or Path(name).is_absolute():
+    if not isinstance(facts, dict) or not is_local(name):
         return f"the manifest's entry of {name} is malformed"
     if not path.is_file():
         return f"{name} is missing"
@@ -115,7 +117,7 @@ def _pipeline(artifact: Artifact, source: Checkpoint) -> str:
         found = artifact.pipeline.get(part)
         found = found if isinstance(found, dict) else {}
         wrong += [
-            f"{part}.{key} is {found.get(key)!r}, the checkpoint's {value!r}"
+            f"{part}.{key} is {shown(found.get(key))}, the checkpoint's {shown(value)}"
             for key, value in values.items()
             if found.get(key) != value
         ]
@@ -126,12 +128,12 @@ def _tokenizer(folder: Path, source: Checkpoint) -> str:
     """What is wrong with `vocab.json` and `merges.txt`, or nothing."""
     wanted = app_files(source.tokenizers) if source.tokenizers else {}
     try:
-        vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
-        merges = (folder / "merges.txt").read_text("utf-8")
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {error}"
+        vocab = read_object(folder / "vocab.json")
+        merges = decode(read_bytes(folder / "merges.txt"), folder / "merges.txt")
+    except FileMissing as error:
+        return f"{Path(str(error.where)).name} is missing"
+    except InputError as error:
+        return f"cannot be read: {error.problem}"
     if not merges.endswith("\n"):
         return "merges.txt does not end in a newline, so Apple's package drops its last merge"
     if wanted and vocab != json.loads(wanted["vocab.json"]):

@@ -3,14 +3,16 @@
 Source: coremltools `mlmodel/format/MIL.proto`, `Model.proto` and `FeatureTypes.proto`.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from convert.documents import Document, LocalName, checked
 from convert.errors import CannotExecute, InputError
 from convert.git_lfs import refuse_pointer
+from convert.json_files import FileMissing, read_json, shown
 from verify.mil.blob import NUMPY_DTYPES, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
 
@@ -88,20 +90,30 @@ def load_package(path: Path) -> Program:
     )
 
 
+class _Item(Document):
+    """A file or folder of the package, below `Data`."""
+
+    path: LocalName
+
+
+class _Manifest(Document):
+    """Manifest.json of a package, as Core ML's model package reader has it."""
+
+    items: Annotated[dict[str, _Item], Field(alias="itemInfoEntries")]
+    root: Annotated[str, Field(alias="rootModelIdentifier")]
+
+
 def _root_model(package: Path) -> Path:
     manifest = package / "Manifest.json"
     try:
-        content = manifest.read_bytes()
-        refuse_pointer(manifest, content)
-        entries = json.loads(content)
-        relative = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
-    except FileNotFoundError as error:
-        raise CannotExecute("not a model package: no Manifest.json", where=package) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CannotExecute("the manifest does not name a root model", where=manifest) from error
-    if not isinstance(relative, str) or Path(relative).is_absolute() or ".." in relative.split("/"):
-        raise CannotExecute(f"the manifest points outside: {relative!r}", where=manifest)
-    return package / "Data" / relative
+        entries = checked(_Manifest, read_json(manifest), manifest)
+    except FileMissing:
+        raise CannotExecute("not a model package: no Manifest.json", where=package) from None
+    root = entries.items.get(entries.root)
+    if root is None:
+        problem = f"names no item {shown(entries.root)}, its root model"
+        raise InputError(problem, where=manifest)
+    return package / "Data" / root.path
 
 
 def feature_of(feature: Any) -> Feature:

@@ -1,0 +1,79 @@
+"""The types of a release's manifest, as far as packing, cards and publishing read it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from convert.documents import Document, FileFacts, LocalName, Size
+from convert.manifest import RecipeFacts, Source
+from convert.recipe_fields import BitsText, ResolutionText
+from convert.values import Attention
+
+Verdict = Literal["pass", "fail", "indeterminate"]
+Figure = float | Literal["inf", "-inf"] | None
+
+
+class Deviation(Document):
+    """Where a graph differs from Apple's."""
+
+    what: str
+    why: str
+
+
+class Verification(Document):
+    """How a verification came out."""
+
+    verdict: Verdict
+    policy: str
+    runtime: str
+    scope: str
+    gates: dict[str, dict[str, str]] | None = None
+    snr_db: Figure = None
+    program_snr_db: Figure = None
+    conversion_snr_db: Figure = None
+
+
+class ArchiveManifest(Document):
+    """The manifest of an archive's bundle, without what all archives share."""
+
+    artifact: LocalName
+    fingerprint: str
+    attention: Attention
+    bits: BitsText
+    resolution: ResolutionText
+    bits_per_weight: dict[str, float]
+    components: dict[str, LocalName]
+    minimum_system: str
+    deviations: list[Deviation]
+    files: dict[LocalName, FileFacts]
+    verdict: Verdict | None
+    verification: Verification | None = None
+
+
+class Part(FileFacts):
+    """A file of an archive: the whole, or one of its parts."""
+
+    name: LocalName
+
+
+class Archive(Document):
+    """An archive of a release."""
+
+    archive: LocalName
+    size: Size
+    sha256: str
+    files: Annotated[list[Part], Field(min_length=1)]
+    fingerprint: Annotated[str, Field(min_length=1)]
+    manifest: ArchiveManifest
+
+
+class ReleaseManifest(Document):
+    """The manifest of a release."""
+
+    name: str
+    source: Source
+    recipe: RecipeFacts
+    versions: dict[str, str]
+    archives: Annotated[list[Archive], Field(min_length=1)]

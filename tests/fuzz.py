@@ -1,0 +1,346 @@
+"""Every value of every file that is read from outside, replaced by one of another kind.
+
+    python -m tests.fuzz --cases 50000
+
+Each case changes one file, runs the command line in this process, and puts the file back. Whatever
+is in the file, the command ends with 0, an honest verdict (1 or 3) or 2 with one error that names
+the file; never with 4 or a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import sdxl_coreml
+from convert.allocation import Allocation, Allotted
+from convert.checkpoint import open_checkpoint
+from convert.mixed_bits import budget, options, provisional
+from convert.recipe_sections import Compress
+from convert.values import Bits
+
+HUGE = 10**400
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 7, 10**9, -(10**9), 2**63, HUGE, -HUGE, 0.5, -0.5, 32.0, 1e300,
+    -1e300, 1e-300, "", "8", "x", "None", "../../x", "/", "a\0b", "😀", "x" * 5000, "%s{0}[red]",
+    [], [1], [None], ["x"], [[1, 2], [3]], {}, {"a": 1}, {"": None}, {"content": 3}, {"path": []},
+    [-1, 10**9], [2.0, 4.0, 8.0],
+)  # fmt: skip
+WHOLE: tuple[bytes, ...] = (
+    b"", b"null", b"[]", b"{}", b"3", b'"text"', b"[" * 100_000, b"{" * 40, b'{"a":' * 90 + b"1",
+    b"\xff\xfe{\x00}\x00", b"\x00" * 64, b"NaN", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"1" * 5000,
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", b"<html></html>",
+    b'{"a": "\\ud800"}', b"[[1]]", b"not JSON", b"a = [" + b"[" * 5000, b"\xef\xbb\xbf[]",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to spoil, and a command that reads it.
+
+    Attributes:
+        share: how often it is chosen beside the others.
+        header: the JSON is the header of a safetensors file.
+        clean: what the command leaves and a next case must not find.
+    """
+
+    file: Path
+    command: tuple[str, ...]
+    share: float = 1.0
+    header: bool = False
+    clean: tuple[Path, ...] = ()
+
+
+@dataclass
+class Tally:
+    """How the cases ended."""
+
+    codes: Counter[int] = field(default_factory=Counter)
+    by_file: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+
+def run(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["sdxl-coreml", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        try:
+            sdxl_coreml.main()
+        except SystemExit as ended:
+            code = ended.code
+    return (code if isinstance(code, int) else 0), out.getvalue(), err.getvalue()
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a document."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, key))
+
+
+def replaced(value: Any, path: Sequence[Any], change: Callable[[Any], Any]) -> Any:
+    """A document with another value at `path`."""
+    if not path:
+        return change(value)
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], change)
+    return copy
+
+
+def spoilt(content: bytes, header: bool, rng: random.Random) -> tuple[str, bytes]:
+    """What was done to a file, and its content then."""
+    if rng.random() < 0.08:
+        whole = rng.choice(WHOLE)
+        return f"the whole is {whole[:30]!r}", _as_header(whole, content) if header else whole
+    if rng.random() < 0.04:
+        at = rng.randrange(len(content))
+        return f"cut at byte {at}", content[:at]
+    size = int.from_bytes(content[:8], "little") if header else 0
+    text = content[8 : 8 + size] if header else content
+    try:
+        document = json.loads(text)
+    except ValueError:  # TOML, text: a line or a word is replaced
+        lines = text.decode().splitlines(keepends=True)
+        at = rng.randrange(len(lines))
+        key, sign, _ = lines[at].partition("=")
+        value = rng.choice(VALUES)
+        with contextlib.suppress(TypeError):
+            lines[at] = f"{key}{sign} {json.dumps(value)}\n"
+        return f"line {at + 1} is {lines[at]!r:.60}", "".join(lines).encode("utf-8", "replace")
+    path = rng.choice(_some_places(document, rng))
+    value = rng.choice(VALUES)
+    depth = rng.choice((0, 0, 0, 0, 1, 3, 80))
+    for _ in range(depth):
+        value = [value] if rng.random() < 0.5 else {"a": value}
+    new = replaced(document, path, lambda old: value)
+    data = json.dumps(new).encode()
+    if rng.random() < 0.05:
+        data = b"\xef\xbb\xbf" + data
+    what = f"{'.'.join(map(str, path))} is {str(value)[:40]}"
+    return what, _as_header(data, content) if header else data
+
+
+def _some_places(document: Any, rng: random.Random) -> list[tuple[Any, ...]]:
+    """All places of a small document; of a large one those at every key once, and some more."""
+    found = list(places(document))
+    seen: dict[Any, tuple[Any, ...]] = {}
+    rng.shuffle(found)
+    for path in found:
+        seen.setdefault(tuple(k if isinstance(k, str) else "*" for k in path)[-3:], path)
+    return list(seen.values())[:400]
+
+
+def _as_header(data: bytes, content: bytes) -> bytes:
+    size = int.from_bytes(content[:8], "little")
+    return len(data).to_bytes(8, "little") + data + content[8 + size :]
+
+
+def check(target: Target, what: str, tally: Tally) -> None:
+    """Run the command of a target whose file is spoilt, and note what is wrong with its end."""
+    start = time.monotonic()
+    try:
+        code, _, err = run(target.command)
+    except BaseException as error:
+        code, err = 4, f"escaped: {error!r}"
+    for path in target.clean:
+        shutil.rmtree(path, ignore_errors=True)
+    tally.codes[code] += 1
+    tally.by_file[target.file.name] += 1
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    problem = ""
+    if code not in (0, 1, 2, 3):
+        problem = f"exit {code}"
+    elif "Traceback" in err:
+        problem = "a traceback"
+    elif code == 2 and len(errors) != 1:
+        problem = f"{len(errors)} errors"
+    elif code == 2 and target.file.name not in err and target.file.parent.name not in err:
+        problem = "an error that does not name the file"
+    elif time.monotonic() - start > 20:
+        problem = f"{time.monotonic() - start:.0f} s"
+    if problem:
+        said = " | ".join(err.strip().splitlines()[:3])[:300]
+        command = " ".join(target.command[:1])
+        tally.faults.append(f"{command}, {target.file.name}, {what}: {problem}: {said}")
+
+
+def fuzz(targets: Sequence[Target], cases: int, seed: int) -> Tally:
+    """That many cases over the targets, the same for the same seed."""
+    rng, tally = random.Random(seed), Tally()
+    contents = {target.file: target.file.read_bytes() for target in targets}
+    for target in rng.choices(targets, [t.share for t in targets], k=cases):
+        content = contents[target.file]
+        what, data = spoilt(content, target.header, rng)
+        target.file.unlink()  # files are links to the cache's
+        target.file.write_bytes(data)
+        try:
+            check(target, what, tally)
+        finally:
+            target.file.unlink(missing_ok=True)
+            target.file.write_bytes(content)
+    return tally
+
+
+# ---- the files ----
+
+RECIPE = """name = "fuzz"
+[source]
+path = "{source}"
+[matrix]
+attention = ["original"]
+resolution = ["64x64"]
+bits = ["{bits}"]
+[target]
+deployment = "macOS15"
+[compress]
+{compress}
+[verify]
+prompts = ["a red circle"]
+"""
+
+
+def make_targets(folder: Path, source: Path) -> list[Target]:
+    """The files to spoil, made from a checkpoint.
+
+    Args:
+        folder: an empty folder, which is filled.
+        source: a small checkpoint; it is copied.
+    """
+    checkpoint = Path(shutil.copytree(source, folder / "model"))
+    return [*_of_checkpoint(folder, checkpoint), *_of_results(folder, checkpoint)]
+
+
+def _recipe(folder: Path, checkpoint: Path, bits: str = "16", compress: str = "") -> Path:
+    file = folder / f"recipe_{bits}.toml"
+    file.write_text(RECIPE.format(source=checkpoint, bits=bits, compress=compress))
+    return file
+
+
+def _of_checkpoint(folder: Path, checkpoint: Path) -> list[Target]:
+    recipe = _recipe(folder, checkpoint)
+    plan = ("plan", str(recipe), "--json")
+    found = [Target(recipe, plan, 2.0)]
+    for file in sorted(checkpoint.rglob("*")):
+        if file.suffix == ".json":
+            weight = 6.0 if file.name == "config.json" else 2.0
+            found.append(Target(file, plan, weight))
+        elif file.suffix == ".safetensors":
+            found.append(Target(file, plan, 2.0, header=True))
+        elif file.suffix == ".txt":
+            found.append(Target(file, plan, 0.5))
+    return found
+
+
+def _of_results(folder: Path, checkpoint: Path) -> list[Target]:
+    """Reports, a baseline, an allocation, an artifact with its packages, a bundle, a release."""
+    out = folder / "out"
+    made = ("run", str(_recipe(folder, checkpoint, "6")), "--out", str(out), "--quiet")
+    _must(*made, "--no-release")
+    (report,) = (f for f in (out / "reports").glob("*.json") if f.name != "summary.json")
+    artifact, summary = out / report.stem, out / "reports/summary.json"
+    baseline = folder / "baseline.json"
+    accepted = run(["bless", str(report), "--baseline", str(baseline), "--reason", "right"])
+    policy = Path(shutil.copy(Path(sdxl_coreml.__file__).parent / "verify/policy.toml", folder))
+    allocation = folder / "allocation.json"
+    allocation.write_text(_allocation(checkpoint))
+    mixed = _recipe(folder, checkpoint, "mixed-4.5", f'allocation = "{allocation}"')
+    release = folder / "release"
+    pack = ("pack", str(artifact), "--out", str(release), "--allow-unverified", "--quiet")
+    _must(*pack)
+    bundle = folder / "bundles" / artifact.name
+    shutil.unpack_archive(next(release.glob("*.zip")), folder / "bundles")
+    lint = ("lint", str(bundle), "--json")
+    recheck = ("recheck", str(report), "--policy", str(policy), "--quiet")
+    found = [
+        Target(report, recheck, 6.0),
+        Target(report, ("bless", str(report), "--baseline", str(folder / "b"), "--reason", "x")),
+        Target(summary, ("recheck", str(summary), "--policy", str(policy))),
+        Target(policy, recheck, 1.5),
+        Target(allocation, ("plan", str(mixed), "--json"), 1.5),
+        Target(artifact / "manifest.json", ("inspect", str(artifact), "--json"), 0.3),
+        Target(artifact / "manifest.json", pack, 0.5),
+        Target(
+            artifact / "Unet.mlpackage/Manifest.json", ("inspect", str(artifact), "--json"), 0.3
+        ),
+        Target(bundle / "Unet.mlmodelc/metadata.json", lint, 1.0),
+        Target(bundle / "VAEEncoder.mlmodelc/metadata.json", lint, 0.5),
+        Target(bundle / "manifest.json", lint, 1.0),
+        Target(bundle / "vocab.json", lint, 0.3),
+        Target(release / "manifest.json", ("card", str(release), "--quiet"), 2.0),
+        Target(release / "manifest.json", ("lint", str(release), "--json"), 0.2),
+        Target(release / "SHA256SUMS", ("lint", str(release), "--json"), 0.3),
+        *_of_downloads(folder, checkpoint),
+    ]
+    if accepted[0] == 0:
+        found.append(Target(baseline, ("diff", str(baseline), str(report), "--json"), 2.0))
+    return found
+
+
+def _allocation(checkpoint: Path) -> str:
+    """Widths for mixed-4.5 as they are dealt without measuring."""
+    opened, bits = open_checkpoint(checkpoint), Bits("mixed-4.5")
+    components: dict[str, dict[str, Allotted]] = {}
+    for name in ("text_encoder", "text_encoder_2", "unet"):
+        tensors = opened.component_tensors(name)
+        widths = provisional(options(tensors, name, "macOS15", Compress()), budget(tensors, bits))
+        components[name] = {t: Allotted(tensors[t].shape, w, 1.0, 1e-6) for t, w in widths.items()}
+    return Allocation(bits, dict.fromkeys(components, 4.5), components).text()
+
+
+def _of_downloads(folder: Path, checkpoint: Path) -> list[Target]:
+    copy = folder / "downloaded"
+    download = ("download", str(checkpoint), "--out", str(copy), "--quiet")
+    _must(*download)
+    return [Target(copy / ".sdxl-coreml.json", download, 0.3)]
+
+
+def _must(*arguments: str) -> None:
+    code, _, err = run(arguments)
+    assert code in (0, 1), err
+
+
+def main() -> None:
+    """As many cases as are asked for, on a checkpoint made for it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    from checkpoints import make_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="sdxl-coreml-fuzz-") as name:
+        folder = Path(name)
+        make_checkpoint(folder / "source")
+        (folder / "work").mkdir()
+        targets = make_targets(folder / "work", folder / "source")
+        start = time.monotonic()
+        tally = fuzz(targets, options.cases, options.seed)
+        seconds = time.monotonic() - start
+    print(f"{options.cases} cases in {seconds:.0f} s: exits {dict(sorted(tally.codes.items()))}")
+    print(f"by file: {dict(tally.by_file.most_common())}")
+    print(f"{len(tally.faults)} faults", *tally.faults[:60], sep="\n")
+    sys.exit(1 if tally.faults else 0)
+
+
+if __name__ == "__main__":
+    main()
