@@ -19,6 +19,9 @@ try:
 except KeyboardInterrupt:
     if sys.stderr is not None:
         print(f"error: {INTERRUPTED}", file=sys.stderr)
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # see `ignore_interrupts`
     raise SystemExit(130) from None
 
 TYPE_CHECKING = False

@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> subprocess.Popen[str]:
-    """Start the command, in a process group as a terminal's; pages name the folder, so it is one."""
+    """Start the command, in a process group as a terminal's, always into the same folder."""
     command = [sys.executable, "-m", "sdxl_coreml"]
     if options.recipe:
         command += ["run", options.recipe, "--source", str(options.checkpoint)]

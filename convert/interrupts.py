@@ -77,6 +77,12 @@ def without_interrupts() -> Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """Nothing is left to interrupt but Python's own end, which would answer with a traceback."""
-    for number in (signal.SIGINT, *ENDING):
+    """Nothing is left to interrupt but Python's own end, which would answer with a traceback.
+
+    Blocked as well: once Ctrl-C has ended an `exec`, Python ends itself by SIGINT, whatever exit
+    code it is given.
+    """
+    numbers = (signal.SIGINT, *ENDING)
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

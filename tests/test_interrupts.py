@@ -134,3 +134,26 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("sdxl-coreml ")
+
+
+def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended() -> None:
+    """Python kills itself by SIGINT at its end if Ctrl-C has once ended code given as text."""
+    code = """
+        import signal, sys
+
+        import sdxl_coreml
+
+        def interrupted():
+            exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
+
+        sys.argv = ["sdxl-coreml", "recipes"]
+        sdxl_coreml._application = interrupted
+        sdxl_coreml.main()
+        """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (found.returncode, found.stderr.count("\n")) == (130, 1)
