@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
     assert found.stdout.startswith("sdxl-coreml ")
 
 
-def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended() -> None:
+def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None:
     """Python kills itself by SIGINT at its end if Ctrl-C has once ended code given as text."""
     code = """
         import signal, sys
@@ -150,10 +151,12 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended() -> None:
         sdxl_coreml._application = interrupted
         sdxl_coreml.main()
         """
+    (tmp_path / "program.py").write_text(textwrap.dedent(code))
     found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-m", "program"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     assert (found.returncode, found.stderr.count("\n")) == (130, 1)
