@@ -144,11 +144,11 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None
 
         import sdxl_coreml
 
-        def interrupted():
+        def interrupted(**options):
             exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
 
         sys.argv = ["sdxl-coreml", "recipes"]
-        sdxl_coreml._application = interrupted
+        sdxl_coreml._application = lambda: interrupted
         sdxl_coreml.main()
         """
     (tmp_path / "program.py").write_text(textwrap.dedent(code))
