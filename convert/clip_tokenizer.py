@@ -119,8 +119,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if pad not in ids and all(token.content != pad for token in added):
         raise InputError(f"`pad_token` is `{pad}`, which is no token of it", where=folder)
     length = config.get("model_max_length")
-    if isinstance(length, bool) or not isinstance(length, int | float):
-        length = None
+    is_number = isinstance(length, int | float) and not isinstance(length, bool)
+    if length is not None and not (is_number and 1 <= length <= 1e300):
+        raise InputError(
+            f"`model_max_length` is {kind(length)}; allowed is a number from 1 on",
+            where=folder / "tokenizer_config.json",
+        )
     return Tokenizer(vocab, merges, added, pad, length)
 
 

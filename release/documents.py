@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,7 @@ class ArchiveManifest(Document):
     minimum_system: str
     deviations: list[Deviation]
     files: dict[LocalName, FileFacts]
+    pipeline: dict[str, Any] | None = None
     verdict: Verdict | None
     verification: Verification | None = None
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gc
 import io
 import json
 import random
@@ -25,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import typer
 
 import sdxl_coreml
 from convert.allocation import Allocation, Allotted
@@ -46,6 +50,23 @@ WHOLE: tuple[bytes, ...] = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", b"<html></html>",
     b'{"a": "\\ud800"}', b"[[1]]", b"not JSON", b"a = [" + b"[" * 5000, b"\xef\xbb\xbf[]",
 )  # fmt: skip
+MOST_GROUPS = 150
+COMMAND = typer.main.get_command(sdxl_coreml._application())  # typer makes it anew for every call
+SHAPE: dict[str, Any] = {
+    "unet": {
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1),
+        "attention_head_dim": (2, 2),
+        "layers_per_block": 1,
+    },
+    "vae": {
+        "block_out_channels": (16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,8 @@ def run(arguments: Sequence[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["sdxl-coreml", *arguments]),
+        mock.patch.object(sdxl_coreml, "_application", return_value=COMMAND),
+        mock.patch.object(sdxl_coreml, "atexit"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
@@ -115,39 +138,41 @@ def spoilt(content: bytes, header: bool, rng: random.Random) -> tuple[str, bytes
     if rng.random() < 0.04:
         at = rng.randrange(len(content))
         return f"cut at byte {at}", content[:at]
-    size = int.from_bytes(content[:8], "little") if header else 0
+    size = int.from_bytes(content[:8], "little")
     text = content[8 : 8 + size] if header else content
-    try:
-        document = json.loads(text)
-    except ValueError:  # TOML, text: a line or a word is replaced
+    document, places_by_key = _parsed(text)
+    if not places_by_key:  # TOML, text: a line or a value is replaced
         lines = text.decode().splitlines(keepends=True)
         at = rng.randrange(len(lines))
         key, sign, _ = lines[at].partition("=")
-        value = rng.choice(VALUES)
-        with contextlib.suppress(TypeError):
-            lines[at] = f"{key}{sign} {json.dumps(value)}\n"
-        return f"line {at + 1} is {lines[at]!r:.60}", "".join(lines).encode("utf-8", "replace")
-    path = rng.choice(_some_places(document, rng))
+        lines[at] = f"{key}{sign} {json.dumps(rng.choice(VALUES))}\n"
+        return f"line {at + 1} is {lines[at]!r:.60}", "".join(lines).encode()
+    path = rng.choice(rng.choice(places_by_key))
     value = rng.choice(VALUES)
-    depth = rng.choice((0, 0, 0, 0, 1, 3, 80))
-    for _ in range(depth):
+    for _ in range(rng.choice((0, 0, 0, 0, 1, 3, 80))):
         value = [value] if rng.random() < 0.5 else {"a": value}
-    new = replaced(document, path, lambda old: value)
-    data = json.dumps(new).encode()
+    data = json.dumps(replaced(document, path, lambda old: value)).encode()
     if rng.random() < 0.05:
         data = b"\xef\xbb\xbf" + data
     what = f"{'.'.join(map(str, path))} is {str(value)[:40]}"
     return what, _as_header(data, content) if header else data
 
 
-def _some_places(document: Any, rng: random.Random) -> list[tuple[Any, ...]]:
-    """All places of a small document; of a large one those at every key once, and some more."""
-    found = list(places(document))
-    seen: dict[Any, tuple[Any, ...]] = {}
-    rng.shuffle(found)
-    for path in found:
-        seen.setdefault(tuple(k if isinstance(k, str) else "*" for k in path)[-3:], path)
-    return list(seen.values())[:400]
+@functools.cache
+def _parsed(text: bytes) -> tuple[Any, list[list[tuple[Any, ...]]]]:
+    """The document, and its places: those at one key of one kind of object together, so that each
+    key is as likely as another, however many objects have it. Nothing of what is no JSON."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return None, []
+    found: dict[Any, list[tuple[Any, ...]]] = {}
+    for path in places(document):
+        kind = tuple(step if isinstance(step, str) else "*" for step in path)
+        found.setdefault(kind[-2:] if len(kind) < 4 else kind[-3:], []).append(path)
+    groups = list(found.values())  # a vocabulary is thousands of keys of one kind
+    rest = [path for group in groups[MOST_GROUPS:] for path in group]
+    return document, [*groups[:MOST_GROUPS], *([rest] if rest else [])]
 
 
 def _as_header(data: bytes, content: bytes) -> bytes:
@@ -187,6 +212,8 @@ def check(target: Target, what: str, tally: Tally) -> None:
 def fuzz(targets: Sequence[Target], cases: int, seed: int) -> Tally:
     """That many cases over the targets, the same for the same seed."""
     rng, tally = random.Random(seed), Tally()
+    gc.collect()
+    gc.freeze()  # the libraries' objects are not looked through again for every few cases
     contents = {target.file: target.file.read_bytes() for target in targets}
     for target in rng.choices(targets, [t.share for t in targets], k=cases):
         content = contents[target.file]
@@ -330,7 +357,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="sdxl-coreml-fuzz-") as name:
         folder = Path(name)
-        make_checkpoint(folder / "source")
+        make_checkpoint(folder / "source", **SHAPE)
         (folder / "work").mkdir()
         targets = make_targets(folder / "work", folder / "source")
         start = time.monotonic()

@@ -94,6 +94,9 @@ class SavedReport(Document):
     policy: str
     versions: dict[str, str] | None = None
     fingerprint: str | None = None
+    measured_of: str | None = None
+    code: dict[str, str] | None = None
+    asked: dict[str, Any] | None = None
     verdict: Verdict
     checks: list[SavedCheck]
     generations: list[SavedGeneration] | None = None
