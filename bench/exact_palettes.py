@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convert.palette import PALETTE_BITS, Histogram, fit
+from convert.weights.palette import PALETTE_BITS, Histogram, fit
 
 SEEDS = 20  # of each kind
 BOUNDS = {8: 1.0015}  # of squared error ÷ the optimum's, by bits

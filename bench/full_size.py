@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from convert.random_checkpoint import WORDS, Configs, write_checkpoint
+from convert.toy.random_checkpoint import WORDS, Configs, write_checkpoint
 
 SDXL = Configs(
     unet={

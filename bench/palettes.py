@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from convert.palette import Histogram, Packer, fit
+from convert.weights.palette import Histogram, Packer, fit
 
 SHAPES = [(640, 640, 3, 3), (1280, 1280, 1, 1), (10240, 1280, 1, 1), (1280, 2560, 3, 3)]
 BITS = (4, 6, 8)

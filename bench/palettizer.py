@@ -14,8 +14,8 @@ from statistics import median
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.compress import SMALLEST
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.weights.compress import SMALLEST
 
 BITS = 6
 THEIRS = "coremltools.mlpackage"
@@ -57,9 +57,9 @@ def compare(folder: Path, checkpoint: Checkpoint) -> dict[str, object]:
 
 def _errors(ours: Path, theirs: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, float, float]]:
     """Name, our squared error and theirs, of each tensor that both have palettized."""
-    from verify.compression import compressed_names
+    from verify.levels.compression import compressed_names
     from verify.mil import load_program
-    from verify.mil.evaluator import Evaluator
+    from verify.runtime.evaluator import Evaluator
 
     programs = [load_program(path) for path in (ours, theirs)]
     named = [compressed_names(program, checkpoint, "unet") for program in programs]

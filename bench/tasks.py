@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.full_size import SDXL
 from convert.errors import InputError
-from convert.random_checkpoint import WORDS, write_checkpoint
 from convert.toy import write_toy
+from convert.toy.random_checkpoint import WORDS, write_checkpoint
 
 LIMIT = 3 << 30  # bytes: the control group that the limited tasks run in
 VARIANTS = ("original", "split_einsum")

@@ -72,8 +72,8 @@ def diffusers(checkpoint: Path, file: Path) -> dict[str, Any]:
 
 def evaluate(artifact: Path, file: Path, mode: str) -> dict[str, Any]:
     """Run the package in an artifact's folder; `snr_db` is against diffusers' result."""
-    from verify.metrics import compare
-    from verify.mil.evaluator import Evaluator
+    from verify.judge.metrics import compare
+    from verify.runtime.evaluator import Evaluator
 
     start = time.perf_counter()
     package = next(artifact.rglob("Unet.mlpackage"))

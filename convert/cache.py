@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.json_files import read_object
+from convert.files.json_files import read_object
 
 RECORD = "entry.json"
 

@@ -89,7 +89,7 @@ COMPONENTS: dict[str, Component] = {
 }
 
 # Second names of features, that compiled models of a bundle may have for Guernika's sake: an input
-# is called so instead, an output is given again under this name. See `release.aliases`.
+# is called so instead, an output is given again under this name. See `release.pack.aliases`.
 INPUT_ALIASES = {"vae_encoder": {"x": "z"}}
 OUTPUT_ALIASES = {
     name: {"hidden_embeds": "last_hidden_state"} for name in ("text_encoder", "text_encoder_2")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
-from convert.json_files import shown
+from convert.files.json_files import shown
 
 SCALING_FACTOR = 0.13025  # SDXL's, which apps assume whatever the config says
 DEFAULT = 0.18215  # of diffusers' AutoencoderKL, for a config that does not say

@@ -30,7 +30,7 @@ Scheduler = Literal[
 ]
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 
-# What is verified; verify/checks.py says what each level means.
+# What is verified; verify/judge/checks.py says what each level means.
 Level = Literal["structure", "conversion", "compression", "generation", "sanity"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 # Without whole runs, which take the reference and the artifact dozens of steps for every picture.

@@ -6,18 +6,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert import manifest as artifact_manifests
 from convert.cache import Cache
 from convert.errors import InputError
 from convert.progress import Progress
-from convert.recipe import Recipe
-from release.bundle import has_passed
-from release.card import compose, write_card
-from release.pack import NotVerified, Packed, find_artifacts, pack, read_release
-from release.samples import copy_samples
-from release.source_card import SourceCard
-from release.stale import FILE as STALE
-from release.stale import Stale
+from convert.recipe.recipe import Recipe
+from convert.run import manifest as artifact_manifests
+from release.card.card import compose, write_card
+from release.card.samples import copy_samples
+from release.card.source_card import SourceCard
+from release.pack.bundle import has_passed
+from release.pack.pack import NotVerified, Packed, find_artifacts, pack, read_release
+from release.pack.stale import FILE as STALE
+from release.pack.stale import Stale
 
 __all__ = [
     "build_release",
@@ -107,7 +107,7 @@ def build_release(
     allow_unverified: bool = False,
     progress: Progress | None = None,
 ) -> Packed:
-    """Pack the artifacts, and write the card over them. Raises as `release.pack.pack`.
+    """Pack the artifacts, and write the card over them. Raises as `release.pack.pack.pack`.
 
     Args:
         reports: the folder of the artifacts' reports, with the images that the card shows.

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from typer import Typer
 
-    from convert.download import Snapshot
-    from convert.plan import Plan
-    from convert.terminal import Terminal
+    from convert.plan.plan import Plan
+    from convert.source.download import Snapshot
+    from sdxl_coreml.terminal import Terminal
 
 DEBUG = "SDXL_COREML_DEBUG"
 ISSUES = "please open an issue with the traceback that SDXL_COREML_DEBUG=1 shows"
@@ -59,7 +59,7 @@ def _run() -> int:
     try:
         with deferred_interrupt():
             from convert.errors import UserError
-            from convert.terminal import silence_libraries
+            from sdxl_coreml.terminal import silence_libraries
 
             silence_libraries()
             app = _application()
@@ -91,11 +91,11 @@ def _application() -> Typer:
     """The command line with all its commands."""
     import typer
 
-    from convert.commands import register as register_convert
-    from release.commands import register as register_release
-    from verify.commands import register as register_verify
-    from verify.generation_commands import register as register_generation
-    from verify.regression_commands import register as register_regression
+    from sdxl_coreml.making import register as register_convert
+    from sdxl_coreml.pictures import register as register_generation
+    from sdxl_coreml.regression import register as register_regression
+    from sdxl_coreml.releasing import register as register_release
+    from sdxl_coreml.verifying import register as register_verify
 
     app = typer.Typer(
         name="sdxl-coreml",
@@ -123,7 +123,7 @@ def _application() -> Typer:
 def calibrate(plan: Plan, source: Snapshot, out: Path, terminal: Terminal) -> Plan:
     """What the converting commands measure mixed bits with; PyTorch is loaded only then."""
     with deferred_interrupt():
-        from verify.calibration import calibrate as measure
+        from verify.reference.calibration import calibrate as measure
     with terminal.working("Calibrating") as say:
         return measure(plan, source, out, progress=terminal, say=say)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convert.errors import InputError
-from convert.terminal import Terminal
 from convert.units import size
+from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
-    from convert.checkpoint import Checkpoint
-    from convert.download import Snapshot, Source
-    from convert.plan import Plan
-    from convert.recipe import Recipe
-    from convert.run import Result
+    from convert.checkpoint.checkpoint import Checkpoint
+    from convert.plan.plan import Plan
+    from convert.recipe.recipe import Recipe
+    from convert.run.run import Result
+    from convert.source.download import Snapshot, Source
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
@@ -35,7 +35,7 @@ Only = Annotated[
 
 def writable(path: Path | None) -> Path | None:
     """What a command may write to; raises InputError where a link on the way leads nowhere."""
-    from convert.snapshot import require_target
+    from convert.source.snapshot import require_target
 
     for place in (path, *path.parents) if path else ():
         require_target(place, "Give another place, or make the one that the link names.")
@@ -83,7 +83,7 @@ def download(
 
     Example: sdxl-coreml download cagliostrolab/animagine-xl-3.1 --out animagine
     """
-    from convert.download import parse_source
+    from convert.source.download import parse_source
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     snapshot = fetch(parse_source(source, revision), terminal, out)
@@ -157,11 +157,11 @@ def convert(
     Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
     """
     from convert.components import COMPONENTS
-    from convert.download import parse_source
-    from convert.engines import ENGINES, require_engine
-    from convert.options import own_name, recipe_from_options
-    from convert.plan import make_plan, require_components
-    from convert.run import require_ours
+    from convert.plan.engines import ENGINES, require_engine
+    from convert.plan.plan import make_plan, require_components
+    from convert.recipe.options import own_name, recipe_from_options
+    from convert.run.run import require_ours
+    from convert.source.download import parse_source
 
     if engine not in ENGINES:
         raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
@@ -197,7 +197,7 @@ def recipes(
 
     Example: sdxl-coreml recipes sdxl-quick > my.toml
     """
-    from recipes import builtin_recipe_text, builtin_recipes
+    from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
 
     terminal = Terminal(as_json=as_json)
     if name is not None:
@@ -217,7 +217,7 @@ def schema() -> None:
 
     Example: sdxl-coreml schema > recipe.schema.json
     """
-    from convert.recipe import json_schema
+    from convert.recipe.recipe import json_schema
 
     Terminal(as_json=True).result(json_schema())
 
@@ -227,7 +227,7 @@ def schema() -> None:
 
 def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
     """A checkpoint on this disk, with the progress of its download."""
-    from convert.download import download
+    from convert.source.download import download
 
     stage, advance, seen = None, None, 0
 
@@ -248,8 +248,8 @@ def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
 
 def read_recipe(recipe: str) -> Recipe:
     """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
-    from convert.recipe import load_recipe, parse_recipe
-    from recipes import builtin_recipe_text, builtin_recipes
+    from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
+    from convert.recipe.recipe import load_recipe, parse_recipe
 
     if recipe in builtin_recipes() and not Path(recipe).is_file():
         return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
@@ -258,7 +258,7 @@ def read_recipe(recipe: str) -> Recipe:
 
 def wanted_source(recipe: Recipe, source: str | None) -> Source:
     """The recipe's source, or `source` instead."""
-    from convert.download import Source, parse_source
+    from convert.source.download import Source, parse_source
 
     given = recipe.source
     for key in ("vae", "loras"):
@@ -277,7 +277,7 @@ def wanted_source(recipe: Recipe, source: str | None) -> Source:
 
 def open_snapshot(snapshot: Snapshot) -> Checkpoint:
     """The checkpoint, named after its repo or folder."""
-    from convert.checkpoint import open_checkpoint
+    from convert.checkpoint.checkpoint import open_checkpoint
 
     name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
     return open_checkpoint(snapshot.path, name=name)
@@ -289,9 +289,9 @@ def show_plan(
     """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
     from tempfile import TemporaryDirectory
 
-    from convert.outline import outline
-    from convert.plan import make_plan, wanted_artifacts
-    from convert.plan_report import plan_document, plan_table
+    from convert.plan.plan import make_plan, wanted_artifacts
+    from convert.plan.text import plan_document, plan_table
+    from convert.source.headers import outline
 
     wanted_artifacts(recipe, only)
     wanted = wanted_source(recipe, source)
@@ -320,8 +320,8 @@ def make(
     """
     import time
 
-    from convert.plan_report import plan_table
-    from convert.run import require_ours, run
+    from convert.plan.text import plan_table
+    from convert.run.run import require_ours, run
 
     require_ours(out, plan)
     terminal.say(plan_table(plan))

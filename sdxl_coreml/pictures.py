@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet, out_option
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
+from convert.files.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
-from convert.terminal import Terminal
-from verify.commands import require_new_folder, require_writable
+from sdxl_coreml.making import Json, Quiet, out_option
+from sdxl_coreml.terminal import Terminal
+from sdxl_coreml.verifying import require_new_folder, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +64,10 @@ def generate(
         raise InputError(f"`{out}` is no .png file", hint="Pictures are written as PNG.")
     require_writable(out)
     with deferred_interrupt():
-        from verify.noise import Noise
-        from verify.pipeline import load_pipeline, require_pipeline
-        from verify.sampling import Settings, evaluations, require_steps, sample
-        from verify.schedulers import make_scheduler, require_scheduler
+        from verify.sampling.noise import Noise
+        from verify.sampling.pipeline import load_pipeline, require_pipeline
+        from verify.sampling.sampling import Settings, evaluations, require_steps, sample
+        from verify.sampling.schedulers import make_scheduler, require_scheduler
     if scheduler is not None:
         require_scheduler(scheduler)
     settings = Settings(
@@ -139,10 +139,10 @@ def record(
 
     Example: sdxl-coreml record toy --resolution 128x128 --out golden
     """
-    from convert.commands import fetch, open_snapshot, read_recipe
-    from convert.download import parse_source
-    from convert.recipe_sections import Verify
+    from convert.recipe.sections import Verify
+    from convert.source.download import parse_source
     from convert.values import Resolution
+    from sdxl_coreml.making import fetch, open_snapshot, read_recipe
 
     size = Resolution.parse(resolution)
     asked = read_recipe(recipe).verify if recipe else Verify()
@@ -156,10 +156,10 @@ def record(
     asked = asked.model_copy(update={k: v for k, v in given.items() if v is not None})
     with deferred_interrupt():
         from verify import golden
-        from verify.recording import record as record_components
-        from verify.runtimes import require_device
-        from verify.sampling import kinds_of, settings_for, trace_all
-        from verify.schedulers import require_scheduler
+        from verify.reference.recording import record as record_components
+        from verify.runtime.runtimes import require_device
+        from verify.sampling.sampling import kinds_of, settings_for, trace_all
+        from verify.sampling.schedulers import require_scheduler
     require_scheduler(asked.scheduler)
     require_device(device)
     require_new_folder(out)
@@ -232,7 +232,7 @@ def _write(image: np.ndarray, out: Path, facts: dict[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from verify.sampling import to_uint8
+    from verify.sampling.sampling import to_uint8
 
     settings = {
         "Steps": facts["steps"],

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet, fetch, out_option
 from convert.errors import InputError
-from convert.terminal import Terminal
 from convert.units import size
+from sdxl_coreml.making import Json, Quiet, fetch, out_option
+from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
-    from convert.download import Snapshot
-    from release.pack import Packed
-    from release.source_card import SourceCard
+    from convert.source.download import Snapshot
+    from release.card.source_card import SourceCard
+    from release.pack.pack import Packed
 
 Split = Annotated[
     str | None,
@@ -57,9 +57,9 @@ def pack(
 
     Example: sdxl-coreml pack out --out release --split 2GB
     """
-    from release.archive import parse_size
     from release.build import build_release, passing
-    from release.pack import find_artifacts, require_packable
+    from release.pack.archive import parse_size
+    from release.pack.pack import find_artifacts, require_packable
 
     if passing_only and allow_unverified:
         raise InputError("--passing and --allow-unverified contradict each other", hint="Give one.")
@@ -99,8 +99,8 @@ def lint(
 
     Example: sdxl-coreml lint out/release
     """
-    from release.lint import lint as look
-    from release.lint_text import lint_text
+    from release.lint.lint import lint as look
+    from release.lint.text import lint_text
 
     results = look(path, digests=not fast)
     errors = sum(result.errors for result in results)
@@ -125,9 +125,9 @@ def card(
 
     Example: sdxl-coreml card out/release --source animagine
     """
-    from release.card import compose, write_card
-    from release.pack import read_release
-    from release.samples import copy_samples
+    from release.card.card import compose, write_card
+    from release.card.samples import copy_samples
+    from release.pack.pack import read_release
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     manifest = read_release(folder)
@@ -162,13 +162,13 @@ def publish(
 
     Example: sdxl-coreml publish out/release --repo owner/coreml-model --dry-run
     """
-    from convert.recipe_fields import require_hub_repo
+    from convert.recipe.fields import require_hub_repo
 
     if repo is not None:
         require_hub_repo(repo)
-    from release.publish import plan_publication, require_license
-    from release.publish import publish as send
-    from release.publish_text import publication_document, publication_text, wanted_repo
+    from release.publish.publish import plan_publication, require_license
+    from release.publish.publish import publish as send
+    from release.publish.text import publication_document, publication_text, wanted_repo
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     name = wanted_repo(folder, repo)
@@ -195,7 +195,7 @@ def publish(
 
 def source_card(snapshot: Snapshot) -> SourceCard | None:
     """The card of a checkpoint on this disk, with links that lead to its repo."""
-    from release.source_card import read_source_card
+    from release.card.source_card import read_source_card
 
     return read_source_card(snapshot.path / "README.md", repo=snapshot.repo, commit=snapshot.commit)
 
@@ -209,8 +209,8 @@ def _source_texts(
     source: str | None, release: Path, terminal: Terminal
 ) -> tuple[SourceCard | None, list[Path]]:
     """Card and licences of a checkpoint, or else the card that this release's has copied."""
-    from convert.download import download, parse_source
-    from release.source_card import copied_part
+    from convert.source.download import download, parse_source
+    from release.card.source_card import copied_part
 
     if source is None:
         return copied_part(release / "README.md"), []

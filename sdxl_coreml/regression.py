@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from convert.commands import Json, Quiet, out_option
 from convert.errors import InputError
-from convert.terminal import Terminal
-from verify.commands import Strict, require_new_folder, write_report
+from sdxl_coreml.making import Json, Quiet, out_option
+from sdxl_coreml.terminal import Terminal
+from sdxl_coreml.verifying import Strict, require_new_folder, write_report
 
 JsonFile = Annotated[
     Path | None,
@@ -42,11 +42,11 @@ def recheck(
     """
     import json
 
-    from verify.checks import exit_code, worst
-    from verify.policy import load_policy
-    from verify.recheck import recheck as judge
-    from verify.saved import as_document, read_reports
-    from verify.summary import summary_markdown, summary_table
+    from verify.judge.checks import exit_code, worst
+    from verify.judge.policy import load_policy
+    from verify.reports.recheck import recheck as judge
+    from verify.reports.saved import as_document, read_reports
+    from verify.reports.summary import summary_markdown, summary_table
 
     to_stdout = json_file == Path("-")
     rules = load_policy(policy)
@@ -73,10 +73,10 @@ def bless(
 
     Example: sdxl-coreml bless out/demo/reports --baseline baseline.json --reason "release 1.0"
     """
-    from verify.baseline import bless as accept
-    from verify.baseline import write_baseline
-    from verify.figures import count, figures_line
-    from verify.saved import read_reports
+    from verify.reports.baseline import bless as accept
+    from verify.reports.baseline import write_baseline
+    from verify.reports.figures import count, figures_line
+    from verify.reports.saved import read_reports
 
     accepted = accept(read_reports(results), reason)
     write_baseline(baseline, accepted)
@@ -100,11 +100,11 @@ def diff(
 
     Example: sdxl-coreml diff baseline.json out/demo/reports
     """
-    from verify.baseline import read_baseline
-    from verify.diff import diff as compare
-    from verify.diff_report import markdown as as_markdown
-    from verify.diff_report import table
-    from verify.policy import load_policy
+    from verify.judge.policy import load_policy
+    from verify.reports.baseline import read_baseline
+    from verify.reports.diff import diff as compare
+    from verify.reports.diff_text import markdown as as_markdown
+    from verify.reports.diff_text import table
 
     found = compare(read_baseline(old), read_baseline(new), load_policy(policy))
     if markdown is not None:
@@ -141,22 +141,22 @@ def bisect(
 
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
-    from convert.commands import fetch, open_snapshot
     from convert.components import COMPONENTS
-    from convert.download import parse_source
     from convert.interrupts import deferred_interrupt
+    from convert.source.download import parse_source
+    from sdxl_coreml.making import fetch, open_snapshot
 
     with deferred_interrupt():
-        from verify.bisect_report import (
+        from verify.artifact.probe import probe_folder
+        from verify.bisect.report import (
             bisect_artifact,
             findings_folders,
             lines,
             require_case,
             write_findings,
         )
-        from verify.probe import probe_folder
         from verify.run import require_possible
-        from verify.runtimes import require_device
+        from verify.runtime.runtimes import require_device
 
     if not path.exists():
         raise InputError("no such file or folder", where=path)

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convert.commands import (
+from convert.errors import InputError
+from convert.interrupts import deferred_interrupt
+from convert.units import size
+from sdxl_coreml import publishing as handover
+from sdxl_coreml.making import (
     Jobs,
     Json,
     Only,
@@ -24,16 +28,12 @@ from convert.commands import (
     show_plan,
     wanted_source,
 )
-from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
-from convert.terminal import Terminal
-from convert.units import size
-from release import handover_commands as handover
-from release.handover_commands import Split, license_texts, packed_shown, source_card
-from verify.commands import Strict
+from sdxl_coreml.publishing import Split, license_texts, packed_shown, source_card
+from sdxl_coreml.terminal import Terminal
+from sdxl_coreml.verifying import Strict
 
 if TYPE_CHECKING:
-    from convert.recipe import Recipe
+    from convert.recipe.recipe import Recipe
     from verify.campaign import Outcome
 
 
@@ -73,10 +73,10 @@ def run(
 
     Example: sdxl-coreml run toy --source toy --out out
     """
-    from convert.plan import make_plan, wanted_artifacts
-    from convert.plan_report import plan_document
-    from convert.run import require_ours
-    from release.archive import parse_size
+    from convert.plan.plan import make_plan, wanted_artifacts
+    from convert.plan.text import plan_document
+    from convert.run.run import require_ours
+    from release.pack.archive import parse_size
 
     if release_passing and not release:
         raise InputError("--release-passing and --no-release contradict each other")
@@ -173,7 +173,7 @@ def compile(
 
     Example: sdxl-coreml compile out/toy_original_16-bit_128x128 --out compiled
     """
-    from release.mlmodelc import choose_engine, compile_package, find_packages
+    from release.compile.mlmodelc import choose_engine, compile_package, find_packages
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     packages, chosen = find_packages(path), choose_engine(engine)

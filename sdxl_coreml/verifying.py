@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from convert.commands import Json, Quiet, fetch, open_snapshot, read_recipe
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
-from convert.terminal import Terminal
+from sdxl_coreml.making import Json, Quiet, fetch, open_snapshot, read_recipe
+from sdxl_coreml.terminal import Terminal
 
 Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
 
@@ -95,26 +95,28 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.components import COMPONENTS
-    from convert.download import parse_source
-    from convert.manifest import read as read_manifest
-    from convert.recipe_gates import require_gates, require_gates_for
-    from convert.recipe_sections import Verify
+    from convert.plan.gates import require_gates, require_gates_for
+    from convert.recipe.sections import Verify
+    from convert.run.manifest import read as read_manifest
+    from convert.source.download import parse_source
     from convert.values import LEVELS
 
     with deferred_interrupt():
         from rich.console import Group
 
-        from verify import diff_report, html_report, report
         from verify import golden as bundles
-        from verify.artifact import artifact_name
-        from verify.baseline import read_baseline
-        from verify.diff import diff as compare
-        from verify.pipeline import SUFFIXES
-        from verify.policy import load_policy
-        from verify.probe import PROBE
+        from verify.artifact.artifact import artifact_name
+        from verify.artifact.probe import PROBE
+        from verify.judge.policy import load_policy
+        from verify.page import page as html_report
+        from verify.reports import diff_text as diff_report
+        from verify.reports import report
+        from verify.reports.baseline import read_baseline
+        from verify.reports.diff import diff as compare
         from verify.run import require_possible
         from verify.run import verify as check
-        from verify.runtimes import choose
+        from verify.runtime.runtimes import choose
+        from verify.sampling.pipeline import SUFFIXES
 
     to_stdout = json_file == Path("-")
     terminal = Terminal(quiet=quiet, as_json=to_stdout)
@@ -244,7 +246,7 @@ def inspect(
 
     Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
     """
-    from verify.inspect import inspect as look
+    from verify.artifact.inspect import inspect as look
 
     found = look(path, by_layer=layers)
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
@@ -257,7 +259,7 @@ def doctor(as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from verify.doctor import diagnose
+    from sdxl_coreml.doctor import diagnose
 
     findings = diagnose()
     marks = {"ok": "✓", "missing": "✗", "note": "·"}

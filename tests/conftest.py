@@ -14,11 +14,11 @@ import pytest
 from convert.toy import write_toy
 
 if TYPE_CHECKING:
-    from convert.checkpoint import Checkpoint
-    from verify.checks import Results
+    from convert.checkpoint.checkpoint import Checkpoint
+    from verify.judge.checks import Results
     from verify.mil import Program
-    from verify.recording import Recording
-    from verify.sampling import Trace
+    from verify.reference.recording import Recording
+    from verify.sampling.sampling import Trace
 
 
 # What a shell, a CI or a person may have set, and what changes what our commands say or ask.
@@ -48,12 +48,12 @@ class _Shapes(Mapping[str, Path]):
     """The checkpoints of `checkpoints.SHAPES`, each made when it is first asked for."""
 
     def __init__(self, folder: Path) -> None:
-        from checkpoints import SHAPES
+        from tests.support.checkpoints import SHAPES
 
         self._folder, self._arguments = folder, SHAPES
 
     def __getitem__(self, name: str) -> Path:
-        from checkpoints import make_checkpoint
+        from tests.support.checkpoints import make_checkpoint
 
         path = self._folder / name
         return path if path.exists() else make_checkpoint(path, **self._arguments[name])
@@ -74,7 +74,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 @pytest.fixture(scope="session")
 def base(shapes: Mapping[str, Path]) -> Checkpoint:
     """The checkpoint of the shape `base`, opened."""
-    from convert.checkpoint import open_checkpoint
+    from convert.checkpoint.checkpoint import open_checkpoint
 
     return open_checkpoint(shapes["base"])
 
@@ -82,10 +82,10 @@ def base(shapes: Mapping[str, Path]) -> Checkpoint:
 @pytest.fixture(scope="session")
 def base_artifact(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished artifact of `base`, split_einsum at 64x96."""
-    from convert.download import Snapshot
-    from convert.plan import make_plan
-    from convert.recipe import parse_recipe
-    from convert.run import run
+    from convert.plan.plan import make_plan
+    from convert.recipe.recipe import parse_recipe
+    from convert.run.run import run
+    from convert.source.download import Snapshot
 
     recipe = (
         'name = "base"\nsource.path = "base"\n'
@@ -106,7 +106,7 @@ def artifact(base_artifact: Path, tmp_path: Path) -> Path:
 def recording(one_thread: None, base: Checkpoint) -> Recording:
     """All components of `base` at 64x96, with PyTorch float16 where a package computes in it."""
     from convert.values import Resolution
-    from verify.recording import record
+    from verify.reference.recording import record
 
     half = [name for name in base.components if not name.startswith("vae")]
     return record(base, base.components, resolution=Resolution(64, 96), fp16=half)
@@ -134,9 +134,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
     """Whole runs of `base` at 64x96, text-to-image and image-to-image, with ancestral noise."""
-    from convert.recipe_sections import Verify
+    from convert.recipe.sections import Verify
     from convert.values import Resolution
-    from verify.sampling import kinds_of, settings_for, trace_all
+    from verify.sampling.sampling import kinds_of, settings_for, trace_all
 
     asked = Verify(prompts=("the horse",), steps=5, guidance=5.0, scheduler="euler_a")
     return trace_all(base, settings_for(asked, kinds_of(base.components)), Resolution(64, 96))
@@ -145,7 +145,7 @@ def traces(one_thread: None, base: Checkpoint) -> tuple[Trace, ...]:
 @pytest.fixture(scope="session")
 def same_program() -> Callable[[Program, Program], None]:
     """Asserts that two programs are the same, op by op: names, types, inputs, constants, places."""
-    from programs import assert_same
+    from tests.support.programs import assert_same
 
     return assert_same
 
@@ -155,7 +155,7 @@ def passing_report(base_artifact: Path) -> dict[str, object]:
     """A report of `base_artifact` with one check, as short as `verify` would never write it."""
     import json
 
-    from verify.policy import load_policy
+    from verify.judge.policy import load_policy
 
     manifest = json.loads((base_artifact / "manifest.json").read_text())
     check = {
@@ -178,7 +178,7 @@ def base_bundle(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The bundle of `base_artifact`."""
-    from release.bundle import make_bundle
+    from release.pack.bundle import make_bundle
 
     folder = tmp_path_factory.mktemp("bundles") / base_artifact.name
     folder.mkdir()
@@ -225,7 +225,7 @@ def verified(
 def base_release(verified: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release of `verified`, with a card that copies a source's."""
     from release.build import build_release, find_artifacts
-    from release.source_card import SourceCard
+    from release.card.source_card import SourceCard
 
     folder = tmp_path_factory.mktemp("releases") / "release"
     source = SourceCard("# Base\n\nA base model.", {"license": "openrail++"})
@@ -247,7 +247,7 @@ def command(
 
     import sys
 
-    import sdxl_coreml
+    from sdxl_coreml import app as sdxl_coreml
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])

@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import manifest as manifests
 from convert.cache import Cache, key_of
 from convert.code import code_digest
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
-from convert.plan import Plan
-from convert.recipe_sections import Verify
-from convert.run import Result
+from convert.plan.plan import Plan
+from convert.recipe.sections import Verify
+from convert.run import manifest as manifests
+from convert.run.run import Result
 from convert.values import Resolution
-from verify.checks import Verdict, exit_code, versions, worst
-from verify.gates import recipe_gates
-from verify.pictures import image_paths
-from verify.policy import Policy, load_policy
-from verify.recheck import recheck
-from verify.report import SCHEMA
-from verify.saved import Report, read_reports
-from verify.summary import summary_json, summary_markdown, summary_table
+from verify.judge.checks import Verdict, exit_code, versions, worst
+from verify.judge.gates import recipe_gates
+from verify.judge.policy import Policy, load_policy
+from verify.reports.pictures import image_paths
+from verify.reports.recheck import recheck
+from verify.reports.report import SCHEMA
+from verify.reports.saved import Report, read_reports
+from verify.reports.summary import summary_json, summary_markdown, summary_table
 
 if TYPE_CHECKING:
-    from verify.sampling import Trace
+    from verify.sampling.sampling import Trace
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _write_pages(
     command: Callable[[str], str] | None,
 ) -> None:
     """An HTML page for each report, and one that links to them."""
-    from verify.html_report import html, index_html, read_images
+    from verify.page.page import html, index_html, read_images
 
     images: dict[str, bytes] = {}
     for report in reports:
@@ -143,11 +143,11 @@ def _verified(
     if not artifacts:
         return
     with deferred_interrupt():  # torch is only imported where there is something to verify
-        from verify import report
-        from verify.checks import PICTURE_LEVELS
-        from verify.recording import record
+        from verify.judge.checks import PICTURE_LEVELS
+        from verify.reference.recording import record
+        from verify.reports import report
         from verify.run import verify
-        from verify.sampling import kinds_of, settings_for, trace_all
+        from verify.sampling.sampling import kinds_of, settings_for, trace_all
     asked = plan.recipe.verify
     by_resolution: dict[str, list[Result]] = {}
     for artifact in artifacts:

@@ -28,18 +28,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convert import manifest as manifests
 from convert.cache import digest_file
-from convert.checkpoint import Checkpoint, open_without_weights
-from convert.documents import Document, FileFacts, LocalName, checked
+from convert.checkpoint.checkpoint import Checkpoint, open_without_weights
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
-from convert.json_files import FileMissing, read_object, reason, shown
-from convert.recipe_fields import ResolutionText
+from convert.files.documents import Document, FileFacts, LocalName, checked
+from convert.files.git_lfs import refuse_pointer
+from convert.files.json_files import FileMissing, read_object, reason, shown
+from convert.recipe.fields import ResolutionText
+from convert.run import manifest as manifests
 from convert.values import Resolution
-from verify.checks import versions
-from verify.recording import Case, Progress, Recording
-from verify.sampling import Call, Picture, Settings, Trace
+from verify.judge.checks import versions
+from verify.reference.recording import Case, Progress, Recording
+from verify.sampling.sampling import Call, Picture, Settings, Trace
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -8,36 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.cache import digest_file
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, nearest
-from convert.pipeline_config import pipeline_config
-from convert.recipe_sections import Verify
+from convert.recipe.sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
-from verify import probe as probes
-from verify.artifact import LONE, Artifact, open_artifact
-from verify.bisect_ops import worst_ops_of
-from verify.checks import PICTURE_LEVELS, PIPELINE, Check, Results, failed, versions
-from verify.compression import (
+from verify.artifact import probe as probes
+from verify.artifact.artifact import LONE, Artifact, open_artifact
+from verify.artifact.interface import infer_resolution, is_compressed, precision
+from verify.artifact.probe import not_probeable, probe_folder, probe_programs, require_probeable
+from verify.bisect.ops import worst_ops_of
+from verify.golden import Golden, require_same_checkpoint, source_files
+from verify.judge.checks import PICTURE_LEVELS, PIPELINE, Check, Results, failed, versions
+from verify.judge.gates import Gate, recipe_gates
+from verify.judge.policy import Policy, load_policy
+from verify.levels.compression import (
     check_compression,
     compressed_names,
     compressed_weights,
     decoded_cases,
 )
-from verify.conversion import check_conversion
-from verify.gates import Gate, recipe_gates
-from verify.generation import Asked, Candidate, Generation, check_pictures
-from verify.golden import Golden, require_same_checkpoint, source_files
-from verify.interface import infer_resolution, is_compressed, precision
+from verify.levels.conversion import check_conversion
+from verify.levels.generation import Asked, Candidate, Generation, check_pictures
+from verify.levels.structure import check_artifact, check_package
 from verify.mil import Program, load_program
-from verify.pipeline import open_network
-from verify.policy import Policy, load_policy
-from verify.probe import not_probeable, probe_folder, probe_programs, require_probeable
-from verify.recording import Case, Progress, Recording, record
-from verify.runtimes import Runtime, choose
-from verify.sampling import Trace, kinds_of, settings_for, trace_all
-from verify.schedule import TIMESTEPS
-from verify.structure import check_artifact, check_package
+from verify.reference.recording import Case, Progress, Recording, record
+from verify.reference.schedule import TIMESTEPS
+from verify.runtime.runtimes import Runtime, choose
+from verify.sampling.pipeline import open_network
+from verify.sampling.sampling import Trace, kinds_of, settings_for, trace_all
 
 COMPARED: tuple[Level, ...] = ("conversion", "compression")  # levels of recorded cases
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
@@ -80,7 +80,7 @@ def verify(
             defaults if None.
         minimum: SNR in dB, by component, that compression must leave in the outputs; what the
             gates of `asked` say for these bits if None.
-        timesteps: at which the UNet is compared; those of `verify.schedule` if None.
+        timesteps: at which the UNet is compared; those of `verify.reference.schedule` if None.
         probe: compare at this size instead of the packages' own, with their own weights; see
             `verify.probe`. Structure is that of the packages as they are.
         progress: is told in a few words what is being done.

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.clip_tokenizer import TOKENIZERS, Tokenizer, read_tokenizers
+from convert.checkpoint.config_reader import Config
+from convert.checkpoint.tensors import Tensor, read_header
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
-from convert.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
-from convert.models.config import Config
-from convert.repo_files import WeightFiles, select_files, weight_files
-from convert.snapshot import require_target, select_local
-from convert.tensors import Tensor, read_header
+from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
+from convert.source.select import WeightFiles, select_files, weight_files
+from convert.source.snapshot import require_target, select_local
+from convert.tokenizer.clip import TOKENIZERS, Tokenizer, read_tokenizers
 
 CONFIG_CLASSES = {
     "unet": ("UNet2DConditionModel",),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError, nearest
-from convert.json_files import shown
+from convert.files.json_files import shown
 
 REQUIRED = object()
 MOST = 1 << 20  # of a width or count; a mistyped one must not fill memory before it is noticed

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint.config_reader import Config, block_type
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import LatentScaling
-from convert.models.config import Config, block_type
 
 LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.checkpoint import SCHEDULER, Checkpoint
-from convert.documents import Document, checked
-from convert.latents import DEFAULT, SCALING_FACTOR
-from convert.pipeline_documents import (
+from convert.checkpoint.checkpoint import SCHEDULER, Checkpoint
+from convert.checkpoint.pipeline_documents import (
     IndexPart,
     SchedulerPart,
     TextPart,
@@ -20,6 +18,8 @@ from convert.pipeline_documents import (
     VAEPart,
     sayable,
 )
+from convert.files.documents import Document, checked
+from convert.latents import DEFAULT, SCALING_FACTOR
 
 CONFIGS: dict[str, tuple[str, ...]] = {
     "unet": (

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from convert.documents import Document
+from convert.files.documents import Document
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Blocks = Annotated[list[Count], Field(min_length=1, max_length=16)]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
-from convert.json_files import kind, parse_json, shown
+from convert.files.git_lfs import refuse_pointer
+from convert.files.json_files import kind, parse_json, shown
 
 # safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from convert.errors import InputError
-from convert.json_files import dotted, kind, shown
+from convert.files.json_files import dotted, kind, shown
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
+from convert.files.git_lfs import refuse_pointer
 
 LARGEST = 64 << 20  # bytes; the largest tokenizer.json have a quarter of it
 DEEPEST = 64  # lists and objects in each other; documents of this field have about six

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from coremltools.converters.mil.mil import Var
 
-from convert.models.graph import Module
+from convert.networks.graph import Module
 
 QUERY_CHUNK = 512
 EQUATION = "nchw,nwhu->nchu"

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint
-from convert.compress import NONE, Compression
-from convert.models.clip import text_encoder
-from convert.models.configs import VAEConfig
-from convert.models.graph import Network
-from convert.models.unet import unet
-from convert.models.vae import vae_decoder, vae_encoder
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.configs import VAEConfig
+from convert.networks.clip import text_encoder
+from convert.networks.graph import Network
+from convert.networks.unet import unet
+from convert.networks.vae import vae_decoder, vae_encoder
+from convert.weights.compress import NONE, Compression
 
 
 def build_network(

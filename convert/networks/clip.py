@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Var
 
+from convert.checkpoint.configs import LEGACY_EOS, CLIPConfig
+from convert.checkpoint.tensors import Tensor
 from convert.components import MAX_TOKENS
-from convert.compress import NONE, Compression
-from convert.models.configs import LEGACY_EOS, CLIPConfig
-from convert.models.graph import Input, Module, Network, build
-from convert.models.layers import activation, cast, layer_norm, linear, to_float32
-from convert.tensors import Tensor
+from convert.networks.graph import Input, Module, Network, build
+from convert.networks.layers import activation, cast, layer_norm, linear, to_float32
+from convert.weights.compress import NONE, Compression
 
 # Finite, so that no palette and no fp16 sum meets an infinity; exp(-1e4) is 0 in either dtype.
 MASKED = -1e4

@@ -2,7 +2,7 @@
 
 The Builder sees every weight as an array of its true shape whose elements all lie at one address
 (stride 0), so building a 2.57 G-parameter graph touches no weight. What belongs into the weight
-file is collected as `Blob`s beside the program; `convert.weight_file` streams them later.
+file is collected as `Blob`s beside the program; `convert.weights.weight_file` streams them later.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import INTEGERS, NONE, Compression, Method
-from convert.compressed_tensors import GroupedTensor, PalettizedTensor, QuantizedTensor
+from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
-from convert.tensors import Tensor
-from convert.weight_file import DTYPE_CODES, Blob, Value
+from convert.weights.compress import INTEGERS, NONE, Compression, Method
+from convert.weights.streams import GroupedTensor, PalettizedTensor, QuantizedTensor
+from convert.weights.weight_file import DTYPE_CODES, Blob, Value
 
 # A constant of at least this many elements goes into the weight file, as coremltools has it.
 FILE_THRESHOLD = 10

@@ -12,7 +12,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.errors import InputError
-from convert.models.graph import Module
+from convert.networks.graph import Module
 
 # Of a VAE in float32 Apple's 1e-5 would cost 30 dB: batch_norm divides by sqrt(1 + epsilon).
 BATCH_NORM_EPSILON = {2: np.float16(1e-5), 4: np.float32(1e-12)}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Var
 
+from convert.checkpoint.configs import UNetConfig
+from convert.checkpoint.tensors import Tensor
 from convert.components import BATCH, MAX_TOKENS
-from convert.compress import NONE, Compression
-from convert.models.attention import ATTENTION
-from convert.models.configs import UNetConfig
-from convert.models.graph import Input, Module, Network, build
-from convert.models.layers import (
+from convert.networks.attention import ATTENTION
+from convert.networks.graph import Input, Module, Network, build
+from convert.networks.layers import (
     activation,
     cast,
     conv,
@@ -25,7 +25,7 @@ from convert.models.layers import (
     to_float32,
     upsample,
 )
-from convert.tensors import Tensor
+from convert.weights.compress import NONE, Compression
 
 TRANSFORMER_NORM_EPSILON = 1e-6  # fixed in diffusers' Transformer2DModel
 LAYER_NORM_EPSILON = 1e-5

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Var
 
-from convert.compress import NONE, Compression
+from convert.checkpoint.configs import VAEConfig
+from convert.checkpoint.tensors import Tensor
 from convert.latents import Affine
-from convert.models.configs import VAEConfig
-from convert.models.graph import Input, Module, Network, build
-from convert.models.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
-from convert.tensors import Tensor
+from convert.networks.graph import Input, Module, Network, build
+from convert.networks.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
+from convert.weights.compress import NONE, Compression
 
 EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
 

@@ -28,10 +28,10 @@ from coremltools.converters.mil.backend.mil.helper import (
 from coremltools.converters.mil.mil import Operation, Var, types
 
 from convert.errors import InputError
-from convert.models.graph import Network
-from convert.snapshot import link
+from convert.networks.graph import Network
+from convert.source.snapshot import link
 from convert.values import Format
-from convert.weight_file import Layout, Progress, layout, write
+from convert.weights.weight_file import Layout, Progress, layout, write
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")

@@ -10,14 +10,14 @@ import coremltools as ct
 import numpy as np
 
 from convert.cache import Cache, key_of
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.mlpackage import WEIGHTS, Description, assemble, serialise
-from convert.models.networks import build_network
-from convert.plan import Job
+from convert.networks.build import build_network
+from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
+from convert.plan.plan import Job
 from convert.progress import Advance
 from convert.values import FORMATS
-from convert.weight_file import layout, write
+from convert.weights.weight_file import layout, write
 
 
 def convert_job(

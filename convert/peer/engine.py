@@ -22,14 +22,14 @@ import torch
 from coremltools.proto import Model_pb2
 from torch import nn
 
-from convert.apple_networks import text_encoder, unet, vae
 from convert.cache import Cache
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.engines import PACKAGE, not_in_bits, not_installed
 from convert.errors import CannotExecute, InputError, UserError
-from convert.mlpackage import MANIFEST, MODEL, Description, manifest
-from convert.plan import Job
+from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest
+from convert.peer.networks import text_encoder, unet, vae
+from convert.plan.engines import PACKAGE, not_in_bits, not_installed
+from convert.plan.plan import Job
 from convert.progress import Advance
 from convert.values import DeploymentTarget
 
@@ -45,7 +45,7 @@ def convert_job(
     cache: Cache,
     advance: Advance,
 ) -> dict[str, str]:
-    """Make the package of one job, as `convert.native.convert_job` does.
+    """Make the package of one job, as `convert.package.native.convert_job` does.
 
     Raises:
         InputError: a bit width other than 16, or as `convert_component` does.

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert.checkpoint import Checkpoint, Part
+from convert.checkpoint.checkpoint import Checkpoint, Part
+from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.components import BATCH, MAX_TOKENS
 from convert.errors import InputError
-from convert.models.attention import QUERY_CHUNK
-from convert.models.clip import MASKED
-from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.networks.attention import QUERY_CHUNK
+from convert.networks.clip import MASKED
 
 Traceable = tuple[nn.Module, dict[str, np.ndarray]]
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.errors import InputError
 from convert.memory import cgroup_limit, physical_memory
-from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
-from convert.plan import Job, Plan
+from convert.plan.plan import Job, Plan
 from convert.units import size
 
 BYTES_PER_OP = 330  # of model.mlmodel, constants included

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from convert.compress import Compression
 from convert.errors import InputError
-from convert.methods import UNCOMPRESSED, component_bits
-from convert.recipe import Recipe
-from convert.recipe_sections import CompressionGate
+from convert.recipe.recipe import Recipe
+from convert.recipe.sections import CompressionGate
 from convert.values import Bits
+from convert.weights.compress import Compression
+from convert.weights.methods import UNCOMPRESSED, component_bits
 
 PIPELINE = "pipeline"  # the gates' name for whole runs
 

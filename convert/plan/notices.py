@@ -2,9 +2,9 @@
 silence.
 
 `plan` and `convert` say it once, the artifact's manifest keeps it, `lint` and the model card repeat
-it. What the apps do was read in their sources, see `release.apps`: Apple's Swift package computes
-with ε-prediction, SDXL's noise schedule, four channels of latents and 77 tokens, whatever a
-checkpoint says, and MochiDiffusion and Swift Core ML Diffusers draw with it.
+it. What the apps do was read in their sources, see `release.lint.apps`: Apple's Swift package
+computes with ε-prediction, SDXL's noise schedule, four channels of latents and 77 tokens, whatever
+a checkpoint says, and MochiDiffusion and Swift Core ML Diffusers draw with it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from convert.app_tokenizer import chained
-from convert.checkpoint import Checkpoint, embedding_rows
-from convert.clip_tokenizer import TOKENIZERS, Tokenizer
+from convert.checkpoint.checkpoint import Checkpoint, embedding_rows
+from convert.checkpoint.configs import LEGACY_EOS, VAEConfig
 from convert.components import MAX_TOKENS
 from convert.latents import DEFAULT
-from convert.models.configs import LEGACY_EOS, VAEConfig
-from convert.tokenizer import END
+from convert.tokenizer.app import chained
+from convert.tokenizer.bpe import END
+from convert.tokenizer.clip import TOKENIZERS, Tokenizer
 
 APPLES = "Apple's Swift package, MochiDiffusion and Swift Core ML Diffusers"
 CHANNELS = 4

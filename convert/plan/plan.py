@@ -8,26 +8,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from convert.allocation import Allocation, read_allocation, require_fit
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
-from convert.compress import NONE, Compression
-from convert.engines import Engine, require_engine
 from convert.errors import InputError, nearest
-from convert.methods import (
+from convert.plan.engines import Engine, require_engine
+from convert.plan.gates import require_gates
+from convert.plan.notices import Notice, notices
+from convert.recipe.recipe import Artifact, Recipe
+from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
+from convert.weights.allocation import Allocation, read_allocation, require_fit
+from convert.weights.compress import NONE, Compression
+from convert.weights.methods import (
     UNCOMPRESSED,
     choose_methods,
     component_bits,
     require_divisible,
     require_sense,
 )
-from convert.mixed_bits import budget, options, provisional, require_average, require_reachable
-from convert.models.configs import CLIPConfig, UNetConfig, VAEConfig
-from convert.notices import Notice, notices
-from convert.pipeline_config import pipeline_config
-from convert.recipe import Artifact, Recipe
-from convert.recipe_gates import require_gates
-from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
+from convert.weights.mixed_bits import (
+    budget,
+    options,
+    provisional,
+    require_average,
+    require_reachable,
+)
 
 WeightKey = tuple[str, str, str, Compression]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.estimate import estimate
-from convert.plan import Plan
+from convert.plan.estimate import estimate
+from convert.plan.plan import Plan
 from convert.units import size
 
 

@@ -9,7 +9,7 @@ def builtin_recipes() -> dict[str, str]:
     """The built-in recipes: name → what the recipe's first comment line says it is for."""
     names = sorted(
         file.name.removesuffix(".toml")
-        for file in files(__name__).iterdir()
+        for file in files("recipes").iterdir()
         if file.name.endswith(".toml")
     )
     return {name: builtin_recipe_text(name).partition("\n")[0].lstrip("# ") for name in names}
@@ -17,7 +17,7 @@ def builtin_recipes() -> dict[str, str]:
 
 def builtin_recipe_text(name: str) -> str:
     """The TOML of a built-in recipe; `InputError` where there is none of that name."""
-    known = {file.name: file for file in files(__name__).iterdir() if file.name.endswith(".toml")}
+    known = {file.name: file for file in files("recipes").iterdir() if file.name.endswith(".toml")}
     file = known.get(f"{name}.toml")
     if file is None:
         names = sorted(known_name.removesuffix(".toml") for known_name in known)

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from convert.json_files import dotted
+from convert.files.json_files import dotted
 from convert.values import suggestion
 
 _KINDS = {"string": "a string", "int": "an integer", "float": "a number", "model": "a table"}

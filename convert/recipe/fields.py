@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from convert.errors import InputError
-from convert.recipe_errors import refusal, written, wrong_type
+from convert.recipe.errors import refusal, written, wrong_type
 from convert.values import (
     GROUP_SIZES,
     MIXED_BITS_PATTERN,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.download import parse_source
-from convert.json_files import readable
-from convert.recipe import Recipe, make_recipe
-from convert.recipe_fields import LONGEST_NAME, check_file_name
+from convert.files.json_files import readable
+from convert.recipe.fields import LONGEST_NAME, check_file_name
+from convert.recipe.recipe import Recipe, make_recipe
+from convert.source.download import parse_source
 
 # What a person typed for each key of the recipe, the most particular first.
 OPTIONS = {

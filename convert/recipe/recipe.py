@@ -25,10 +25,10 @@ from pydantic import (
 )
 
 from convert.errors import InputError, nearest
-from convert.git_lfs import refuse_pointer
-from convert.recipe_errors import explain, refusal, written
-from convert.recipe_fields import LONGEST_NAME, check_file_name, is_hub_repo
-from convert.recipe_sections import Compress, Matrix, Release, Section, Source, Target, Verify
+from convert.files.git_lfs import refuse_pointer
+from convert.recipe.errors import explain, refusal, written
+from convert.recipe.fields import LONGEST_NAME, check_file_name, is_hub_repo
+from convert.recipe.sections import Compress, Matrix, Release, Section, Source, Target, Verify
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
 
 _LARGEST_RECIPE = 1 << 20  # bytes; a checkpoint given by mistake is not read into memory

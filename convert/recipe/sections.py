@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from convert.recipe_errors import refusal, written
-from convert.recipe_fields import (
+from convert.recipe.errors import refusal, written
+from convert.recipe.fields import (
     BitsText,
     EachOnce,
     GroupSize,

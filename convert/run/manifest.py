@@ -13,21 +13,21 @@ from pydantic import Field
 
 from convert import __version__
 from convert.cache import key_of
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
-from convert.documents import Document, FileFacts, LocalName, checked
 from convert.errors import InputError
-from convert.json_files import read_object
-from convert.methods import UNCOMPRESSED, own_bits
-from convert.notices import notices
-from convert.pipeline_config import pipeline_config
-from convert.recipe_fields import BitsText, GroupSize, ResolutionText, WidthText
+from convert.files.documents import Document, FileFacts, LocalName, checked
+from convert.files.json_files import read_object
+from convert.plan.notices import notices
+from convert.recipe.fields import BitsText, GroupSize, ResolutionText, WidthText
 from convert.values import FORMATS, Attention, DeploymentTarget, VaePrecision
+from convert.weights.methods import UNCOMPRESSED, own_bits
 
 if TYPE_CHECKING:
-    from convert.packages import Context, Package
-    from convert.plan import Job, PlannedArtifact
-    from convert.recipe import Artifact, Recipe
+    from convert.plan.plan import Job, PlannedArtifact
+    from convert.recipe.recipe import Artifact, Recipe
+    from convert.run.packages import Context, Package
 
 FILE = "manifest.json"
 SCHEMA = 1

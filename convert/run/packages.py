@@ -11,11 +11,11 @@ from typing import Any
 
 from convert import __version__
 from convert.cache import Cache, digest_file, key_of
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.code import code_digest
 from convert.components import COMPONENTS, user_metadata
 from convert.interrupts import deferred_interrupt
-from convert.plan import Job
+from convert.plan.plan import Job
 from convert.progress import Advance
 
 FOLDER = "model.mlpackage"
@@ -62,9 +62,9 @@ def make(context: Context, cache: Cache, job: Job, advance: Advance) -> Package:
         fresh = True
         with deferred_interrupt():
             if job.engine == "apple":
-                from convert.apple import convert_job
+                from convert.peer.engine import convert_job
             else:
-                from convert.native import convert_job
+                from convert.package.native import convert_job
         about = describe(context, job)
         target = folder / FOLDER
         known = convert_job(

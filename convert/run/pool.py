@@ -22,7 +22,7 @@ from typing import Any
 from convert.errors import CannotExecute, UserError
 from convert.interrupts import without_interrupts
 from convert.progress import Advance
-from convert.terminal import silence_libraries
+from sdxl_coreml.terminal import silence_libraries
 
 Task = Callable[[Any, Advance], Any]
 

@@ -14,19 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert import allocation as allocations
-from convert import manifest as manifests
-from convert.app_tokenizer import app_files
 from convert.cache import Cache
-from convert.download import Snapshot
 from convert.errors import InputError
-from convert.estimate import estimate, require_room
-from convert.packages import Context, Package, key, make, weight_key, worker
-from convert.plan import Job, Plan, PlannedArtifact
-from convert.pool import run_tasks
+from convert.plan.estimate import estimate, require_room
+from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent
-from convert.snapshot import disk_error, link
+from convert.run import manifest as manifests
+from convert.run.packages import Context, Package, key, make, weight_key, worker
+from convert.run.pool import run_tasks
+from convert.source.download import Snapshot
+from convert.source.snapshot import disk_error, link
+from convert.tokenizer.app import app_files
 from convert.units import size
+from convert.weights import allocation as allocations
 
 OURS = {".cache", "reports", "release"}
 

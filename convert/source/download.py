@@ -11,7 +11,8 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from convert.errors import InputError
-from convert.hub import (
+from convert.files.json_files import read_bytes, read_object
+from convert.source.hub import (
     Progress,
     Repo,
     counted,
@@ -21,9 +22,8 @@ from convert.hub import (
     quiet,
     require_space,
 )
-from convert.json_files import read_bytes, read_object
-from convert.repo_files import File, select_files
-from convert.snapshot import (
+from convert.source.select import File, select_files
+from convert.source.snapshot import (
     RECORD,
     Select,
     Snapshot,

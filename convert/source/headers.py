@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.download import Source
 from convert.errors import InputError
-from convert.hub import Repo, explain, is_unreachable, quiet
-from convert.repo_files import File, select_files
-from convert.snapshot import Snapshot, link
+from convert.source.download import Source
+from convert.source.hub import Repo, explain, is_unreachable, quiet
+from convert.source.select import File, select_files
+from convert.source.snapshot import Snapshot, link
 
 FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fifth of that
 
@@ -23,7 +23,7 @@ def outline(
     """Make `folder` an outline of the Hub repo; a file that the cache holds is linked whole.
 
     Raises:
-        InputError: as `convert.download.download`.
+        InputError: as `convert.source.download.download`.
     """
     repo = Repo(source.location, source.revision, endpoint, cache_dir)
     with quiet():

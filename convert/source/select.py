@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convert.errors import InputError
-from convert.json_files import kind, parse_json, require_object, shown
+from convert.files.json_files import kind, parse_json, require_object, shown
 
 Read = Callable[[str], bytes]  # the content of a small file of the listing
 

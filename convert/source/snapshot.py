@@ -16,10 +16,10 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from convert.documents import Document, LocalName, Size, checked
 from convert.errors import InputError
-from convert.json_files import read_bytes, read_json
-from convert.repo_files import FOLDERS, File, Read
+from convert.files.documents import Document, LocalName, Size, checked
+from convert.files.json_files import read_bytes, read_json
+from convert.source.select import FOLDERS, File, Read
 
 RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"

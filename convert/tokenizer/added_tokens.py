@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.json_files import kind, read_object, require_object
+from convert.files.json_files import kind, read_object, require_object
 
 FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -4,7 +4,7 @@ Apple's Swift package, and so MochiDiffusion and Swift Core ML Diffusers, know a
 end of a chain of merges. Where a trained token's word falls into two pieces, one merge more makes
 it of them, and only of words that end in it. More pieces would need tokens in between, which the
 text encoders have no embeddings of. Guernika reads trained tokens from `added_vocab.json` inside
-of a compiled text encoder, so `release.bundle` puts them there.
+of a compiled text encoder, so `release.pack.bundle` puts them there.
 
 Sources: apple/ml-stable-diffusion e12202c, tokenizer/BPETokenizer.swift; GuernikaKit 922f0c0,
 Tokenizer/BPETokenizer.swift.
@@ -16,8 +16,8 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 
-from convert.clip_tokenizer import Merge, Tokenizer
-from convert.tokenizer import merge
+from convert.tokenizer.bpe import merge
+from convert.tokenizer.clip import Merge, Tokenizer
 
 WORD_END = "</w>"
 ADDED_VOCAB = "added_vocab.json"

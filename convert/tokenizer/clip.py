@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.added_tokens import AddedToken, added_tokens, token_text
 from convert.errors import InputError
-from convert.json_files import decode, kind, parse_json, read_bytes, read_object, require_object
-from convert.tokenizer import END, START
+from convert.files.json_files import (
+    decode,
+    kind,
+    parse_json,
+    read_bytes,
+    read_object,
+    require_object,
+)
+from convert.tokenizer.added_tokens import AddedToken, added_tokens, token_text
+from convert.tokenizer.bpe import END, START
 
 Merge = tuple[str, str]
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}

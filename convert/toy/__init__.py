@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from convert.random_checkpoint import appearing
+from convert.toy.random_checkpoint import appearing
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 

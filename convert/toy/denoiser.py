@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert.random_checkpoint import SCHEDULER
 from convert.toy.networks import SCALING_FACTOR, make_text_encoders, make_unet
 from convert.toy.pictures import Scene, caption, draw, random_scenes
+from convert.toy.random_checkpoint import SCHEDULER
 from convert.toy.training import THREADS, train
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.random_checkpoint import CLIP_KEYS, SCHEDULER
-from convert.tokenizer import END, write_tokenizer
+from convert.tokenizer.bpe import END, write_tokenizer
 from convert.toy.pictures import words
+from convert.toy.random_checkpoint import CLIP_KEYS, SCHEDULER
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

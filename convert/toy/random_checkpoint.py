@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
-from convert.tokenizer import END, write_tokenizer
+from convert.tokenizer.bpe import END, write_tokenizer
 
 
 @dataclass(frozen=True)

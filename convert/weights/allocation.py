@@ -14,13 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from convert.compress import METHODS, is_compressible
-from convert.documents import Document, checked
+from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
-from convert.json_files import read_object, shown
-from convert.methods import UNCOMPRESSED
-from convert.tensors import Tensor
+from convert.files.documents import Document, checked
+from convert.files.json_files import read_object, shown
 from convert.values import Bits, DeploymentTarget, targets_for
+from convert.weights.compress import METHODS, is_compressible
+from convert.weights.methods import UNCOMPRESSED
 
 FILE = "allocation.json"
 SCHEMA = 1

@@ -1,14 +1,14 @@
 """Compression of weights: which tensors, how, and how many bytes that takes.
 
-The one rule of what an artifact's bits make of a tensor (`choose_method`). `verify/stored_bits.py`
-asks it of every tensor that is stored, in words of its own, so that it holds of the file and not
-only of what was meant:
+The one rule of what an artifact's bits make of a tensor (`choose_method`). The level
+`structure` asks it of every tensor that is stored, in words of its own
+(`verify/levels/stored_bits.py`), so that it holds of the file and not only of what was meant:
 
 - Weights of convolutions and linear layers are compressed: neither embeddings, norms and biases
   nor tensors of fewer than `SMALLEST` elements.
 - `8` … `1`: one palette, or one for each `group_size` output channels; a tensor of no more channels
   than that is one group. A group size that does not divide the channels is refused before any work
-  (`convert.methods.require_divisible`): it was asked for, and nothing else is put in its place.
+  (`methods.require_divisible`): it was asked for, and nothing else is put in its place.
 - `int8`: a scale for each output channel.
 - `int4`: a scale for each block of `BLOCK` input channels; `int8` where that does not divide them,
   as in the first convolution, which has four or nine.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from convert.tensors import Tensor
+from convert.checkpoint.tensors import Tensor
 
 # coremltools leaves tensors below this alone, too: the palette would outweigh what it saves.
 SMALLEST = 2048  # elements

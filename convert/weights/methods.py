@@ -9,12 +9,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from convert.checkpoint import Checkpoint
-from convert.compress import PALETTES, Compression, Method, choose_method, is_compressible
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError, nearest
-from convert.recipe_sections import Compress, TensorBits
-from convert.tensors import Tensor
+from convert.recipe.sections import Compress, TensorBits
 from convert.values import Bits
+from convert.weights.compress import PALETTES, Compression, Method, choose_method, is_compressible
 
 UNCOMPRESSED = Bits("16")
 

@@ -1,7 +1,7 @@
 """Mixed bits: a width for each tensor, so that their average is kept and the error is least.
 
 The average counts all that is stored of a component's compressible tensors, which are the weights
-of its convolutions and linear layers but the smallest (`convert.compress.is_compressible`):
+of its convolutions and linear layers but the smallest (`convert.weights.compress.is_compressible`):
 
     average = 8 · bytes of indices, palettes, records and padding in the weight file ÷ weights
 
@@ -10,7 +10,7 @@ The best palette's entries are the means of what they stand for, so with a squar
 weights that have shrunk by the share D / |w|², and noise without correlation to them, of energy
 D · (1 − D / |w|²). The noise costs its energy times the tensor's sensitivity; the shrinking, which
 counts at few bits, its square times what the outputs feel of the whole tensor.
-Both come from `verify.calibration`.
+Both come from `verify.reference.calibration`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from itertools import pairwise
 
 import numpy as np
 
-from convert.allocation import Allocation, Allotted
-from convert.checkpoint import Checkpoint
-from convert.compress import (
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.tensors import Tensor
+from convert.errors import InputError
+from convert.recipe.sections import Compress
+from convert.values import Bits, DeploymentTarget, targets_for
+from convert.weights.allocation import Allocation, Allotted
+from convert.weights.compress import (
     PALETTES,
     Compression,
     choose_method,
     is_compressible,
     plain_bytes,
 )
-from convert.errors import InputError
-from convert.methods import UNCOMPRESSED, own_bits
-from convert.palette import Histogram, fit
-from convert.recipe_sections import Compress
-from convert.tensors import Tensor
-from convert.values import Bits, DeploymentTarget, targets_for
+from convert.weights.methods import UNCOMPRESSED, own_bits
+from convert.weights.palette import Histogram, fit
 
 DIGITS = 4  # significant, so that a file says all that an allocation was made from
 

@@ -1,8 +1,8 @@
 """Palettes: weights as indices into a small look-up table (LUT), by k-means on a histogram.
 
 A float16 tensor has at most 63,487 distinct finite values, so k-means on it is weighted k-means on
-the histogram of its codes (`convert.kmeans`), whatever its size. Two passes make a palettized
-weight, neither of which needs more than a chunk of it: `Histogram.add`; then, with the palette of
+the histogram of its codes (`convert.weights.kmeans`), whatever its size. Two passes make a
+palettized weight, neither of which needs more than a chunk of it: `Histogram.add`; then, with the palette of
 `fit`, `Palette.indices` and `Packer.add`.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert import kmeans
 from convert.errors import InputError
-from convert.kmeans import CODES, INFINITY, SIZE, VALUES, ZERO
+from convert.weights import kmeans
+from convert.weights.kmeans import CODES, INFINITY, SIZE, VALUES, ZERO
 
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)
 

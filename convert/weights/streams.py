@@ -1,7 +1,7 @@
 """Compressed tensors as they are streamed: look-up tables and indices, integers and scales.
 
-Each is a pair of sources for the weight file (`convert.weight_file.Source`), whose values are made
-when they are asked for: one tensor is in memory at a time.
+Each is a pair of sources for the weight file (`convert.weights.weight_file.Source`), whose values
+are made when they are asked for: one tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.compress import BLOCK
-from convert.palette import Histogram, Packer, Palette, fit, fit_groups, pack
-from convert.quantize import Quantized, int4_per_block, int8_per_channel
-from convert.tensors import Tensor
+from convert.checkpoint.tensors import Tensor
+from convert.weights.compress import BLOCK
+from convert.weights.integers import Quantized, int4_per_block, int8_per_channel
+from convert.weights.palette import Histogram, Packer, Palette, fit, fit_groups, pack
 
 PIECE = 2 << 20  # indices that are packed at once
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.methods import UNCOMPRESSED
-from convert.recipe import Recipe, parse_recipe
+from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
-from release.card_facts import SCHEDULERS, facts
-from release.licenses import front_matter
-from release.markdown import block, bullets, code, escape, image, link, prose, table
-from release.source_card import MARK, SourceCard
-from verify.figures import NOT_MEASURED, decibels
-from verify.gates import FINITE
+from convert.weights.methods import UNCOMPRESSED
+from release.card.facts import SCHEDULERS, facts
+from release.card.licenses import front_matter
+from release.card.markdown import block, bullets, code, escape, image, link, prose, table
+from release.card.source_card import MARK, SourceCard
+from verify.judge.gates import FINITE
+from verify.reports.figures import NOT_MEASURED, decibels
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
@@ -161,7 +161,7 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _snr(archive: Mapping[str, Any], figure: str) -> str:
-    """A figure of an archive for people: see `verify.figures`."""
+    """A figure of an archive for people: see `verify.reports.figures`."""
     own = archive["manifest"]
     checked = own.get("verification")
     if not checked:

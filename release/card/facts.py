@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from convert.recipe import Recipe
-from release.markdown import code, link, prose
+from convert.recipe.recipe import Recipe
+from release.card.markdown import code, link, prose
 
 # Apple's Swift package e12202c, Scheduler.swift: PNDM, DPM-Solver++ and a flow scheduler.
 SWIFT_SCHEDULERS = ("pndm", "dpmpp_2m", "dpmpp_2m_karras")

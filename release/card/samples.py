@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from release.card import Sample
-from release.manifest import read_report
+from release.card.card import Sample
+from release.pack.manifest import read_report
 
 MOST = 6
 FOLDER = "images"

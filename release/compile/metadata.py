@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from convert.errors import CannotExecute
-from release.mil_text import OPSETS, XCODE, block_of, described
-from release.op_versions import versioned_name
+from release.compile.mil_text import OPSETS, XCODE, block_of, described
+from release.compile.op_versions import versioned_name
 
 # By specification version; Core ML's release notes, and compiled models of 6 to 9.
 AVAILABILITY = {

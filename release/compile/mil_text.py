@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from convert.errors import CannotExecute
-from release.mil_literals import literals, nested, quote
+from release.compile.literals import literals, nested, quote
 
 # Program.version is always 1; the dialect follows the specification (9 is macOS 15).
 NEW_DIALECT = 9

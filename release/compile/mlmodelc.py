@@ -1,10 +1,10 @@
 """Compiled models: the `.mlmodelc` folders that apps load, from the packages, on any system.
 
     X.mlmodelc/
-      model.mil                  the program as text             release/mil_text.py
-      coremldata.bin             the interface                   release/coremldata.py
-      metadata.json              what apps and Xcode show        release/model_metadata.py
-      analytics/coremldata.bin   the model file's digest         release/coremldata.py
+      model.mil                  the program as text             release/compile/mil_text.py
+      coremldata.bin             the interface                   release/compile/coremldata.py
+      metadata.json              what apps and Xcode show        release/compile/metadata.py
+      analytics/coremldata.bin   the model file's digest         release/compile/coremldata.py
       weights/weight.bin         the package's, by hard link
 
 Xcode's compiler changes neither program nor weights of an ML Program, so this is a change of
@@ -23,11 +23,11 @@ from typing import Any
 
 from convert import __version__
 from convert.errors import CannotExecute, InputError, nearest
-from convert.snapshot import disk_error, link
-from release import xcode
-from release.coremldata import analytics, coremldata, serialised_description
-from release.mil_text import write_program
-from release.model_metadata import metadata_json
+from convert.source.snapshot import disk_error, link
+from release.compile import xcode
+from release.compile.coremldata import analytics, coremldata, serialised_description
+from release.compile.metadata import metadata_json
+from release.compile.mil_text import write_program
 
 ENGINES = ("auto", "native", "xcode")
 COMPILER = "sdxl-coreml"

@@ -8,9 +8,9 @@ huggingface/swift-coreml-diffusers @ a561fae."""
 from __future__ import annotations
 
 from convert.errors import InputError
-from release.reading import Reading, exists, feature_names, model_inputs
-from release.swift import Crash, Undecodable, at, histogram, metadata, schema, shape, strings
-from release.tree import Tree, read, read_json
+from release.lint.reading import Reading, exists, feature_names, model_inputs
+from release.lint.swift import Crash, Undecodable, at, histogram, metadata, schema, shape, strings
+from release.lint.tree import Tree, read, read_json
 
 APPLE, MOCHI, GUERNIKA, DIFFUSERS = (
     "Apple's Swift package",

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from convert.documents import Document, FileFacts, checked
 from convert.errors import InputError
-from release import apps
-from release.compiled import completeness, disagreements
-from release.interface import mismatches
-from release.manifest import FILE
-from release.reading import exists
-from release.rules import Finding
-from release.swift import Undecodable, metadata
-from release.tree import Tree, digest, read, read_json
+from convert.files.documents import Document, FileFacts, checked
+from release.lint import apps
+from release.lint.compiled import completeness, disagreements
+from release.lint.interface import mismatches
+from release.lint.reading import exists
+from release.lint.rules import Finding
+from release.lint.swift import Undecodable, metadata
+from release.lint.tree import Tree, digest, read, read_json
+from release.pack.manifest import FILE
 
 REQUIRED = ("TextEncoder", "TextEncoder2", "Unet", "VAEDecoder", "VAEEncoder")
 KNOWN = {

@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from convert.checkpoint.pipeline import FOLDED
 from convert.latents import SCALING_FACTOR
-from convert.notices import APPLES
-from convert.pipeline_config import FOLDED
-from release import apps
-from release.manifest import FILE
-from release.reading import exists
-from release.rules import Finding
-from release.swift import Undecodable, metadata, strings
-from release.tree import Tree, read
+from convert.plan.notices import APPLES
+from release.lint import apps
+from release.lint.reading import exists
+from release.lint.rules import Finding
+from release.lint.swift import Undecodable, metadata, strings
+from release.lint.tree import Tree, read
+from release.pack.manifest import FILE
 
 SCALED = (apps.APPLE, apps.MOCHI, apps.DIFFUSERS)  # by 0.13025, without asking the model
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from convert.git_lfs import PROBLEM, is_pointer
-from release.tree import Tree
+from convert.files.git_lfs import PROBLEM, is_pointer
+from release.lint.tree import Tree
 from verify.mil.blob import HEADER, header_problem, record_problem
 
 NEEDED = ("coremldata.bin", "model.mil", "metadata.json")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.components import INPUT_ALIASES, OUTPUT_ALIASES
-from release.swift import shape
+from release.lint.swift import shape
 
 ((IMAGE_INPUT, IMAGE_ALIAS),) = INPUT_ALIASES["vae_encoder"].items()
 ((_, TEXT_ALIAS),) = OUTPUT_ALIASES["text_encoder"].items()

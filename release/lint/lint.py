@@ -12,17 +12,17 @@ from typing import Any
 
 from convert.cache import digest_file
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
-from convert.json_files import FileMissing
-from release import apps
-from release.archive import Joined
-from release.bundle_checks import layout, models, provenance, tokenizer
-from release.checkpoint_checks import expectations
-from release.manifest import FILE, read_sums
-from release.reading import Reading
-from release.rules import Finding, Severity
-from release.stale import FILE as STALE
-from release.tree import FolderTree, Tree, ZipTree
+from convert.files.git_lfs import refuse_pointer
+from convert.files.json_files import FileMissing
+from release.lint import apps
+from release.lint.bundle_checks import layout, models, provenance, tokenizer
+from release.lint.checkpoint_checks import expectations
+from release.lint.reading import Reading
+from release.lint.rules import Finding, Severity
+from release.lint.tree import FolderTree, Tree, ZipTree
+from release.pack.archive import Joined
+from release.pack.manifest import FILE, read_sums
+from release.pack.stale import FILE as STALE
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _lint_artifact(path: Path) -> Lint:
     """The bundle that `pack` would make of an artifact: apps read nothing else."""
     from tempfile import TemporaryDirectory
 
-    from release.bundle import find_report, make_bundle
+    from release.pack.bundle import find_report, make_bundle
 
     with TemporaryDirectory(prefix=".lint-", dir=path.parent) as temporary:
         folder = Path(temporary) / path.resolve().name
@@ -169,7 +169,7 @@ def _lint_artifact(path: Path) -> Lint:
 
 
 def _is_artifact(path: Path) -> bool:
-    from convert.manifest import read as read_manifest
+    from convert.run.manifest import read as read_manifest
 
     manifest = read_manifest(path)
     files = manifest.get("components", {}).values() if manifest else ()

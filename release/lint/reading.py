@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from release.swift import Undecodable, metadata, shape
-from release.tree import Tree
+from release.lint.swift import Undecodable, metadata, shape
+from release.lint.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from convert.errors import InputError
-from release.tree import Tree, read_json
+from release.lint.tree import Tree, read_json
 
 
 class Undecodable(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from release.lint import Lint
-from release.reading import Reading
+from release.lint.lint import Lint
+from release.lint.reading import Reading
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from convert.errors import InputError
-from convert.json_files import LARGEST, parse_json
+from convert.files.json_files import LARGEST, parse_json
 
 PIECE = 4 << 20
 

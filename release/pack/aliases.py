@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
-from convert.mlpackage import MODEL, WEIGHTS, assemble
+from convert.package.mlpackage import MODEL, WEIGHTS, assemble
 
 
 def aliased(package: Path, component: str, folder: Path) -> Path:

@@ -17,16 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert import manifest as artifact_manifests
-from convert.app_tokenizer import ADDED_VOCAB, added_vocab
 from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.git_lfs import refuse_pointer
-from convert.json_files import decode, read_bytes
-from release.aliases import aliased
-from release.manifest import FILE, bundle_manifest, file_facts, read_report, text
-from verify.policy import load_policy
+from convert.files.git_lfs import refuse_pointer
+from convert.files.json_files import decode, read_bytes
+from convert.run import manifest as artifact_manifests
+from convert.tokenizer.app import ADDED_VOCAB, added_vocab
+from release.pack.aliases import aliased
+from release.pack.manifest import FILE, bundle_manifest, file_facts, read_report, text
+from verify.judge.policy import load_policy
 
 TOKENIZER = ("vocab.json", "merges.txt")
 
@@ -108,13 +108,13 @@ def make_bundle(
     """Fill an empty folder with the bundle of an artifact; returns its manifest.
 
     Args:
-        report: the artifact's verification, as `verify.report.to_json` has it.
+        report: the artifact's verification, as `verify.reports.report.to_json` has it.
         digests: those known already; they grow.
 
     Raises:
         InputError: no artifact, or a file that is not as its manifest has it.
     """
-    from release.mlmodelc import compile_package
+    from release.compile.mlmodelc import compile_package
 
     manifest = open_artifact(artifact)
     digests = Digests() if digests is None else digests

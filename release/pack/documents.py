@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from convert.documents import Document, FileFacts, LocalName, Size
-from convert.manifest import RecipeFacts, Source
-from convert.recipe_fields import BitsText, ResolutionText
+from convert.files.documents import Document, FileFacts, LocalName, Size
+from convert.recipe.fields import BitsText, ResolutionText
+from convert.run.manifest import RecipeFacts, Source
 from convert.values import Attention
 
 Verdict = Literal["pass", "fail", "indeterminate"]

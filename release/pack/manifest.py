@@ -1,6 +1,6 @@
 """The provenance of what is released: in every archive, and once for the release as a whole.
 
-A bundle's manifest is the artifact's (see `convert.manifest`), so `verify` and `lint` can start
+A bundle's manifest is the artifact's (see `convert.run.manifest`), so `verify` and `lint` can start
 from it, with the compiled models' files in place of the packages', the deviations from Apple's
 graphs and what the verification found."""
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.cache import digest_file
-from convert.deviations import DEVIATIONS
-from convert.documents import is_local
 from convert.errors import InputError
-from convert.json_files import FileMissing, read_json, read_text
-from convert.manifest import FILE, SCHEMA, read, text
-from verify import figures
-from verify.saved import reports_of
+from convert.files.documents import is_local
+from convert.files.json_files import FileMissing, read_json, read_text
+from convert.networks.deviations import DEVIATIONS
+from convert.run.manifest import FILE, SCHEMA, read, text
+from verify.reports import figures
+from verify.reports.saved import reports_of
 
 __all__ = ["FILE", "SCHEMA", "bundle_manifest", "file_facts", "read", "release_manifest", "text"]
 
@@ -58,7 +58,7 @@ def bundle_manifest(
         artifact: the manifest of the artifact that was compiled.
         components: component → compiled model.
         files: size and sha256 of the bundle's files, but for this one.
-        report: its verification, in the form of `verify.report.to_json`; None if it has none.
+        report: its verification, of `verify.reports.report.to_json`; None if it has none.
     """
     return {
         **artifact,
@@ -113,7 +113,7 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a verification measured: the figures of `verify.figures` and the images.
+    """What a verification measured: the figures of `verify.reports.figures` and the images.
 
     `lowest_snr_db` has the lowest SNR of each component by level: of its outputs, not of single
     weights.

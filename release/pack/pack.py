@@ -20,20 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import manifest as artifact_manifests
 from convert.cache import Cache, digest_file, key_of
 from convert.code import code_digest
-from convert.documents import checked
 from convert.errors import InputError, UserError
-from convert.json_files import FileMissing, read_object
+from convert.files.documents import checked
+from convert.files.json_files import FileMissing, read_object
 from convert.progress import Progress, Silent
-from convert.snapshot import disk_error
+from convert.run import manifest as artifact_manifests
+from convert.source.snapshot import disk_error
 from convert.units import size
-from release.archive import split as split_archive
-from release.archive import write_archive
-from release.bundle import Digests, find_report, is_current, make_bundle, open_artifact
-from release.documents import ReleaseManifest
-from release.manifest import (
+from release.pack.archive import split as split_archive
+from release.pack.archive import write_archive
+from release.pack.bundle import Digests, find_report, is_current, make_bundle, open_artifact
+from release.pack.documents import ReleaseManifest
+from release.pack.manifest import (
     FILE,
     SHARED,
     measured,
@@ -43,8 +43,8 @@ from release.manifest import (
     text,
     verification,
 )
-from release.stale import FILE as STALE
-from release.stale import require_current
+from release.pack.stale import FILE as STALE
+from release.pack.stale import require_current
 
 SUMS = "SHA256SUMS"
 OURS = {SUMS, FILE, STALE, "README.md", "images", ".cache"}

@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 from convert.cache import digest_file
 from convert.errors import InputError, UserError
-from convert.hub import Repo, explain, quiet
-from convert.json_files import FileMissing, read_text
+from convert.files.json_files import FileMissing, read_text
 from convert.progress import Progress, Silent
-from convert.repo_files import File
+from convert.source.hub import Repo, explain, quiet
+from convert.source.select import File
 from convert.units import size
-from release.licenses import objection
-from release.manifest import read_sums, sha256_sums
-from release.pack import SUMS, read_release
-from release.samples import FOLDER as IMAGES
-from release.source_card import read_source_card
+from release.card.licenses import objection
+from release.card.samples import FOLDER as IMAGES
+from release.card.source_card import read_source_card
+from release.pack.manifest import read_sums, sha256_sums
+from release.pack.pack import SUMS, read_release
 
 Change = Literal["new", "changed", "unchanged"]
 

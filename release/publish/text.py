@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.recipe import parse_recipe
-from convert.recipe_fields import require_hub_repo
+from convert.recipe.fields import require_hub_repo
+from convert.recipe.recipe import parse_recipe
 from convert.units import size
-from release.pack import read_release
-from release.publish import Publication
+from release.pack.pack import read_release
+from release.publish.publish import Publication
 
 MARKS = {"new": "+", "changed": "~", "unchanged": "="}
 

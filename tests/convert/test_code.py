@@ -21,13 +21,16 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("convert", "verify", "release", "recipes")
 # Where the work of each part begins, and where it ends although an import leads on.
 ENTRIES: dict[Part, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "convert": (("convert.native", "convert.packages"), ("convert.apple",)),
-    "apple": (("convert.apple", "convert.packages"), ("convert.native",)),
-    "calibrate": (("verify.calibration",), ("verify.checks",)),  # for the libraries' versions
+    "convert": (("convert.package.native", "convert.run.packages"), ("convert.peer.engine",)),
+    "apple": (("convert.peer.engine", "convert.run.packages"), ("convert.package.native",)),
+    "calibrate": (
+        ("verify.reference.calibration",),
+        ("verify.judge.checks",),
+    ),  # for the libraries' versions
     "measure": (("verify.campaign",), ()),
-    "judge": (("verify.recheck", "verify.policy"), ()),
+    "judge": (("verify.reports.recheck", "verify.policy"), ()),
     # Whether a report still counts decides on an archive, not on its bytes; figures are beside it.
-    "release": (("release.pack",), ("verify.figures", "verify.policy")),
+    "release": (("release.pack.pack",), ("verify.reports.figures", "verify.policy")),
 }
 
 
@@ -178,13 +181,17 @@ def test_a_changed_check_is_asked_again_and_a_changed_word_remakes_nothing(
     (report,) = out.glob("reports/base_*.json")
     made, judged = stamps(out), report.stat().st_mtime_ns
 
-    word = ("release/commands.py", "Do everything a recipe asks for", "Do all that a recipe asks")
+    word = (
+        "sdxl_coreml/releasing.py",
+        "Do everything a recipe asks for",
+        "Do all that a recipe asks",
+    )
     assert installed(*arguments, change=word) == 0
     assert (stamps(out), report.stat().st_mtime_ns) == (made, judged)
 
     source = (ROOT / "verify" / "structure.py").read_text("utf-8")
     line = next(t for t in source.splitlines() if "no description of" in t)
-    check = ("verify/structure.py", line, line.replace("if silent", "if not silent"))
+    check = ("verify/levels/structure.py", line, line.replace("if silent", "if not silent"))
     assert check[1] != check[2]
     assert installed(*arguments, change=check) == 1
     document = json.loads(report.read_text())

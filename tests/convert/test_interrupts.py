@@ -97,9 +97,9 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
         ("convert.interrupts", signal.SIGINT),  # before any handler of ours
         ("convert.streams", signal.SIGINT),
         ("typer", signal.SIGINT),
-        ("verify.commands", signal.SIGINT),
-        ("verify.commands", signal.SIGTERM),
-        ("verify.commands", signal.SIGHUP),
+        ("sdxl_coreml.verifying", signal.SIGINT),
+        ("sdxl_coreml.verifying", signal.SIGTERM),
+        ("sdxl_coreml.verifying", signal.SIGHUP),
         ("recipes", signal.SIGINT),  # by the command itself
     ],
 )

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.components import user_metadata
 from convert.errors import InputError
 from convert.latents import LatentScaling
-from convert.pipeline_config import pipeline_config
 from convert.values import Resolution
+from tests.support.checkpoints import edit_checkpoint, write_component
 from verify.mil import load_program
 from verify.run import verify
-from verify.sampling import Settings, trace_all
+from verify.sampling.sampling import Settings, trace_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Path("vae/config.json")
@@ -62,7 +62,7 @@ def as_diffusers(path: Path, latents: torch.Tensor, image: torch.Tensor) -> tupl
 def test_apps_that_scale_by_0_13025_get_what_diffusers_gets(
     scaling: str, base: Checkpoint, tmp_path: Path
 ) -> None:
-    from verify.runtimes import TorchRuntime
+    from verify.runtime.runtimes import TorchRuntime
 
     checkpoint = rescaled(base, tmp_path, scaling)
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ def test_generation_proves_it_and_fails_where_nothing_is_folded(
 def test_half_precision_scales_in_float32(base: Checkpoint, tmp_path: Path) -> None:
     import coremltools as ct
 
-    from convert.models.networks import build_network
+    from convert.networks.build import build_network
 
     checkpoint = rescaled(base, tmp_path, "mean and std")
     network = build_network(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.streams import Stream
-from convert.terminal import Terminal
+from sdxl_coreml.terminal import Terminal
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "koi8-r", "utf-8"]
 
@@ -183,7 +183,7 @@ def test_what_was_lost_is_told_if_there_was_a_reader(number: int, says: str | No
 
 
 def test_python_may_have_no_streams_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sdxl_coreml
+    from sdxl_coreml import app as sdxl_coreml
 
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import sdxl_coreml
+from sdxl_coreml import app as sdxl_coreml
 
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = [
@@ -257,7 +257,7 @@ def test_a_mistake_of_ours_is_no_traceback(command: Run, monkeypatch: pytest.Mon
     def fail() -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("verify.doctor.diagnose", fail)
+    monkeypatch.setattr("sdxl_coreml.doctor.diagnose", fail)
     code, _, err = command("doctor")
     assert code == 4
     assert "RuntimeError: boom" in err

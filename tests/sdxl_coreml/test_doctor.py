@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from convert import memory
-from verify import doctor
-from verify.doctor import diagnose
+from sdxl_coreml import doctor
+from sdxl_coreml.doctor import diagnose
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def finding(name):
@@ -32,7 +32,7 @@ def test_every_finding_is_complete():
 def test_nothing_heavy_is_imported_and_it_takes_less_than_a_second():
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from verify.doctor import diagnose; diagnose()\n"
+        "from sdxl_coreml.doctor import diagnose; diagnose()\n"
         "print(time.perf_counter() - start)\n"
         "print([m for m in ('torch', 'numpy', 'coremltools', 'diffusers') if m in sys.modules])"
     )

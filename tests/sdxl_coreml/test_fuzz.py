@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from checkpoints import make_checkpoint
-from fuzz import SHAPE, Target, fuzz, make_targets
+
+from tests.support.checkpoints import make_checkpoint
+from tests.support.fuzz import SHAPE, Target, fuzz, make_targets
 
 CASES = 2500  # with each seed
 

@@ -10,11 +10,11 @@ import click
 import pytest
 import typer
 
-import convert.commands
-import release.commands
-import verify.commands
-from verify import generation_commands as making
-from verify import regression_commands as judging
+import sdxl_coreml.making
+import sdxl_coreml.releasing
+import sdxl_coreml.verifying
+from sdxl_coreml import pictures as making
+from sdxl_coreml import regression as judging
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.values import Resolution
-from verify import recording as recordings
-from verify.recording import Recording, case_names, record
+from verify.reference import recording as recordings
+from verify.reference.recording import Recording, case_names, record
 from verify.run import verify
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,19 +31,19 @@ def never(*_: object, **__: object) -> None:
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be fetched, hashed, loaded or run."""
     for place in (
-        "convert.download.download",
+        "convert.source.download.download",
         "convert.cache.digest_file",
         "verify.golden.digest_file",
         "verify.golden.load_file",
         "verify.run.digest_file",
-        "verify.structure.digest_file",
-        "verify.artifact.load_program",
+        "verify.levels.structure.digest_file",
+        "verify.artifact.artifact.load_program",
         "verify.run.load_program",
-        "verify.pipeline.load_program",
-        "verify.pipeline.open_network",
-        "verify.reference.Reference.__enter__",
-        "release.bundle.digest_file",
-        "release.publish.digest_file",
+        "verify.sampling.pipeline.load_program",
+        "verify.sampling.pipeline.open_network",
+        "verify.reference.reference.Reference.__enter__",
+        "release.pack.bundle.digest_file",
+        "release.publish.publish.digest_file",
     ):
         monkeypatch.setattr(place, never)
 

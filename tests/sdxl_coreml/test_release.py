@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 from huggingface_hub import constants
 
-from release.source_card import MARK
-from verify import recording
+from release.card.source_card import MARK
+from tests.support.hub_server import HubServer
+from verify.reference import recording
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "base_split-einsum_16-bit_64x96"

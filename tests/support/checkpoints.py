@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
-from convert.mlpackage import Description, write_package
+from convert.package.mlpackage import Description, write_package
 from convert.values import FORMATS, DeploymentTarget
-from verify.reference import quiet
+from verify.reference.reference import quiet
 
 UNET: dict[str, Any] = {
     "in_channels": 4,
@@ -267,8 +267,8 @@ def write_component(
     """
     import coremltools as ct
 
-    from convert.compress import Compression
-    from convert.models.networks import build_network
+    from convert.networks.build import build_network
+    from convert.weights.compress import Compression
 
     spec = COMPONENTS[component]
     network = build_network(

@@ -30,12 +30,12 @@ from unittest import mock
 
 import typer
 
-import sdxl_coreml
-from convert.allocation import Allocation, Allotted
-from convert.checkpoint import open_checkpoint
-from convert.mixed_bits import budget, options, provisional
-from convert.recipe_sections import Compress
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.recipe.sections import Compress
 from convert.values import Bits
+from convert.weights.allocation import Allocation, Allotted
+from convert.weights.mixed_bits import budget, options, provisional
+from sdxl_coreml import app as sdxl_coreml
 
 HUGE = 10**400
 VALUES: tuple[Any, ...] = (
@@ -287,7 +287,9 @@ def _of_results(folder: Path, checkpoint: Path) -> list[Target]:
     artifact, summary = out / report.stem, out / "reports/summary.json"
     baseline = folder / "baseline.json"
     accepted = run(["bless", str(report), "--baseline", str(baseline), "--reason", "right"])
-    policy = Path(shutil.copy(Path(sdxl_coreml.__file__).parent / "verify/policy.toml", folder))
+    policy = Path(
+        shutil.copy(Path(sdxl_coreml.__file__).parent / "verify/judge/policy.toml", folder)
+    )
     allocation = folder / "allocation.json"
     allocation.write_text(_allocation(checkpoint))
     mixed = _recipe(folder, checkpoint, "mixed-4.5", f'allocation = "{allocation}"')
@@ -353,7 +355,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    from checkpoints import make_checkpoint
+    from tests.support.checkpoints import make_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="sdxl-coreml-fuzz-") as name:
         folder = Path(name)

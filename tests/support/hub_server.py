@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_upload import Uploads
-from hub_upload import answer as answer_upload
+from tests.support.hub_upload import Uploads
+from tests.support.hub_upload import answer as answer_upload
 
 LFS = (".zip", ".png", ".safetensors", ".bin", ".onnx", ".msgpack", ".onnx_data", ".ckpt")
 

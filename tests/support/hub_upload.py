@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from hub_server import HubServer
+    from tests.support.hub_server import HubServer
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.mlpackage import MODEL, WEIGHTS
-from verify.checks import Results
+from convert.package.mlpackage import MODEL, WEIGHTS
+from verify.judge.checks import Results
 
 
 def failing(results: Results) -> set[str]:

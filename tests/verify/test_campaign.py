@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.download import Snapshot
-from convert.plan import Plan, make_plan
-from convert.recipe import parse_recipe
-from convert.run import run
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.plan.plan import Plan, make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import run
+from convert.source.download import Snapshot
 from verify import run as verification
-from verify import sampling
 from verify.campaign import Outcome, verify_all
-from verify.pictures import image_paths
-from verify.policy import Policy, load_policy
-from verify.summary import summary_markdown
+from verify.judge.policy import Policy, load_policy
+from verify.reports.pictures import image_paths
+from verify.reports.summary import summary_markdown
+from verify.sampling import sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = """

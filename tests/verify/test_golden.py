@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.download import Snapshot
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import CannotExecute, InputError
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.run import run
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import run
+from convert.source.download import Snapshot
 from convert.values import Resolution
-from verify.checks import Results
 from verify.golden import Golden, read_golden, write_golden
-from verify.recording import Recording, record
+from verify.judge.checks import Results
+from verify.reference.recording import Recording, record
 from verify.run import verify
-from verify.sampling import Trace
+from verify.sampling.sampling import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_component
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import CannotExecute, InputError
 from convert.values import Resolution
-from verify.checks import Results
-from verify.recording import Recording, record
+from tests.support.checkpoints import write_component
+from verify.judge.checks import Results
+from verify.reference.recording import Recording, record
+from verify.reference.schedule import TIMESTEPS
 from verify.run import verify
-from verify.runtimes import TorchRuntime, can_predict, choose
-from verify.schedule import TIMESTEPS
+from verify.runtime.runtimes import TorchRuntime, can_predict, choose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

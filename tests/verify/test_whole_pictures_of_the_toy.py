@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot
-from convert.pipeline_config import pipeline_config
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.recipe_sections import Verify
-from convert.run import run
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.pipeline import pipeline_config
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.recipe.sections import Verify
+from convert.run.run import run
+from convert.source.download import Snapshot
 from convert.values import Resolution
-from verify.generation import Candidate
-from verify.image_metrics import compare_images
-from verify.metrics import compare
-from verify.pipeline import network, packages
-from verify.runtimes import TorchRuntime
-from verify.sampling import replay, settings_for, trace_all
-from verify.sanity import degenerate
+from verify.judge.image_metrics import compare_images
+from verify.judge.metrics import compare
+from verify.levels.generation import Candidate
+from verify.levels.sanity import degenerate
+from verify.runtime.runtimes import TorchRuntime
+from verify.sampling.pipeline import network, packages
+from verify.sampling.sampling import replay, settings_for, trace_all
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.documents import checked
 from convert.errors import InputError, nearest
-from convert.json_files import FileMissing, read_object, shown
-from convert.manifest import Asked
+from convert.files.documents import checked
+from convert.files.json_files import FileMissing, read_object, shown
+from convert.run.manifest import Asked
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
-from verify.inspect_graph import infer_component
+from verify.artifact.graph import infer_component
 from verify.mil import Program, load_program
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,7 @@ class Artifact:
     claims: Mapping[str, str] = field(default_factory=dict)  # by `CLAIMS`
     components: Mapping[str, str] = field(default_factory=dict)  # and their files
     files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
-    pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.pipeline_config`
+    pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.checkpoint.pipeline`
     asked: Mapping[str, Asked] = field(default_factory=dict)  # by component
     problems: tuple[str, ...] = ()  # with the manifest
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.json_files import read_object
-from verify.inspect_graph import (
+from convert.files.json_files import read_object
+from verify.artifact.graph import (
     Weights,
     count_weights,
     image_size,
     infer_attention,
     infer_component,
 )
-from verify.inspect_layers import Layer, layers
+from verify.artifact.layers import Layer, layers
 
 if TYPE_CHECKING:
     from verify.mil.program import Feature
@@ -103,7 +103,7 @@ class Inspection:
 
     def lines(self, width: int = 100) -> list[str]:
         """The facts as text for a terminal of `width` columns."""
-        from verify.inspect_text import lines
+        from verify.artifact.text import lines
 
         return lines(self, width)
 

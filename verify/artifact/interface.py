@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import BATCH, INPUT_ALIASES, MAX_TOKENS, OUTPUT_ALIASES
 from convert.values import Resolution
 from verify.mil import Program

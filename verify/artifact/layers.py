@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convert import units
-from verify.inspect_graph import decoder_parts, stored_format
+from verify.artifact.graph import decoder_parts, stored_format
 
 if TYPE_CHECKING:
     from verify.mil.program import Constant, Program

@@ -17,16 +17,16 @@ from tempfile import TemporaryDirectory
 import coremltools as ct
 import numpy as np
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
-from convert.mlpackage import WEIGHTS, Description, assemble, serialise
-from convert.models.networks import build_network
+from convert.networks.build import build_network
+from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.values import FORMATS, DeploymentTarget, Format, Resolution
-from convert.weight_file import layout
-from verify.compression import infer_compression
-from verify.inspect_graph import infer_attention
-from verify.interface import precision
+from convert.weights.weight_file import layout
+from verify.artifact.graph import infer_attention
+from verify.artifact.interface import precision
+from verify.levels.compression import infer_compression
 from verify.mil import Constant, Program, load_program
 
 PROBE = Resolution(256, 256)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert import units
-from verify.inspect_layers import layer_table
+from verify.artifact.layers import layer_table
 
 if TYPE_CHECKING:
-    from verify.inspect import Inspection, Model
+    from verify.artifact.inspect import Inspection, Model
     from verify.mil.program import Feature
 
 LABEL = 15  # columns of the facts' names, their indentation included

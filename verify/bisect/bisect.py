@@ -16,17 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import CannotExecute
 from convert.values import Resolution
-from verify.bisect_graph import clean_graph, differences
-from verify.bisect_modules import module_of, module_outputs, module_values, weight_names
-from verify.bisect_ops import Overflow, Segment, first_overflow, is_computed, worst_ops
-from verify.bisect_weights import Weights, constants_of
-from verify.metrics import Metrics, compare, json_number
+from verify.bisect.graph import clean_graph, differences
+from verify.bisect.modules import module_of, module_outputs, module_values, weight_names
+from verify.bisect.ops import Overflow, Segment, first_overflow, is_computed, worst_ops
+from verify.bisect.weights import Weights, constants_of
+from verify.judge.metrics import Metrics, compare, json_number
 from verify.mil import Op, Program
-from verify.mil.evaluator import Evaluator
-from verify.reference import Reference
+from verify.reference.reference import Reference
+from verify.runtime.evaluator import Evaluator
 
 __all__ = ["Bisection", "Divergence", "Overflow", "Segment", "bisect", "worst_ops"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import ATTENTIONS, FORMATS, Resolution
-from verify.compression import ADDED
-from verify.inspect_graph import infer_attention
-from verify.interface import precision
+from verify.artifact.graph import infer_attention
+from verify.artifact.interface import precision
+from verify.levels.compression import ADDED
 from verify.mil import Constant, Op, Program, load_program
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -26,9 +26,9 @@ def clean_graph(
     """The graph that our converter makes, without its weights; None if it makes no such graph."""
     import coremltools as ct
 
-    from convert.mlpackage import Description, serialise
-    from convert.models.networks import build_network
-    from convert.weight_file import layout
+    from convert.networks.build import build_network
+    from convert.package.mlpackage import Description, serialise
+    from convert.weights.weight_file import layout
 
     target = next((t for t, f in FORMATS.items() if f.opset == program.opset), None)
     attention = infer_attention(program) if component == "unet" else "original"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.mlpackage import BLOB_PATH, MODEL, WEIGHTS, assemble
-from convert.weight_file import ALIGNMENT, VERSION
-from verify.bisect_ops import Segment
+from convert.package.mlpackage import BLOB_PATH, MODEL, WEIGHTS, assemble
+from convert.weights.weight_file import ALIGNMENT, VERSION
+from verify.bisect.ops import Segment
 from verify.mil import Program
 from verify.mil.blob import RECORD
 
@@ -33,7 +33,7 @@ from safetensors.numpy import load_file
 
 inputs = load_file("{inputs}")
 # anywhere, with sdxl-coreml:
-from verify.mil.evaluator import Evaluator
+from verify.runtime.evaluator import Evaluator
 print(Evaluator("{package}").run(inputs)["{value}"])
 # on a Mac:
 import coremltools as ct

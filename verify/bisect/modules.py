@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.compression import ADDED
+from verify.levels.compression import ADDED
 from verify.mil import Op, Program
-from verify.reference import Reference
+from verify.reference.reference import Reference
 
 WEIGHTED = ("conv", "linear", "layer_norm", "batch_norm", "gather")  # ops that are a whole module
 PARAMETERS = ("weight", "gamma", "x")  # where such an op takes the module's `weight`

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
-from verify.bisect_modules import module_of, weight_names
-from verify.interface import precision
-from verify.metrics import Metrics, compare, json_number
+from convert.checkpoint.checkpoint import Checkpoint
+from verify.artifact.interface import precision
+from verify.bisect.modules import module_of, weight_names
+from verify.judge.metrics import Metrics, compare, json_number
 from verify.mil import Op, Program
-from verify.mil.evaluator import Evaluator
+from verify.runtime.evaluator import Evaluator
 
 
 @dataclass(frozen=True)

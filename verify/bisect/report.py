@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError, nearest
-from verify.artifact import open_artifact
-from verify.bisect import Bisection, bisect
-from verify.interface import infer_resolution
-from verify.metrics import SNR
+from verify.artifact.artifact import open_artifact
+from verify.artifact.interface import infer_resolution
+from verify.artifact.probe import probe_programs
+from verify.bisect.bisect import Bisection, bisect
+from verify.bisect.minimal import write_minimal
+from verify.judge.metrics import SNR
 from verify.mil import Program, load_program, require_weights
-from verify.minimal_package import write_minimal
-from verify.probe import probe_programs
-from verify.recording import Progress, case_names, record
+from verify.reference.recording import Progress, case_names, record
 from verify.run import SMALLEST
 
 Found = list[tuple[Program, Bisection]]
@@ -43,8 +43,8 @@ def bisect_artifact(
     Args:
         components: those to look at; all that are there if None.
         case: name of the run, the first that a component has if None.
-        probe: a folder for packages with the same weights at `verify.probe.PROBE`, which are
-            looked at instead, and which what is found refers to.
+        probe: a folder for packages with the same weights at `verify.artifact.probe.PROBE`, which
+            are looked at instead, and which what is found refers to.
 
     Raises:
         InputError: nothing there, or no such component or case.

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
-from verify.metrics import compare
+from convert.checkpoint.checkpoint import Checkpoint
+from verify.judge.metrics import compare
 from verify.mil import Constant, Op
-from verify.mil.evaluator import Evaluator
+from verify.runtime.evaluator import Evaluator
 
 SAME_DB = 60.0  # float16 keeps 70 dB and more of any weight
 # What one more step of Lloyd's algorithm may gain: coremltools' palettizer stops a little short of

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convert.errors import CannotExecute
 from convert.values import Level, Resolution
-from verify.image_metrics import ImageMetrics
-from verify.metrics import Metrics
+from verify.judge.image_metrics import ImageMetrics
+from verify.judge.metrics import Metrics
 
 if TYPE_CHECKING:
-    from verify.generation import Generation
+    from verify.levels.generation import Generation
 
 PIPELINE = "pipeline"  # the component that levels generation and sanity are of
 PICTURE_LEVELS: tuple[Level, ...] = ("generation", "sanity")
@@ -66,7 +66,7 @@ class Results:
     bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
     compressed: tuple[str, ...] = ()  # the components some of whose weights are compressed
     generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity
-    # component → the ops that rounding costs most (`verify.bisect.worst_ops`), beside pictures
+    # component → the ops that rounding costs most (`verify.bisect.ops.worst_ops_of`)
     worst_ops: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

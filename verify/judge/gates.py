@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.components import COMPONENTS
-from convert.recipe_sections import CompressionGate
-from verify.checks import PIPELINE, Verdict, worst
+from convert.recipe.sections import CompressionGate
+from verify.judge.checks import PIPELINE, Verdict, worst
 
 TENSOR_METRICS = ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs")
 RATIO = "fp16_error_ratio"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from verify.metrics import json_number
+from verify.judge.metrics import json_number
 
 PSNR = "PSNR = 10·log10(1 / mean((ref − out)²)) on images in 0…1, peak 1.0"
 

@@ -14,9 +14,9 @@ from typing import Any
 from convert.cache import key_of
 from convert.code import code_digest
 from convert.errors import InputError, nearest
-from convert.json_files import read_toml, shown
+from convert.files.json_files import read_toml, shown
 from convert.values import parse_bits
-from verify.gates import (
+from verify.judge.gates import (
     HIGHER_IS_BETTER,
     IMAGE_METRICS,
     LEVELS,
@@ -27,7 +27,7 @@ from verify.gates import (
     Judgement,
     judge,
 )
-from verify.metrics import Metrics
+from verify.judge.metrics import Metrics
 
 BUILT_IN = Path(__file__).with_name("policy.toml")
 UNKNOWN_BITS = "a gate is for weights of certain bits, and the bits of these are not known"

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
-from convert.compress import Compression, Method
-from convert.palette import Histogram, fit, fit_groups
-from verify.checks import Check, failed, passed
-from verify.figures import WORST_WEIGHT
-from verify.gates import Gate
-from verify.metrics import Metrics, compare
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.weights.compress import Compression, Method
+from convert.weights.palette import Histogram, fit, fit_groups
+from verify.judge.checks import Check, failed, passed
+from verify.judge.gates import Gate
+from verify.judge.metrics import Metrics, compare
+from verify.judge.policy import Policy
 from verify.mil import Constant, Op, Program
-from verify.mil.evaluator import Evaluator
-from verify.policy import Policy
-from verify.recording import Case, Progress
-from verify.reference import Reference
+from verify.reference.recording import Case, Progress
+from verify.reference.reference import Reference
+from verify.reports.figures import WORST_WEIGHT
+from verify.runtime.evaluator import Evaluator
 
 LOSSLESS = "constexpr_cast"
 # What coremltools appends to the name of a weight that it casts and compresses.

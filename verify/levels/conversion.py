@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import CannotExecute
-from verify.checks import Check, failed
-from verify.interface import with_aliases
-from verify.metrics import Metrics, compare
+from verify.artifact.interface import with_aliases
+from verify.judge.checks import Check, failed
+from verify.judge.metrics import Metrics, compare
+from verify.judge.policy import Policy
 from verify.mil import Program
-from verify.policy import Policy
-from verify.recording import Case, Progress
-from verify.runtimes import Runtime
+from verify.reference.recording import Case, Progress
+from verify.runtime.runtimes import Runtime
 
 Floors = Mapping[tuple[str, str], Metrics]  # (case, output) → PyTorch float16
 GUIDED = (" uncond", " cond")  # the halves of the UNet's batch

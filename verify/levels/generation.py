@@ -15,15 +15,15 @@ import numpy as np
 
 from convert.errors import CannotExecute
 from convert.values import Level
-from verify.checks import PIPELINE, Check
-from verify.gates import Gate
-from verify.image_metrics import ImageMetrics, compare_images
-from verify.metrics import Metrics, compare
-from verify.pipeline import Network, build_pipeline
-from verify.policy import Policy
-from verify.recording import Progress
-from verify.sampling import Settings, Trace, replay, to_uint8
-from verify.sanity import degenerate
+from verify.judge.checks import PIPELINE, Check
+from verify.judge.gates import Gate
+from verify.judge.image_metrics import ImageMetrics, compare_images
+from verify.judge.metrics import Metrics, compare
+from verify.judge.policy import Policy
+from verify.levels.sanity import degenerate
+from verify.reference.recording import Progress
+from verify.sampling.pipeline import Network, build_pipeline
+from verify.sampling.sampling import Settings, Trace, replay, to_uint8
 
 SANE = "finite; neither black, nor of one colour, nor noise"
 
@@ -57,7 +57,7 @@ class Candidate:
 
     Args:
         networks: by component, loaded.
-        config: of `convert.pipeline_config`.
+        config: of `convert.checkpoint.pipeline`.
         tokenizers: folders of vocab.json and merges.txt.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a package's weights are stored as its bits promise; the rule is `convert.compress`'s.
+"""Whether weights are stored as an artifact's bits promise; the rule is `weights.compress`'s.
 
 What is stored is read from the decoders: which kind, how many bits, and how many tables or scales
 along which axis. The rule is told here a second time, by shapes and bytes alone, so that a
@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from convert.checkpoint import Checkpoint
-from convert.compress import BLOCK, PALETTES, SMALLEST
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.tensors import Tensor
 from convert.errors import CannotExecute, InputError
-from convert.manifest import Asked
-from convert.tensors import Tensor
-from verify.compression import LOSSLESS, compressed_names
-from verify.inspect_graph import decoder_parts
+from convert.run.manifest import Asked
+from convert.weights.compress import BLOCK, PALETTES, SMALLEST
+from verify.artifact.graph import decoder_parts
+from verify.levels.compression import LOSSLESS, compressed_names
 from verify.mil import Constant, Op, Program
 from verify.mil.blob import packed_size
 

@@ -8,21 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.app_tokenizer import app_files
 from convert.cache import digest_file
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
-from convert.documents import is_local
 from convert.errors import CannotExecute, InputError
-from convert.json_files import FileMissing, decode, read_bytes, read_object, shown
+from convert.files.documents import is_local
+from convert.files.json_files import FileMissing, decode, read_bytes, read_object, shown
 from convert.latents import SCALING_FACTOR
-from convert.manifest import Asked
-from convert.pipeline_config import pipeline_config
+from convert.run.manifest import Asked
+from convert.tokenizer.app import app_files
 from convert.values import FORMATS, Format, Resolution
-from verify.artifact import Artifact
-from verify.checks import Check, failed, passed
-from verify.inspect_graph import count_weights, infer_attention
-from verify.interface import (
+from verify.artifact.artifact import Artifact
+from verify.artifact.graph import count_weights, infer_attention
+from verify.artifact.interface import (
     expected_shapes,
     fits,
     has_long_attention,
@@ -30,8 +29,9 @@ from verify.interface import (
     precision,
     with_aliases,
 )
+from verify.judge.checks import Check, failed, passed
+from verify.levels.stored_bits import deviations
 from verify.mil import Feature, Program, TensorType, load_program
-from verify.stored_bits import deviations
 
 SCAN_BYTES = 16 << 20
 SUFFIXES = (".mlpackage", ".mlmodelc")

@@ -1,4 +1,4 @@
-"""An ML Program read from its package; `verify.mil.evaluator` runs it with PyTorch."""
+"""An ML Program read from its package; `verify.runtime.evaluator` runs it with PyTorch."""
 
 from verify.mil.program import (
     Block,

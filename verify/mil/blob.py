@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import CannotExecute, InputError
-from convert.git_lfs import PROBLEM, is_pointer
+from convert.files.git_lfs import PROBLEM, is_pointer
 
 HEADER = 64  # bytes of the file's header, and of each blob's record
 SENTINEL = 0xDEADBEEF

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import CannotExecute, InputError
-from convert.git_lfs import refuse_pointer
+from convert.files.git_lfs import refuse_pointer
 from verify.mil.package import feature_of
 from verify.mil.program import Program
 from verify.mil.text import parse_program

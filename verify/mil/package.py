@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from convert.documents import Document, LocalName, checked
 from convert.errors import CannotExecute, InputError
-from convert.git_lfs import refuse_pointer
-from convert.json_files import FileMissing, read_json, shown
+from convert.files.documents import Document, LocalName, checked
+from convert.files.git_lfs import refuse_pointer
+from convert.files.json_files import FileMissing, read_json, shown
 from verify.mil.blob import NUMPY_DTYPES, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
 

@@ -2,7 +2,7 @@
 
 The whole text becomes a list of tokens, with a tensor type as one token; a recursive descent over
 the list gives ops and constants. Nothing is shared with what writes such texts here
-(`release/mil_text.py`), so that each checks the other.
+(`release/compile/mil_text.py`), so that each checks the other.
 
     program(1.0)
     [buildInfo = dict<…>({{"key", "value"}, …})]

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from verify import figures
-from verify.figures import Json, decibels
-from verify.html_chart import Series, error_chart
+from verify.page.chart import Series, error_chart
+from verify.reports import figures
+from verify.reports.figures import Json, decibels
 
 _SNR_GATE = re.compile(r"snr_db >= (-?[\d.]+)")
 _TIMESTEP = re.compile(r"t=([\d.]+)(?: (cond|uncond))?")

@@ -21,14 +21,12 @@ from markupsafe import Markup
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from verify import figures
-from verify import html_curves as curves
-from verify import html_view as view
-from verify import html_words as words
-from verify.checks import PICTURE_LEVELS, worst
-from verify.html_chart import swatch
-from verify.report import MARKS, SCHEMA
-from verify.summary import SHORT
+from verify.judge.checks import PICTURE_LEVELS, worst
+from verify.page import curves, view, words
+from verify.page.chart import swatch
+from verify.reports import figures
+from verify.reports.report import MARKS, SCHEMA
+from verify.reports.summary import SHORT
 
 TEMPLATES = Path(__file__).with_name("templates")
 THUMBNAIL = 192  # pixels of the longer side, twice what is shown
@@ -47,7 +45,7 @@ def html(
     """The report of one artifact as an HTML page.
 
     Args:
-        document: the report's JSON, see `verify.report.to_json`.
+        document: the report's JSON, see `verify.reports.report.to_json`.
         images: PNG files by the paths that the document has; the page says which are missing.
         command: the command line that repeats the verification; made from the document if None.
         index: a relative link to the page of all artifacts.

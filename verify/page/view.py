@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify import figures
-from verify import html_words as words
-from verify.checks import PIPELINE, worst
-from verify.figures import FIGURES, Json, decibels, kind, lowest, show, snr_text
+from verify.judge.checks import PIPELINE, worst
+from verify.page import words
+from verify.reports import figures
+from verify.reports.figures import FIGURES, Json, decibels, kind, lowest, show, snr_text
 
 SHOWN_FAILURES = 5  # of one component at one level; the others are folded
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify import figures
-from verify.checks import Verdict, worst
-from verify.figures import MEANINGS
-from verify.metrics import SNR
+from verify.judge.checks import Verdict, worst
+from verify.judge.metrics import SNR
+from verify.reports import figures
+from verify.reports.figures import MEANINGS
 
 VERDICTS: dict[Verdict, str] = {
     "pass": "Passed",

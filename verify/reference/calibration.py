@@ -5,8 +5,8 @@ the gradient g of v·y by the weight is Jᵀ·v, and the expectation of (g·δ)�
 (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990). Palettes leave
 errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g²)·|δ|², and mean(g²),
 averaged over recorded denoising steps and each divided by |y|², is the sensitivity. What they do
-have in common with the weights is that they shrink them (`convert.mixed_bits`): what the outputs
-feel of that is (g·w)², which comes from the same gradients. It is no small step, and networks bend:
+have in common with the weights is that they shrink them (`convert.weights.mixed_bits`): what the
+outputs feel of that is (g·w)², which comes from the same gradients. It is no small step, and networks bend:
 how much of it comes true is asked of the network itself, once, with all weights at 2 bits.
 
 PyTorch's backward pass gives all tensors' gradients at once. Each is reduced to one number and
@@ -29,25 +29,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.allocation import Allocation
 from convert.cache import Cache, key_of
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.tensors import Tensor as Weight
 from convert.code import code_digest
-from convert.compress import is_compressible
-from convert.download import Snapshot
-from convert.json_files import read_json
-from convert.methods import component_bits
-from convert.mixed_bits import Measured, make_allocation, palette_errors, rounded
-from convert.palette import Histogram, fit
-from convert.plan import Plan
+from convert.files.json_files import read_json
+from convert.plan.plan import Plan
 from convert.progress import Progress, Silent
-from convert.run import checkpoint_digests, discard_unless
-from convert.tensors import Tensor as Weight
+from convert.run.run import checkpoint_digests, discard_unless
+from convert.source.download import Snapshot
 from convert.values import Bits, Resolution, is_mixed
-from verify.checks import versions
-from verify.metrics import compare
-from verify.recording import Case, record
-from verify.reference import Reference
+from convert.weights.allocation import Allocation
+from convert.weights.compress import is_compressible
+from convert.weights.methods import component_bits
+from convert.weights.mixed_bits import Measured, make_allocation, palette_errors, rounded
+from convert.weights.palette import Histogram, fit
+from verify.judge.checks import versions
+from verify.judge.metrics import compare
+from verify.reference.recording import Case, record
+from verify.reference.reference import Reference
 
 # Random vectors for all recorded cases together: what is felt of a weight's shrinking is a mean of
 # squares of single numbers, known to √(2/16), about a third, which is 1.5 dB.

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
 from convert.values import Resolution
-from verify.reference import Reference, quiet
-from verify.schedule import TIMESTEPS, euler, step
+from verify.reference.reference import Reference, quiet
+from verify.reference.schedule import TIMESTEPS, euler, step
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from convert.checkpoint import Checkpoint, Part
+from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.json_files import reason
+from convert.files.json_files import reason
 from convert.latents import SCALING_FACTOR
 
 

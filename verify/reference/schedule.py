@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from verify.reference import quiet
+from verify.reference.reference import quiet
 
 TIMESTEPS = (999, 801, 500, 250, 37, 1)
 # Latents of SDXL lie within ±4. An untrained network, which denoises nothing, would leave that

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.json_files import read_json
-from verify.checks import worst
-from verify.figures import place
-from verify.gates import TENSOR_METRICS
-from verify.saved import Report, read_reports, reports_of
+from convert.files.json_files import read_json
+from verify.judge.checks import worst
+from verify.judge.gates import TENSOR_METRICS
+from verify.reports.figures import place
+from verify.reports.saved import Report, read_reports, reports_of
 
 # What of a report a comparison needs; pictures and curves stay with the report.
 KEPT = (

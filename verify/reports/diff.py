@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from convert.errors import InputError
-from verify.checks import Verdict
-from verify.figures import WORST_WEIGHT, kind, place
-from verify.gates import METRICS, number, parse_gates
-from verify.policy import Policy, Tolerance
-from verify.saved import Report
+from verify.judge.checks import Verdict
+from verify.judge.gates import METRICS, number, parse_gates
+from verify.judge.policy import Policy, Tolerance
+from verify.reports.figures import WORST_WEIGHT, kind, place
+from verify.reports.saved import Report
 
 Kind = Literal["gate", "vanished", "verdict", "number", "new"]
 RANK: dict[Verdict, int] = {"pass": 0, "indeterminate": 1, "fail": 2}
@@ -68,8 +68,8 @@ def diff(old: Sequence[Report], new: Sequence[Report], policy: Policy) -> Diff:
     """Compare new results with old ones, artifact by artifact.
 
     Args:
-        old, new: of `verify.saved.read_reports`. Where both are of a single artifact they are
-            compared whatever it is called.
+        old, new: of `verify.reports.saved.read_reports`. Where both are of a single artifact they
+            are compared whatever it is called.
         policy: whose tolerances hold.
 
     Raises:

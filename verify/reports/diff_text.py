@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from verify.diff import Change, Diff
+from verify.reports.diff import Change, Diff
 
 SHOWN = 20  # changes for the better, which nobody has to act on
 

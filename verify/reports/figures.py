@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
-from convert.methods import UNCOMPRESSED
-from verify.checks import PIPELINE, Verdict
-from verify.gates import HIGHER_IS_BETTER, Gate, number, parse_gates
+from convert.weights.methods import UNCOMPRESSED
+from verify.judge.checks import PIPELINE, Verdict
+from verify.judge.gates import HIGHER_IS_BETTER, Gate, number, parse_gates
 
 Json = Mapping[str, Any]
 Kind = Literal["checkpoint", "program", "weights", "latents", "image"]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verify.metrics import Metrics, json_number
+from verify.judge.metrics import Metrics, json_number
 
 if TYPE_CHECKING:
-    from verify.generation import Generation
+    from verify.levels.generation import Generation
 
 FOLDER = "images"
 

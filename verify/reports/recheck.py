@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convert.methods import UNCOMPRESSED
-from verify.checks import worst
-from verify.figures import figures_json
-from verify.gates import Gate, parse_gates
-from verify.policy import Policy
-from verify.saved import Report
+from convert.weights.methods import UNCOMPRESSED
+from verify.judge.checks import worst
+from verify.judge.gates import Gate, parse_gates
+from verify.judge.policy import Policy
+from verify.reports.figures import figures_json
+from verify.reports.saved import Report
 
 PROBLEM = "not finite"
 

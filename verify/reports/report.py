@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from verify import figures
-from verify.checks import Check, Results, Verdict, worst
-from verify.figures import FIGURES, MEANINGS, Json, decibels
-from verify.image_metrics import PSNR
-from verify.metrics import SNR, json_number
-from verify.pictures import file_name, generation_json, png
+from verify.judge.checks import Check, Results, Verdict, worst
+from verify.judge.image_metrics import PSNR
+from verify.judge.metrics import SNR, json_number
+from verify.reports import figures
+from verify.reports.figures import FIGURES, MEANINGS, Json, decibels
+from verify.reports.pictures import file_name, generation_json, png
 
 SCHEMA = 1
 MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "indeterminate": "?"}
@@ -26,7 +26,7 @@ def to_json(results: Results) -> dict[str, Any]:
     `fp16_snr_db` and `fp16_nrmse` are PyTorch float16's on the same inputs and
     `fp16_error_ratio` is our error over that floor, all null where the component does not compute
     in float16. So results can be judged again, under another policy, from their JSON alone.
-    `snr_db`, `program_snr_db` and `components` are the figures of `verify.figures`.
+    `snr_db`, `program_snr_db` and `components` are the figures of `verify.reports.figures`.
     """
     checks = [_check(check) for check in results.checks]
     document = {

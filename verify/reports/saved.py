@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from convert.documents import Document, LocalName, checked
 from convert.errors import InputError
-from convert.json_files import kind, read_json, shown
+from convert.files.documents import Document, LocalName, checked
+from convert.files.json_files import kind, read_json, shown
 from convert.values import Level
-from verify.checks import Verdict
-from verify.report import SCHEMA
+from verify.judge.checks import Verdict
+from verify.reports.report import SCHEMA
 
-Report = dict[str, Any]  # as `verify.report.to_json` makes it
+Report = dict[str, Any]  # as `verify.reports.report.to_json` makes it
 SUMMARY = "summary.json"
 
 Number = Annotated[float, Field()] | Literal["inf", "-inf"] | None

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify import figures
-from verify.checks import PIPELINE, Verdict, worst
-from verify.figures import FIGURES, MEANINGS
-from verify.image_metrics import PSNR
-from verify.metrics import SNR
-from verify.report import MARKS, STYLES, failures
+from verify.judge.checks import PIPELINE, Verdict, worst
+from verify.judge.image_metrics import PSNR
+from verify.judge.metrics import SNR
+from verify.reports import figures
+from verify.reports.figures import FIGURES, MEANINGS
+from verify.reports.report import MARKS, STYLES, failures
 
 Report = dict[str, Any]
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.

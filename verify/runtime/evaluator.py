@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from convert.errors import CannotExecute, InputError
-from verify.mil import (  # noqa: F401  the ops_* modules fill the registry
+from verify.mil.program import Constant, Op, Program, TensorType, load_program
+from verify.runtime import (  # noqa: F401  the ops_* modules fill the registry
     ops_constexpr,
     ops_elementwise,
     ops_linear,
     ops_reduce,
     ops_shape,
 )
-from verify.mil.fusion import fuse_attention
-from verify.mil.inputs import check_names, checked_inputs
-from verify.mil.memory import Memory, is_laid_out, like_strides
-from verify.mil.ops import TORCH_DTYPES, tensor_of
-from verify.mil.plan import Step, make_plan, with_lifetimes
-from verify.mil.program import Constant, Op, Program, TensorType, load_program
-from verify.mil.values import Values, storage
+from verify.runtime.fusion import fuse_attention
+from verify.runtime.inputs import check_names, checked_inputs
+from verify.runtime.memory import Memory, is_laid_out, like_strides
+from verify.runtime.ops import TORCH_DTYPES, tensor_of
+from verify.runtime.plan import Step, make_plan, with_lifetimes
+from verify.runtime.values import Values, storage
 
 
 class Evaluator:
@@ -38,7 +38,7 @@ class Evaluator:
         mode: `typed` accumulates in fp32 and rounds every result to its declared dtype, as fp16
             hardware with fp32 accumulators does; `fp32` never rounds, which tells the program's
             structure from its precision. `run` then takes an attention in one step
-            (`verify.mil.fusion`) unless it is asked to keep something.
+            (`verify.runtime.fusion`) unless it is asked to keep something.
         device: where torch computes. Weights go there one op at a time.
 
     Weights are read, and compressed ones decoded, when an op uses them and dropped after it;

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import Implementation
-from verify.mil.ops_linear import is_bc1s
-from verify.mil.plan import Step
 from verify.mil.program import Constant, Op, Program
+from verify.runtime.ops import Implementation
+from verify.runtime.ops_linear import is_bc1s
+from verify.runtime.plan import Step
 
 
 def fuse_attention(

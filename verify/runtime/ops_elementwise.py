@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import TORCH_DTYPES, op
+from verify.runtime.ops import TORCH_DTYPES, op
 
 
 def _binary(types: str, function: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.mil.memory import like_strides
-from verify.mil.ops import Empty, fresh, op
+from verify.runtime.memory import like_strides
+from verify.runtime.ops import Empty, fresh, op
 
 
 def _logsum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:

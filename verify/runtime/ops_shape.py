@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.mil.ops import Empty, fresh, op
+from verify.runtime.ops import Empty, fresh, op
 
 
 @op("reshape", kind="move")

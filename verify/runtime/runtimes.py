@@ -66,8 +66,8 @@ class TorchRuntime:
         self.mode = mode
 
     def load(self, package: Path) -> Model:
-        from verify.mil.evaluator import Evaluator
         from verify.mil.program import require_weights
+        from verify.runtime.evaluator import Evaluator
 
         evaluator = Evaluator(package, mode=self.mode, device=self.device)
         require_weights(evaluator.program)

@@ -4,7 +4,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from verify.mil.memory import Memory
+from verify.runtime.memory import Memory
 
 
 class Values:

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert.checkpoint.pipeline import CONFIGS
+from convert.checkpoint.pipeline_documents import PipelineDocument
 from convert.components import BATCH, COMPONENTS, INPUT_ALIASES
-from convert.documents import checked
 from convert.errors import InputError
-from convert.json_files import read_object
-from convert.pipeline_config import CONFIGS
-from convert.pipeline_documents import PipelineDocument
+from convert.files.documents import checked
+from convert.files.json_files import read_object
 from convert.values import Resolution
 from verify.mil import load_program
-from verify.reference import quiet
-from verify.runtimes import Model, Runtime, choose
-from verify.schedulers import make_scheduler
-from verify.tokenizers import tokenizer
+from verify.reference.reference import quiet
+from verify.runtime.runtimes import Model, Runtime, choose
+from verify.sampling.schedulers import make_scheduler
+from verify.sampling.tokenizers import tokenizer
 
 MANIFEST = "manifest.json"
 REMEDY = "Convert again with this version: the packages are kept, the manifest is new."
@@ -56,7 +56,7 @@ def load_pipeline(
         runtime: auto, coreml, torch, or one that is already there.
         device: where PyTorch computes: cpu, cuda or mps.
         scheduler: of `convert.values.SCHEDULERS`; the checkpoint's own if None.
-        config: of `convert.pipeline_config`, where there is no manifest that holds it.
+        config: of `convert.checkpoint.pipeline`, where there is no manifest that holds it.
 
     Raises:
         InputError: a file is missing, or the checkpoint cannot do what is asked.
@@ -186,7 +186,7 @@ def build_pipeline(
 
     Args:
         networks: by component.
-        config: of `convert.pipeline_config`.
+        config: of `convert.checkpoint.pipeline`.
         tokenizers: folders with vocab.json and merges.txt, by `tokenizer` and `tokenizer_2`.
         resolution: the only one that the networks take; any if None.
 

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
-from convert.pipeline_config import pipeline_config
-from convert.recipe_sections import Verify
+from convert.recipe.sections import Verify
 from convert.values import Resolution
-from verify import schedulers
-from verify.noise import Noise, RecordedNoise
-from verify.pipeline import Network, build_pipeline
-from verify.recording import Progress
-from verify.reference import Reference, quiet
+from verify.reference.recording import Progress
+from verify.reference.reference import Reference, quiet
+from verify.sampling import schedulers
+from verify.sampling.noise import Noise, RecordedNoise
+from verify.sampling.pipeline import Network, build_pipeline
 
 Kind = Literal["text-to-image", "image-to-image"]
 STRENGTH = 0.6  # of image-to-image: enough left to see that the start image got in
@@ -132,7 +132,7 @@ def sample(
     start: np.ndarray | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Picture:
-    """Run a pipeline of `verify.pipeline` once.
+    """Run a pipeline of `verify.sampling.pipeline` once.
 
     Args:
         start: uint8 [H, W, 3], the image that image-to-image begins with.
@@ -269,7 +269,7 @@ class References:
     """PyTorch's networks of a checkpoint, loaded when they are called.
 
     Those that fit into `resident` bytes of float32 weights stay loaded; else the one that has
-    waited longest goes. `folded` is that of `verify.reference.Reference`.
+    waited longest goes. `folded` is that of `verify.reference.reference.Reference`.
     """
 
     def __init__(

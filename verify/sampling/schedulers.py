@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.errors import InputError, nearest
-from convert.json_files import reason
+from convert.files.json_files import reason
 from convert.values import SCHEDULERS, Scheduler
-from verify.reference import quiet
+from verify.reference.reference import quiet
 
 DPMPP = "dpmsolver++"
 DPMPP_SDE = "sde-dpmsolver++"

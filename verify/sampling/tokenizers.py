@@ -8,8 +8,8 @@ from typing import Any
 
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
-from convert.json_files import read_object, read_text
-from verify.reference import quiet
+from convert.files.json_files import read_object, read_text
+from verify.reference.reference import quiet
 
 
 def tokenizer(folder: Path, pad_token: str, added: Sequence[Mapping[str, Any]] = ()) -> Any:
@@ -18,7 +18,7 @@ def tokenizer(folder: Path, pad_token: str, added: Sequence[Mapping[str, Any]] =
     Args:
         added: of a manifest, the tokens beside the vocabulary. A checkpoint's own folder has them
             in files that transformers reads, an artifact's chains some of them with merges for the
-            apps (`convert.app_tokenizer`), which are left out here.
+            apps (`convert.tokenizer.app`), which are left out here.
     """
     from transformers import CLIPTokenizer
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint import open_checkpoint
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
 
 RECIPE = parse_recipe('name = "t"\n[source]\npath = "t"\n', where="test")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from convert.checkpoint.tensors import CHUNK_BYTES, read_header
 from convert.errors import InputError
-from convert.tensors import CHUNK_BYTES, read_header
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from convert.allocation import read_allocation
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
-from convert.git_lfs import is_pointer
-from convert.mlpackage import MODEL
-from convert.recipe import load_recipe
+from convert.files.git_lfs import is_pointer
+from convert.package.mlpackage import MODEL
+from convert.recipe.recipe import load_recipe
+from convert.weights.allocation import read_allocation
+from verify.artifact.inspect import inspect
 from verify.golden import read_golden, write_golden
-from verify.inspect import inspect
-from verify.recording import Recording
+from verify.reference.recording import Recording
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1\n"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.documents import Document, FileFacts, checked, is_local
 from convert.errors import InputError
-from convert.json_files import (
+from convert.files.documents import Document, FileFacts, checked, is_local
+from convert.files.json_files import (
     DEEPEST,
     FileMissing,
     parse_json,

@@ -11,14 +11,14 @@ import coremltools as ct
 import numpy as np
 import pytest
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
-from convert.deviations import DEVIATIONS, expected_ops
-from convert.models.networks import build_network
-from convert.random_checkpoint import Configs, write_checkpoint
+from convert.networks.build import build_network
+from convert.networks.deviations import DEVIATIONS, expected_ops
+from convert.toy.random_checkpoint import Configs, write_checkpoint
 
 APPLE: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "data" / "apple_graphs.json").read_text("utf-8")
+    (Path(__file__).parents[2] / "data" / "apple_graphs.json").read_text("utf-8")
 )
 TEXT = {
     "vocab_size": 1000,

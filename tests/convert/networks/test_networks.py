@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import SHAPES, write_component
 
-from convert.checkpoint import open_checkpoint
-from convert.models.attention import ATTENTION
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.networks.attention import ATTENTION
 from convert.values import Resolution
-from verify.metrics import compare
-from verify.recording import Case, Recording, record
-from verify.runtimes import TorchRuntime
+from tests.support.checkpoints import SHAPES, write_component
+from verify.judge.metrics import compare
+from verify.reference.recording import Case, Recording, record
+from verify.runtime.runtimes import TorchRuntime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,13 +13,13 @@ from coremltools.converters.mil.mil import Var
 from coremltools.libmilstoragepython import _BlobStorageReader
 from safetensors.torch import load_file, save_file
 
+from convert.checkpoint.tensors import read_header
 from convert.errors import InputError
-from convert.mlpackage import WEIGHTS, Description, write_package
-from convert.models.graph import Input, Module, Network, build
-from convert.models.layers import conv
-from convert.tensors import read_header
+from convert.networks.graph import Input, Module, Network, build
+from convert.networks.layers import conv
+from convert.package.mlpackage import WEIGHTS, Description, write_package
 from convert.values import FORMATS
-from convert.weight_file import layout
+from convert.weights.weight_file import layout
 
 DESCRIPTION = Description(
     short="what", author="who", license="terms", version="v1",

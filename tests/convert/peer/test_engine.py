@@ -10,24 +10,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import edit_checkpoint
 
-from convert.apple import _attention, _import_unet, convert_component, convert_job
-from convert.apple_networks import unet
-from convert.checkpoint import open_checkpoint
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
-from convert.compress import Compression
-from convert.engines import INSTALL
 from convert.errors import CannotExecute, InputError
-from convert.mlpackage import Description, write_package
-from convert.models.networks import build_network
-from convert.plan import Job
-from convert.random_checkpoint import SMALL, write_checkpoint
+from convert.networks.build import build_network
+from convert.package.mlpackage import Description, write_package
+from convert.peer.engine import _attention, _import_unet, convert_component, convert_job
+from convert.peer.networks import unet
+from convert.plan.engines import INSTALL
+from convert.plan.plan import Job
+from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
-from verify.inspect import inspect_package
+from convert.weights.compress import Compression
+from tests.support.checkpoints import edit_checkpoint
+from verify.artifact.inspect import inspect_package
 from verify.mil import load_program
-from verify.mil.evaluator import Evaluator
 from verify.run import verify
+from verify.runtime.evaluator import Evaluator
 
 ct = pytest.importorskip("coremltools")
 
@@ -200,7 +200,7 @@ def test_without_apples_package_the_error_names_how_to_install_it(
 
 
 def test_the_doctor_names_the_same_installation():
-    from verify.doctor import diagnose
+    from sdxl_coreml.doctor import diagnose
 
     (found,) = (f for f in diagnose() if f.name == "Apple's converter")
     assert found.status == "ok" or INSTALL in found.remedy

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.estimate import available_memory, estimate
-from convert.plan import Plan, make_plan
-from convert.recipe import parse_recipe
-from convert.run import run
+from convert.plan.estimate import available_memory, estimate
+from convert.plan.plan import Plan, make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import run
+from convert.source.download import Snapshot
 
 RECIPE = """
 name = "toy"
@@ -55,7 +55,7 @@ def test_shared_weights_count_once(plan: Plan) -> None:
 def test_too_little_memory_is_refused_before_any_work(
     plan: Plan, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.estimate.available_memory", lambda: 100_000_000)
+    monkeypatch.setattr("convert.plan.estimate.available_memory", lambda: 100_000_000)
     with pytest.raises(InputError, match=r"not enough memory: .*, 100 MB available") as caught:
         run(plan, Snapshot(toy, None, None, ()), tmp_path / "out")
     assert "Free" in (caught.value.hint or "")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.plan import make_plan
-from convert.recipe import Recipe, parse_recipe
-from convert.recipe_gates import require_gates
-from recipes import builtin_recipe_text, builtin_recipes
+from convert.plan.gates import require_gates
+from convert.plan.plan import make_plan
+from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
+from convert.recipe.recipe import Recipe, parse_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 RECIPE = """

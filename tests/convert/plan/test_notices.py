@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import EOS, edit_checkpoint, write_json
-from packages import edit_manifest
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
-from convert.notices import Notice, notices
-from convert.plan import make_plan
-from convert.plan_report import plan_document, plan_table
-from convert.recipe import parse_recipe
-from release.apps import GUERNIKA
-from release.card_facts import facts
-from release.lint import Lint, lint_bundle
-from release.tree import FolderTree
+from convert.plan.notices import Notice, notices
+from convert.plan.plan import make_plan
+from convert.plan.text import plan_document, plan_table
+from convert.recipe.recipe import parse_recipe
+from release.card.facts import facts
+from release.lint.apps import GUERNIKA
+from release.lint.lint import Lint, lint_bundle
+from release.lint.tree import FolderTree
+from tests.support.checkpoints import EOS, edit_checkpoint, write_json
+from tests.support.packages import edit_manifest
 
 RECIPE = parse_recipe(
     'name = "t"\nsource.path = "t"\nmatrix = { resolution = ["64x96"] }\n', where="test"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from recipes import builtin_recipe_text
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.plan.plan import make_plan
+from convert.recipe.builtin import builtin_recipe_text
+from convert.recipe.recipe import parse_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 TEXT = builtin_recipe_text("animagine-xl-3.1")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import sdxl_coreml
 from convert.errors import InputError
-from convert.manifest import read
-from convert.options import artifact_name, recipe_from_options
-from convert.recipe import parse_recipe
-from convert.recipe_fields import check_file_name
+from convert.recipe.fields import check_file_name
+from convert.recipe.options import artifact_name, recipe_from_options
+from convert.recipe.recipe import parse_recipe
+from convert.run.manifest import read
+from sdxl_coreml import app as sdxl_coreml
 
 
 @given(st.text())

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.errors import InputError
-from convert.recipe import Recipe, json_schema, load_recipe, parse_recipe
+from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
+from convert.recipe.recipe import Recipe, json_schema, load_recipe, parse_recipe
 from convert.values import (
     ATTENTIONS,
     FORMATS,
@@ -21,7 +22,6 @@ from convert.values import (
     parse_bits,
     targets_for,
 )
-from recipes import builtin_recipe_text, builtin_recipes
 
 SMALL = 'name = "x"\n[source]\nrepo = "owner/model"\n'
 
@@ -432,7 +432,7 @@ def test_the_schema_describes_every_key() -> None:
 
 def test_importing_the_recipe_is_cheap() -> None:
     heavy = "{'coremltools', 'diffusers', 'huggingface_hub', 'numpy', 'torch', 'transformers'}"
-    code = f"import sys, convert.recipe, recipes; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, convert.recipe.recipe, recipes; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

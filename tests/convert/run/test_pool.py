@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from convert.errors import CannotExecute, InputError
-from convert.pool import run_tasks
+from convert.run.pool import run_tasks
 
 
 def start() -> Callable[[int, Callable[[int], None]], Any]:
@@ -115,7 +115,7 @@ def script(tmp_path: Path, *, wait: bool = False) -> str:
     )
     return textwrap.dedent("""
         import tasks
-        from convert.pool import run_tasks
+        from convert.run.pool import run_tasks
 
         if __name__ == "__main__":
             show = lambda pid: print(pid, flush=True)

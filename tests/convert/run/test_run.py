@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.manifest import read as read_manifest
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.run import Result, run
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.manifest import read as read_manifest
+from convert.run.run import Result, run
+from convert.source.download import Snapshot
 
 RECIPE = """
 name = "toy"
@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_error_and_spoils_nothing(
         with pytest.raises(InputError, match=r"no space: .* to write"):
             convert(toy, disk / "out")
         with pytest.MonkeyPatch.context() as patch:  # where the prediction was too low
-            patch.setattr("convert.run.require_room", lambda *_: None)
+            patch.setattr("convert.run.run.require_room", lambda *_: None)
             with pytest.raises(InputError, match="the disk is full"):
                 convert(toy, disk / "out")
         assert contents(disk / "out") == before

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hub_server import TOKENIZER, HubServer, sdxl_repo
 
-from convert import repo_files
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot, Source, download, parse_source
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.hub import Progress
-from convert.outline import outline
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.snapshot import RECORD
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.source import select as repo_files
+from convert.source.download import Snapshot, Source, download, parse_source
+from convert.source.headers import outline
+from convert.source.hub import Progress
+from convert.source.snapshot import RECORD
+from tests.support.hub_server import TOKENIZER, HubServer, sdxl_repo
 
 REPO = "cagliostrolab/animagine-xl-3.1"
 UNET = "unet/diffusion_pytorch_model"

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from convert.errors import InputError
-from convert.repo_files import WeightFiles, weight_files
-from verify.reference import quiet
+from convert.source.select import WeightFiles, weight_files
+from verify.reference.reference import quiet
 
 STEMS = {"vae": "diffusion_pytorch_model", "text_encoder_2": "model"}
 SETS: dict[str, Callable[[str], tuple[str, ...]]] = {  # one file, or an index and its shards

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.download import download, parse_source
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
+from convert.source.download import download, parse_source
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

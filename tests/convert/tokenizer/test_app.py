@@ -7,18 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from checkpoints import EOS, write_json, write_tokenizer
-from packages import edit_manifest
 from transformers import CLIPTokenizer
 
-from convert.app_tokenizer import app_files, chained
-from convert.clip_tokenizer import Tokenizer, read_tokenizers
-from release.bundle import make_bundle
-from release.lint import lint_bundle
-from release.tree import FolderTree
+from convert.tokenizer.app import app_files, chained
+from convert.tokenizer.clip import Tokenizer, read_tokenizers
+from release.lint.lint import lint_bundle
+from release.lint.tree import FolderTree
+from release.pack.bundle import make_bundle
+from tests.support.checkpoints import EOS, write_json, write_tokenizer
+from tests.support.packages import edit_manifest
 from verify.mil import load_program
-from verify.reference import quiet
-from verify.tokenizers import tokenizer
+from verify.reference.reference import quiet
+from verify.sampling.tokenizers import tokenizer
 
 TOKENS = {"<mine>": EOS + 1, "lowred": EOS + 2, "ThZ": EOS + 3, "horse": EOS + 4, "zx": EOS + 5}
 

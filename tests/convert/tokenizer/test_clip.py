@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import EOS, MERGES, write_json, write_tokenizer
 from transformers import CLIPTokenizer
 
-from convert.clip_tokenizer import read_tokenizer, read_tokenizers
 from convert.errors import InputError
-from convert.git_lfs import VERSIONS
-from verify.reference import quiet
+from convert.files.git_lfs import VERSIONS
+from convert.tokenizer.clip import read_tokenizer, read_tokenizers
+from tests.support.checkpoints import EOS, MERGES, write_json, write_tokenizer
+from verify.reference.reference import quiet
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 POINTER = VERSIONS[0] + b"v1\noid sha256:" + b"ab" * 32 + b"\nsize 524619\n"

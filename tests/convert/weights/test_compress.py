@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from coremltools.optimize.coreml import decompress_weights
 
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.palette import Histogram, fit
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.run import Result, run
-from verify.checks import Results
-from verify.compression import compressed_weights
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import Result, run
+from convert.source.download import Snapshot
+from convert.weights.palette import Histogram, fit
+from verify.judge.checks import Results
+from verify.levels.compression import compressed_weights
 from verify.mil import load_program
-from verify.mil.evaluator import Evaluator
 from verify.run import verify
+from verify.runtime.evaluator import Evaluator
 
 BITS = ("8", "6", "4", "2", "1")
 RECIPE = """

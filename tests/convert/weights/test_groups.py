@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from coremltools.optimize.coreml import decompress_weights
 
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.download import Snapshot
-from convert.palette import fit_groups
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.run import Result, run
-from verify.compression import Palettes, compressed_weights
-from verify.inspect import inspect_package
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import Result, run
+from convert.source.download import Snapshot
+from convert.weights.palette import fit_groups
+from verify.artifact.inspect import inspect_package
+from verify.levels.compression import Palettes, compressed_weights
 from verify.mil import Constant, load_program
-from verify.mil.evaluator import Evaluator
 from verify.run import verify
+from verify.runtime.evaluator import Evaluator
 
 # Few tensors of each kind: linear, convolution, linear as convolution, in float16 and float32.
 RECIPE = """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convert.errors import InputError
-from convert.quantize import Quantized, int4_per_block, int8_per_channel
+from convert.weights.integers import Quantized, int4_per_block, int8_per_channel
 
 SHAPES = [(6, 64), (5, 32, 1, 1), (4, 32, 3, 3)]
 METHODS = {

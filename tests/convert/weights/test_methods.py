@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.compress import Method
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.plan import Job, make_plan
-from convert.recipe import parse_recipe
+from convert.plan.plan import Job, make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.weights.compress import Method
 
 RECIPE = """
 name = "toy"

@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.allocation import read_allocation
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.compress import PALETTES, is_compressible
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
-from convert.mixed_bits import (
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.recipe.sections import Compress
+from convert.values import Bits
+from convert.weights.allocation import read_allocation
+from convert.weights.compress import PALETTES, is_compressible
+from convert.weights.mixed_bits import (
     Measured,
     Option,
     allocate,
@@ -24,11 +28,7 @@ from convert.mixed_bits import (
     options,
     palette_errors,
 )
-from convert.palette import Histogram, fit
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.recipe_sections import Compress
-from convert.values import Bits
+from convert.weights.palette import Histogram, fit
 
 MIXED = Bits("mixed-4.5")
 

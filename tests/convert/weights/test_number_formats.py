@@ -10,7 +10,6 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.ops.defs.iOS16.constexpr_ops import (
@@ -31,17 +30,18 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from bench.exact_palettes import optimal_error
-from convert.checkpoint import Checkpoint
-from convert.compress import BLOCK, INTEGERS, Compression, Method
-from convert.compressed_tensors import GroupedTensor, PalettizedTensor, QuantizedTensor
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.tensors import Tensor, read_header
 from convert.errors import InputError
-from convert.mlpackage import Description, write_package
-from convert.models.graph import Input, Module, build
-from convert.tensors import Tensor, read_header
+from convert.networks.graph import Input, Module, build
+from convert.package.mlpackage import Description, write_package
 from convert.values import FORMATS, DeploymentTarget
-from verify.inspect_graph import decoder_parts
+from convert.weights.compress import BLOCK, INTEGERS, Compression, Method
+from convert.weights.streams import GroupedTensor, PalettizedTensor, QuantizedTensor
+from tests.support.checkpoints import edit_checkpoint, write_component
+from verify.artifact.graph import decoder_parts
 from verify.mil import Op, load_program
-from verify.mil.evaluator import Evaluator
+from verify.runtime.evaluator import Evaluator
 
 LARGEST, SMALLEST = 65504.0, 2.0**-24  # of float16
 SHAPE = (4, 64)

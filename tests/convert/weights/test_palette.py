@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from bench.exact_palettes import KINDS, make, optimal_error
 from convert.errors import InputError
-from convert.palette import PALETTE_BITS, Histogram, Packer, Palette, fit, fit_groups, pack
+from convert.weights.palette import PALETTE_BITS, Histogram, Packer, Palette, fit, fit_groups, pack
 
 FINITE = hnp.from_dtype(np.dtype(np.float16), allow_nan=False, allow_infinity=False)
 

@@ -13,18 +13,18 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from browser import find_browser, screenshot
 from huggingface_hub import ModelCard, constants
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from convert.recipe import parse_recipe
-from recipes import builtin_recipe_text
-from release.card import compose
-from release.licenses import front_matter, objection
-from release.markdown import block, code, escape, table
-from release.pack import read_release
-from release.source_card import MARK, SourceCard, copied_part, read_source_card
+from convert.recipe.builtin import builtin_recipe_text
+from convert.recipe.recipe import parse_recipe
+from release.card.card import compose
+from release.card.licenses import front_matter, objection
+from release.card.markdown import block, code, escape, table
+from release.card.source_card import MARK, SourceCard, copied_part, read_source_card
+from release.pack.pack import read_release
+from tests.support.browser import find_browser, screenshot
 
 ATTENTION = ("original", "split_einsum")
 

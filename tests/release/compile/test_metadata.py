@@ -9,8 +9,8 @@ import pytest
 from coremltools.proto import MIL_pb2, Model_pb2
 
 from convert.errors import CannotExecute
-from release.model_metadata import metadata, metadata_json
-from release.op_versions import versioned_name
+from release.compile.metadata import metadata, metadata_json
+from release.compile.op_versions import versioned_name
 
 
 @pytest.fixture

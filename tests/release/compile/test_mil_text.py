@@ -16,8 +16,8 @@ from coremltools.proto import MIL_pb2, Model_pb2
 from google.protobuf import text_format
 
 from convert.errors import CannotExecute
-from release.mil_literals import hex_float, quote
-from release.mil_text import MilText, write_program
+from release.compile.literals import hex_float, quote
+from release.compile.mil_text import MilText, write_program
 
 INFO = {"coremlc-component-MIL": "1.2", "coremlc-version": "3"}
 

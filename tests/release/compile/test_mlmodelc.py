@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import programs
 import pytest
 import torch
-from checkpoints import write_component
-from packages import edit_model, failing, operations
 
-import sdxl_coreml
 from convert import __version__
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import CannotExecute, InputError
-from convert.mlpackage import MODEL, WEIGHTS
-from release import xcode
-from release.mlmodelc import choose_engine, compile_package, find_packages
-from release.op_versions import DEFINED
-from verify.inspect import inspect
+from convert.package.mlpackage import MODEL, WEIGHTS
+from release.compile import xcode
+from release.compile.mlmodelc import choose_engine, compile_package, find_packages
+from release.compile.op_versions import DEFINED
+from sdxl_coreml import app as sdxl_coreml
+from tests.support import programs
+from tests.support.checkpoints import write_component
+from tests.support.packages import edit_model, failing, operations
+from verify.artifact.inspect import inspect
 from verify.mil import Program, histogram, load_program
-from verify.mil.evaluator import Evaluator
-from verify.recording import Recording
+from verify.reference.recording import Recording
 from verify.run import verify
+from verify.runtime.evaluator import Evaluator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

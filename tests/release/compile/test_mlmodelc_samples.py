@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from release.coremldata import analytics, coremldata, serialised_description
-from release.mil_text import write_program
-from release.model_metadata import metadata, metadata_json
-from release.op_versions import DEFINED, versioned_name
+from release.compile.coremldata import analytics, coremldata, serialised_description
+from release.compile.metadata import metadata, metadata_json
+from release.compile.mil_text import write_program
+from release.compile.op_versions import DEFINED, versioned_name
 from verify.mil import load_program
 from verify.mil.package import read_model
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "mlmodelc_samples"
+SAMPLES = Path(__file__).parents[4] / "shared" / "mlmodelc_samples"
 SILERO = (
     "silero_256ms_int8",
     "silero_256ms_palette_4bit",

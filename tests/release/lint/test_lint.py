@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from convert.errors import InputError
-from release.apps import APPLE, DIFFUSERS, GUERNIKA, MOCHI
-from release.archive import write_archive
-from release.bundle import make_bundle
-from release.lint import Lint, lint, lint_archive, lint_bundle
-from release.reading import Reading
-from release.rules import Finding
-from release.tree import FolderTree
+from release.lint.apps import APPLE, DIFFUSERS, GUERNIKA, MOCHI
+from release.lint.lint import Lint, lint, lint_archive, lint_bundle
+from release.lint.reading import Reading
+from release.lint.rules import Finding
+from release.lint.tree import FolderTree
+from release.pack.archive import write_archive
+from release.pack.bundle import make_bundle
 
 
 def metadata(bundle: Path, model: str, change: Callable[[Any], Any]) -> None:
@@ -74,8 +74,8 @@ def test_an_artifact_is_judged_as_the_bundle_it_would_make(base_artifact: Path) 
 
 
 def test_apples_form_ends_guernika_and_only_guernika(base_artifact: Path, tmp_path: Path) -> None:
-    """What `release.aliases` is for: the packages compiled as they are."""
-    from release.mlmodelc import compile_package
+    """What `release.pack.aliases` is for: the packages compiled as they are."""
+    from release.compile.mlmodelc import compile_package
 
     bundle = tmp_path / base_artifact.name
     for package in base_artifact.glob("*.mlpackage"):
@@ -345,7 +345,7 @@ def test_guernikas_names_change_no_number(
     """The extra names are the same values, and the models give what they gave before."""
     import numpy as np
 
-    from verify.runtimes import choose
+    from verify.runtime.runtimes import choose
 
     runtime = choose("torch", device="cpu")
     for component, file in (("text_encoder", "TextEncoder"), ("vae_encoder", "VAEEncoder")):

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from convert.errors import InputError
-from release.archive import parse_size, split, write_archive
-from release.lint import lint
-from release.manifest import parse_sums
-from release.pack import NotVerified, find_artifacts, pack
+from release.lint.lint import lint
+from release.pack.archive import parse_size, split, write_archive
+from release.pack.manifest import parse_sums
+from release.pack.pack import NotVerified, find_artifacts, pack
 
 NAME = "base_split-einsum_16-bit_64x96"
 
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("release.pack._record", killed)
+        patch.setattr("release.pack.pack._record", killed)
         with pytest.raises(KeyboardInterrupt):
             pack([out / NAME], folder, split=size)
     assert [p.name for p in sorted(folder.glob("*.zip*"))] == [f"{NAME}.zip.001", f"{NAME}.zip.002"]

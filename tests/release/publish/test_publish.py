@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 from huggingface_hub import constants
 
 from convert.errors import InputError, UserError
-from release.publish import LicenseForbids, Publication, plan_publication, publish
-from release.publish_text import publication_text, wanted_repo
+from release.publish.publish import LicenseForbids, Publication, plan_publication, publish
+from release.publish.text import publication_text, wanted_repo
+from tests.support.hub_server import HubServer
 
 REPO = "owner/coreml-base"
 NAME = "base_split-einsum_16-bit_64x96"

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packages import edit_model, edit_weights, failing, operations
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.mlpackage import WEIGHTS
-from release.archive import write_archive
-from release.lint import lint_archive, lint_bundle
-from release.mlmodelc import compile_package
-from release.pack import pack
-from release.tree import FolderTree
-from verify.bisect_report import bisect_artifact
-from verify.inspect import inspect
+from convert.package.mlpackage import WEIGHTS
+from release.compile.mlmodelc import compile_package
+from release.lint.lint import lint_archive, lint_bundle
+from release.lint.tree import FolderTree
+from release.pack.archive import write_archive
+from release.pack.pack import pack
+from tests.support.packages import edit_model, edit_weights, failing, operations
+from verify.artifact.inspect import inspect
+from verify.bisect.report import bisect_artifact
 from verify.mil.blob import RECORD
-from verify.pipeline import load_pipeline
 from verify.run import verify
-from verify.runtimes import TorchRuntime
+from verify.runtime.runtimes import TorchRuntime
+from verify.sampling.pipeline import load_pipeline
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 12345\n"

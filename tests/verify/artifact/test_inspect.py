@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from convert import units
-from convert.checkpoint import open_checkpoint
+from convert.checkpoint.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
-from convert.mlpackage import MODEL, WEIGHTS, Description, write_package
-from convert.models.networks import build_network
-from convert.random_checkpoint import SMALL, write_checkpoint
+from convert.networks.build import build_network
+from convert.package.mlpackage import MODEL, WEIGHTS, Description, write_package
+from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS
-from verify.inspect import inspect
-from verify.inspect_graph import infer_attention, infer_component
+from verify.artifact.graph import infer_attention, infer_component
+from verify.artifact.inspect import inspect
 from verify.mil import Constant, TensorType, load_program
 
 ct = pytest.importorskip("coremltools")

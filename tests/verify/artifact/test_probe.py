@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.mlpackage import WEIGHTS
+from convert.package.mlpackage import WEIGHTS
 from convert.values import DeploymentTarget, Resolution
-from verify.compression import infer_compression
+from tests.support.checkpoints import edit_checkpoint, write_component
+from verify.artifact.probe import probe_package
+from verify.levels.compression import infer_compression
 from verify.mil import load_program
-from verify.probe import probe_package
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
-from packages import edit_model, edit_weights, operations
 from safetensors.torch import load_file
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import Resolution
-from verify.bisect import Bisection, bisect, worst_ops
-from verify.bisect_ops import worst_ops_of
-from verify.bisect_report import lines, write_findings
-from verify.checks import Results
-from verify.metrics import compare
+from tests.support.checkpoints import edit_checkpoint, write_component
+from tests.support.packages import edit_model, edit_weights, operations
+from verify.bisect.bisect import Bisection, bisect, worst_ops
+from verify.bisect.ops import worst_ops_of
+from verify.bisect.report import lines, write_findings
+from verify.judge.checks import Results
+from verify.judge.metrics import compare
 from verify.mil import load_program
-from verify.mil.evaluator import Evaluator
-from verify.recording import Recording
-from verify.report import to_json
+from verify.reference.recording import Recording
+from verify.reports.report import to_json
+from verify.runtime.evaluator import Evaluator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

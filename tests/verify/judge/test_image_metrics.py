@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from verify.image_metrics import compare_images
-from verify.metrics import compare
-from verify.policy import load_policy
+from verify.judge.image_metrics import compare_images
+from verify.judge.metrics import compare
+from verify.judge.policy import load_policy
 
 
 def picture() -> np.ndarray:

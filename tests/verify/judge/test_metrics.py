@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convert.errors import CannotExecute
-from verify.metrics import compare
+from verify.judge.metrics import compare
 
 
 def test_snr_is_signal_over_error_in_decibels() -> None:

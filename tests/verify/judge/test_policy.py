@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from convert.errors import InputError
-from verify.checks import Results
-from verify.gates import Gate, Judgement, judge, parse_gates
-from verify.metrics import compare
-from verify.policy import Policy, load_policy
-from verify.report import json_text
+from verify.judge.checks import Results
+from verify.judge.gates import Gate, Judgement, judge, parse_gates
+from verify.judge.metrics import compare
+from verify.judge.policy import Policy, load_policy
+from verify.reports.report import json_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

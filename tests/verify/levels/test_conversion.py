@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
-from packages import edit_model, edit_weights, failing, operations
 
-from convert.checkpoint import Checkpoint
-from verify import report
-from verify.recording import Recording
+from convert.checkpoint.checkpoint import Checkpoint
+from tests.support.checkpoints import edit_checkpoint, write_component
+from tests.support.packages import edit_model, edit_weights, failing, operations
+from verify.reference.recording import Recording
+from verify.reference.schedule import TIMESTEPS
+from verify.reports import report
 from verify.run import verify
-from verify.schedule import TIMESTEPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

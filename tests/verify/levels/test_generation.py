@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, write_component
-from packages import edit_manifest, edit_weights
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.recipe_sections import CompressionGate
+from convert.recipe.sections import CompressionGate
 from convert.values import LEVELS
-from verify import report
-from verify.checks import Results
-from verify.gates import recipe_gates
-from verify.generation import Asked, check_generation, check_sanity
-from verify.pictures import image_paths
-from verify.policy import load_policy
-from verify.recording import Recording
+from tests.support.checkpoints import edit_checkpoint, write_component
+from tests.support.packages import edit_manifest, edit_weights
+from verify.judge.checks import Results
+from verify.judge.gates import recipe_gates
+from verify.judge.policy import load_policy
+from verify.levels.generation import Asked, check_generation, check_sanity
+from verify.reference.recording import Recording
+from verify.reports import report
+from verify.reports.pictures import image_paths
 from verify.run import verify
-from verify.runtimes import TorchRuntime
-from verify.sampling import Trace
+from verify.runtime.runtimes import TorchRuntime
+from verify.sampling.sampling import Trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Weights = dict[str, torch.Tensor]

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from convert.values import Resolution
-from verify.sampling import start_image
-from verify.sanity import degenerate
+from verify.levels.sanity import degenerate
+from verify.sampling.sampling import start_image
 
 SIZE = 128
 

@@ -11,27 +11,27 @@ from typing import Any
 import coremltools as ct
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
-from packages import edit_manifest
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.tensors import Tensor
 from convert.components import COMPONENTS
-from convert.compress import Compression, Method, choose_method, is_compressible
-from convert.download import Snapshot
 from convert.errors import InputError
-from convert.manifest import Asked, AskedOfTensor
-from convert.mlpackage import MANIFEST, MODEL, Description, manifest, serialise
-from convert.models.networks import build_network
-from convert.plan import Job, make_plan
-from convert.recipe import Recipe, parse_recipe
-from convert.run import run
-from convert.tensors import Tensor
+from convert.networks.build import build_network
+from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest, serialise
+from convert.plan.plan import Job, make_plan
+from convert.recipe.recipe import Recipe, parse_recipe
+from convert.run.manifest import Asked, AskedOfTensor
+from convert.run.run import run
+from convert.source.download import Snapshot
 from convert.values import FORMATS, Bits
-from convert.weight_file import layout
-from verify.inspect_graph import count_weights
+from convert.weights.compress import Compression, Method, choose_method, is_compressible
+from convert.weights.weight_file import layout
+from tests.support.checkpoints import make_checkpoint
+from tests.support.packages import edit_manifest
+from verify.artifact.graph import count_weights
+from verify.levels.stored_bits import deviations
 from verify.mil import Program, load_program
 from verify.run import verify
-from verify.stored_bits import deviations
 
 # Widths that neither 32 nor any group divides, and tensors just above and below what is compressed.
 AWKWARD: dict[str, Any] = {

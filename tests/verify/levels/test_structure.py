@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_component
-from packages import edit_manifest, edit_model, failing, operations
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.mlpackage import WEIGHTS
-from verify.recording import Recording
+from convert.package.mlpackage import WEIGHTS
+from tests.support.checkpoints import write_component
+from tests.support.packages import edit_manifest, edit_model, failing, operations
+from verify.reference.recording import Recording
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.errors import CannotExecute
-from release.mil_text import MilText
+from release.compile.mil_text import MilText
 from verify.mil.text import parse_program
 
 PROGRAM = """program(1.3)

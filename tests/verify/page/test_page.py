@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import NAMES, Browser, Page, find_browser, screenshot
 from PIL import Image
 
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import LEVELS
-from verify import html_words as words
-from verify.checks import Results
-from verify.html_chart import Series, error_chart
-from verify.html_report import html, index_html, read_images
-from verify.report import to_json
+from tests.support.browser import NAMES, Browser, Page, find_browser, screenshot
+from verify.judge.checks import Results
+from verify.page import words
+from verify.page.chart import Series, error_chart
+from verify.page.page import html, index_html, read_images
+from verify.reports.report import to_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCREENSHOTS = Path(__file__).parents[1] / "out" / "test-screenshots"
+SCREENSHOTS = Path(__file__).parents[3] / "out" / "test-screenshots"
 Document = dict[str, Any]
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SVG_VOID = {"path", "line", "circle", "rect"}

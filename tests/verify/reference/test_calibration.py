@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-import sdxl_coreml
 from convert import cache
-from convert.allocation import read_allocation
-from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.download import Snapshot
-from convert.mixed_bits import Measured, budget, make_allocation, options, provisional
-from convert.palette import Histogram, fit
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.recipe_sections import Compress
-from convert.run import require_ours
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.recipe.sections import Compress
+from convert.run.run import require_ours
+from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
-from verify import calibration
-from verify.calibration import calibrate, measure, sensitivities
-from verify.metrics import compare
-from verify.recording import Case, record
-from verify.reference import Reference
+from convert.weights.allocation import read_allocation
+from convert.weights.mixed_bits import Measured, budget, make_allocation, options, provisional
+from convert.weights.palette import Histogram, fit
+from sdxl_coreml import app as sdxl_coreml
+from verify.judge.metrics import compare
+from verify.reference import calibration
+from verify.reference.calibration import calibrate, measure, sensitivities
+from verify.reference.recording import Case, record
+from verify.reference.reference import Reference
 
 COMPONENT = "text_encoder_2"
 

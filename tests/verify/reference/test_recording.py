@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit_checkpoint, make_checkpoint
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
 from convert.values import Resolution
-from verify.metrics import compare
-from verify.recording import Recording, record, token_ids
-from verify.reference import Reference
-from verify.schedule import TIMESTEPS
+from tests.support.checkpoints import edit_checkpoint, make_checkpoint
+from verify.judge.metrics import compare
+from verify.reference.recording import Recording, record, token_ids
+from verify.reference.reference import Reference
+from verify.reference.schedule import TIMESTEPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,7 +92,7 @@ def test_a_large_unet_is_computed_in_float32_from_half_the_memory(
 
     expected, operations = compute(torch.float32)
     assert (compare(case.outputs["noise_pred"], expected).snr_db > 115) != decoded
-    monkeypatch.setattr("verify.reference.LARGE", 0)
+    monkeypatch.setattr("verify.reference.reference.LARGE", 0)
     found, same_operations = compute(torch.float16)
     assert compare(expected, found).snr_db > 115
     assert len(operations) > 200

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_component
 from safetensors.torch import load_file, save_file
 
-from convert import checkpoint as reader
-from convert.checkpoint import open_checkpoint
-from convert.repo_files import WeightFiles
-from verify.reference import Reference
+from convert.checkpoint import checkpoint as reader
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.source.select import WeightFiles
+from tests.support.checkpoints import write_component
+from verify.reference.reference import Reference
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.errors import InputError
-from verify.baseline import bless, read_baseline, write_baseline
-from verify.checks import Results
-from verify.diff import diff
-from verify.diff_report import markdown, table
-from verify.gates import HIGHER_IS_BETTER
-from verify.policy import load_policy
-from verify.report import to_json
-from verify.saved import read_reports
+from verify.judge.checks import Results
+from verify.judge.gates import HIGHER_IS_BETTER
+from verify.judge.policy import load_policy
+from verify.reports.baseline import bless, read_baseline, write_baseline
+from verify.reports.diff import diff
+from verify.reports.diff_text import markdown, table
+from verify.reports.report import to_json
+from verify.reports.saved import read_reports
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Report = dict[str, Any]

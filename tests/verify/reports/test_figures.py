@@ -16,20 +16,21 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from convert.checkpoint import open_checkpoint
-from convert.download import Snapshot
-from convert.plan import make_plan
-from convert.recipe import parse_recipe
-from convert.run import run
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import run
+from convert.source.download import Snapshot
 from release.build import build_release
-from release.pack import find_artifacts
-from verify import figures, recording, report
-from verify.baseline import bless
+from release.pack.pack import find_artifacts
 from verify.campaign import Outcome, verify_all
-from verify.checks import Results
-from verify.diff import diff
-from verify.policy import load_policy
-from verify.summary import summary_markdown, summary_table
+from verify.judge.checks import Results
+from verify.judge.policy import load_policy
+from verify.reference import recording
+from verify.reports import figures, report
+from verify.reports.baseline import bless
+from verify.reports.diff import diff
+from verify.reports.summary import summary_markdown, summary_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIXTEEN, SIX = "r_original_16-bit_64x64", "r_original_6-bit_64x64"
@@ -267,7 +268,7 @@ def test_a_failed_row_shows_what_failed_and_its_gate_once(
     assert line.count(gate) == 1
     assert f"{SIX} · {level} · unet · t=37" in line
     assert f"{metric} is {value}" in line
-    from verify.html_report import html, index_html
+    from verify.page.page import html, index_html
 
     for page in (html(bad, {}), index_html([bad], {})):
         where = page[page.index("What did not pass") :]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from convert.errors import InputError
-from verify.checks import Results
-from verify.policy import load_policy
-from verify.recheck import recheck
-from verify.report import to_json
-from verify.saved import read_reports
+from verify.judge.checks import Results
+from verify.judge.policy import load_policy
+from verify.reports.recheck import recheck
+from verify.reports.report import to_json
+from verify.reports.saved import read_reports
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +83,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code, "recheck", *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )
 
 

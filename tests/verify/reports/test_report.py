@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from convert.checkpoint import Checkpoint
-from verify import report
-from verify.checks import Results
-from verify.recording import Recording
+from convert.checkpoint.checkpoint import Checkpoint
+from verify.judge.checks import Results
+from verify.reference.recording import Recording
+from verify.reports import report
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint import open_checkpoint
-from convert.commands import read_recipe
-from convert.download import Snapshot
-from convert.plan import make_plan
-from convert.run import run
-from verify.baseline import read_baseline
+from convert.checkpoint.checkpoint import open_checkpoint
+from convert.plan.plan import make_plan
+from convert.run.run import run
+from convert.source.download import Snapshot
+from sdxl_coreml.making import read_recipe
 from verify.campaign import verify_all
-from verify.diff import diff
-from verify.diff_report import markdown
-from verify.policy import load_policy
+from verify.judge.policy import load_policy
+from verify.reports.baseline import read_baseline
+from verify.reports.diff import diff
+from verify.reports.diff_text import markdown
 
-BASELINE = Path(__file__).parent / "data" / "toy_baseline.json"
+BASELINE = Path(__file__).parents[2] / "data" / "toy_baseline.json"
 LEVELS = ("structure", "conversion", "compression")  # whole runs are compared by `make regression`
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

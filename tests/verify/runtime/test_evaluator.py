@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from convert.errors import CannotExecute, InputError
 from verify.mil import Block, Constant, Op, Program, TensorType, load_program
-from verify.mil.evaluator import Evaluator
-from verify.mil.ops import OPS, TORCH_DTYPES
+from verify.runtime.evaluator import Evaluator
+from verify.runtime.ops import OPS, TORCH_DTYPES
 
 ct = pytest.importorskip("coremltools")
 
@@ -113,7 +113,7 @@ def test_typed_mode_rounds_every_value_to_its_declared_dtype(network, packages):
 @pytest.mark.parametrize("smallest", [1 << 20, 1])
 def test_in_place_work_changes_nothing(network, packages, monkeypatch, smallest):
     """`run` overwrites dying values and uses memory again, `steps` and `run_op` never do."""
-    monkeypatch.setattr("verify.mil.memory.SMALLEST", smallest)
+    monkeypatch.setattr("verify.runtime.memory.SMALLEST", smallest)
     for mode in ("typed", "fp32"):
         evaluator = Evaluator(packages["FLOAT16"], mode=mode)
         x = network[1].clone()
@@ -135,7 +135,7 @@ def test_in_place_work_changes_nothing(network, packages, monkeypatch, smallest)
 
 
 def test_memory_is_used_again_and_freed_at_the_end(network, packages, monkeypatch):
-    monkeypatch.setattr("verify.mil.memory.SMALLEST", 1)
+    monkeypatch.setattr("verify.runtime.memory.SMALLEST", 1)
     evaluator = Evaluator(packages["FLOAT16"])
     taken = []
     take = evaluator._memory._take

@@ -8,15 +8,15 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_component
 from coremltools.converters.mil import Builder as mb
 
-from convert.checkpoint import Checkpoint
-from verify.metrics import compare
+from convert.checkpoint.checkpoint import Checkpoint
+from tests.support.checkpoints import write_component
+from verify.judge.metrics import compare
 from verify.mil import load_program
-from verify.mil.evaluator import Evaluator
-from verify.mil.fusion import fuse_attention
-from verify.mil.plan import make_plan
+from verify.runtime.evaluator import Evaluator
+from verify.runtime.fusion import fuse_attention
+from verify.runtime.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (2, 3, 8, 16)  # [B, heads, channels, positions]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from verify.mil.memory import SLACK, SMALLEST, Memory, dense_strides, is_laid_out, like_strides
-from verify.mil.ops_linear import einsum
-from verify.mil.ops_reduce import softmax
-from verify.mil.values import Values, storage
+from verify.runtime.memory import SLACK, SMALLEST, Memory, dense_strides, is_laid_out, like_strides
+from verify.runtime.ops_linear import einsum
+from verify.runtime.ops_reduce import softmax
+from verify.runtime.values import Values, storage
 
 COUNT = SMALLEST // 4  # fp32 elements of the smallest block that is kept
 

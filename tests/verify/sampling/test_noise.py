@@ -7,7 +7,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from convert.errors import CannotExecute
-from verify.noise import Noise, RecordedNoise
+from verify.sampling.noise import Noise, RecordedNoise
 
 
 def draw(*shape: int) -> torch.Tensor:

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
-from convert.pipeline_config import pipeline_config
 from convert.values import SCHEDULERS, Resolution
-from verify.noise import Noise
-from verify.pipeline import UNet, artifact_config, build_pipeline, load_pipeline
-from verify.recording import token_ids
-from verify.reference import quiet
-from verify.sampling import References, Settings, sample, start_image
-from verify.schedulers import make_scheduler
-from verify.tokenizers import tokenizer
+from verify.reference.recording import token_ids
+from verify.reference.reference import quiet
+from verify.sampling.noise import Noise
+from verify.sampling.pipeline import UNet, artifact_config, build_pipeline, load_pipeline
+from verify.sampling.sampling import References, Settings, sample, start_image
+from verify.sampling.schedulers import make_scheduler
+from verify.sampling.tokenizers import tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = Resolution(64, 96)

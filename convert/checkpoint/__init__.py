@@ -1,0 +1,1 @@
+"""What a checkpoint is: configs, tensors by reference, what pipelines ask of it."""

@@ -1,0 +1,1 @@
+"""Files from outside: read with types, and an error that names the file."""

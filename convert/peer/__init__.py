@@ -1,0 +1,1 @@
+"""Apple's own converter as a second engine, for comparison."""

@@ -1,0 +1,1 @@
+"""Recipe × checkpoint → jobs, and what they take; from headers alone."""

@@ -1,0 +1,1 @@
+"""TOML → typed recipe, with errors that say what was probably meant."""

@@ -1,0 +1,1 @@
+"""Jobs → artifacts: cached, in worker processes, with their manifests."""

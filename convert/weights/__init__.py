@@ -1,0 +1,1 @@
+"""How each weight is stored: which method, its palette or integers, and weight.bin."""

@@ -1,0 +1,1 @@
+""".mlpackage → .mlmodelc, on any system."""

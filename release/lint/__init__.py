@@ -1,0 +1,1 @@
+"""What the apps make of a bundle, by their own reading rules."""

@@ -1,0 +1,1 @@
+"""Artifact → bundle → archive, with provenance and checksums."""

@@ -1,0 +1,5 @@
+"""`python -m sdxl_coreml`."""
+
+from sdxl_coreml.app import main
+
+main()

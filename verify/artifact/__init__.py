@@ -1,0 +1,1 @@
+"""What was shipped, told without judging."""

@@ -1,0 +1,1 @@
+"""Where a package diverges from its reference: the first op, and why."""

@@ -1,0 +1,1 @@
+"""Measures, gates and the policy: what a number means."""

@@ -1,0 +1,1 @@
+"""The levels of verification, each a list of checks."""

@@ -1,0 +1,1 @@
+"""PyTorch's side: the libraries' own components, run on recorded inputs."""

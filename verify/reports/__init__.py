@@ -1,0 +1,1 @@
+"""Results kept, summed up, judged again and compared."""

@@ -1,0 +1,1 @@
+"""What runs an ML Program: the evaluator, with PyTorch, or Core ML."""

@@ -1,0 +1,1 @@
+"""Whole runs: diffusers' pipelines around any runtime's networks."""
