@@ -5,13 +5,26 @@ Imports little: until this is loaded Ctrl-C ends in Python's own words.
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+AGAIN_AFTER = 0.01  # seconds
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C has come.
+
+    A class of its own: once KeyboardInterrupt itself has ended an `exec`, and be it caught, Python
+    ends itself by SIGINT, whatever exit code it is given.
+    """
+
+    signal = "SIGINT"
 
 
 class Terminated(SystemExit):
@@ -49,17 +62,37 @@ def deferred_interrupt() -> Iterator[None]:
 
 @contextmanager
 def orderly_ends() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program: workers end with it, and nothing is half made."""
-    heeded = [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]
-    before = {number: signal.signal(number, _terminate) for number in heeded}
+    """Let Ctrl-C, SIGTERM and SIGHUP unwind the program: workers end, and nothing is half made.
+
+    Where Python drops an exception, as in what it calls while it collects garbage or lets go of
+    the lock of an import, it is raised again a moment later.
+    """
+    default = (signal.SIG_DFL, signal.default_int_handler)
+    heeded = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) in default]
+    before = {number: signal.signal(number, _raise) for number in heeded}
+    hook = sys.unraisablehook
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, Interrupted | Terminated):
+            number = signal.Signals[what.exc_value.signal]
+            again = threading.Timer(AGAIN_AFTER, _thread.interrupt_main, (number,))
+            again.daemon = True
+            again.start()
+        else:
+            hook(what)
+
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        raise Interrupted
     raise Terminated(number)
 
 
@@ -77,12 +110,6 @@ def without_interrupts() -> Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """Nothing is left to interrupt but Python's own end, which would answer with a traceback.
-
-    Blocked as well: once Ctrl-C has ended an `exec`, Python ends itself by SIGINT, whatever exit
-    code it is given.
-    """
-    numbers = (signal.SIGINT, *ENDING)
-    for number in numbers:
+    """Nothing is left to interrupt but Python's own end, which would answer with a traceback."""
+    for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

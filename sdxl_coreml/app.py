@@ -21,7 +21,7 @@ except KeyboardInterrupt:
         print(f"error: {INTERRUPTED}", file=sys.stderr)
     import signal
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # see `ignore_interrupts`
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # see `Interrupted`
     raise SystemExit(130) from None
 
 TYPE_CHECKING = False

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,30 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("sdxl-coreml ")
+
+
+class Dropping:
+    """Python drops what is raised here, and goes on."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS.items())
+def test_a_signal_that_python_drops_comes_again(
+    number: signal.Signals, expected: type[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def block() -> None:
+        with orderly_ends():
+            Dropping(number)
+            time.sleep(5)
+
+    with pytest.raises(expected):
+        block()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None:
