@@ -2,8 +2,8 @@
 
 A float16 tensor has at most 63,487 distinct finite values, so k-means on it is weighted k-means on
 the histogram of its codes (`convert.weights.kmeans`), whatever its size. Two passes make a
-palettized weight, neither of which needs more than a chunk of it: `Histogram.add`; then, with the palette of
-`fit`, `Palette.indices` and `Packer.add`.
+palettized weight, neither of which needs more than a chunk of it: `Histogram.add`; then, with the
+palette of `fit`, `Palette.indices` and `Packer.add`.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         ("verify ART --source SRC --device tpu", "no device `tpu`"),
         ("verify ART --golden SRC --timestep 999", "timesteps are asked for"),
         ("verify ART --source SRC --level structure --timestep 999", "timesteps are asked for"),
-        ("verify ART --source SRC --policy OUT/none.toml", "none.toml: cannot be read"),
+        ("verify ART --source SRC --policy OUT/none.toml", "none.toml: missing"),
         ("verify ART --source SRC --baseline OUT/none.json", "none.json"),
         ("verify ART --source SRC --json ART", "is a folder; a file is expected"),
         ("verify ART --source SRC --html ART/manifest.json/page.html", "is a file; a folder is"),

@@ -6,8 +6,8 @@ the gradient g of v·y by the weight is Jᵀ·v, and the expectation of (g·δ)�
 errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g²)·|δ|², and mean(g²),
 averaged over recorded denoising steps and each divided by |y|², is the sensitivity. What they do
 have in common with the weights is that they shrink them (`convert.weights.mixed_bits`): what the
-outputs feel of that is (g·w)², which comes from the same gradients. It is no small step, and networks bend:
-how much of it comes true is asked of the network itself, once, with all weights at 2 bits.
+outputs feel of that is (g·w)², which comes from the same gradients. It is no small step, and
+networks bend: how much of it comes true is asked of the network itself, once, with all weights at 2 bits.
 
 PyTorch's backward pass gives all tensors' gradients at once. Each is reduced to one number and
 freed as soon as it is there, so memory stays at the weights and the activations of a small image.
