@@ -1,4 +1,4 @@
-"""The command `sdxl-coreml`: the commands of the folders, and the one boundary for errors.
+"""The command `sdxl-coreml`: the table of its commands, and the one boundary for errors.
 
 Imports next to nothing before `main`: Python answers Ctrl-C with a traceback until we can.
 """
@@ -26,13 +26,7 @@ except KeyboardInterrupt:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typer import Typer
-
-    from convert.plan.plan import Plan
-    from convert.source.download import Snapshot
-    from sdxl_coreml.terminal import Terminal
 
 DEBUG = "SDXL_COREML_DEBUG"
 ISSUES = "please open an issue with the traceback that SDXL_COREML_DEBUG=1 shows"
@@ -59,11 +53,11 @@ def _run() -> int:
     try:
         with deferred_interrupt():
             from convert.errors import UserError
-            from sdxl_coreml.terminal import silence_libraries
+            from convert.libraries import silence_libraries
 
             silence_libraries()
-            app = _application()
-        code = app(standalone_mode=False, obj=calibrate)
+            app = application()
+        code = app(standalone_mode=False)
         if code == 130:  # how typer ends on Ctrl-C
             return _fail(INTERRUPTED, code)
         return code if isinstance(code, int) else 0
@@ -87,15 +81,24 @@ def _run() -> int:
         return _fail(f"{type(error).__name__}: {error}\nA mistake of ours: {ISSUES}.", 4)
 
 
-def _application() -> Typer:
+def application() -> Typer:
     """The command line with all its commands."""
     import typer
 
-    from sdxl_coreml.making import register as register_convert
-    from sdxl_coreml.pictures import register as register_generation
-    from sdxl_coreml.regression import register as register_regression
-    from sdxl_coreml.releasing import register as register_release
-    from sdxl_coreml.verifying import register as register_verify
+    from sdxl_coreml.commands import (
+        bisect,
+        checkpoints,
+        compile,
+        convert,
+        inspect,
+        pictures,
+        publish,
+        recipes,
+        release,
+        results,
+        run,
+        verify,
+    )
 
     app = typer.Typer(
         name="sdxl-coreml",
@@ -105,11 +108,15 @@ def _application() -> Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    register_convert(app)
-    register_verify(app)
-    register_release(app)
-    register_generation(app)
-    register_regression(app)
+    for command in (
+        *(checkpoints.toy, checkpoints.download, run.plan, convert.convert),
+        *(recipes.recipes, recipes.schema),
+        *(verify.verify, inspect.inspect, inspect.doctor),
+        *(run.run, compile.compile, release.pack, release.lint, release.card, publish.publish),
+        *(pictures.generate, pictures.record),
+        *(results.recheck, results.bless, results.diff, bisect.bisect),
+    ):
+        app.command()(command)
 
     @app.callback(invoke_without_command=True)
     def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
@@ -120,21 +127,9 @@ def _application() -> Typer:
     return app
 
 
-def calibrate(plan: Plan, source: Snapshot, out: Path, terminal: Terminal) -> Plan:
-    """What the converting commands measure mixed bits with; PyTorch is loaded only then."""
-    with deferred_interrupt():
-        from verify.reference.calibration import calibrate as measure
-    with terminal.working("Calibrating") as say:
-        return measure(plan, source, out, progress=terminal, say=say)
-
-
 def _fail(text: str, code: int) -> int:
     if os.environ.get(DEBUG) and sys.exc_info()[0]:
         raise
     if sys.stderr is not None:
         print(f"error: {text}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,6 @@ from convert.units import size
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-DEBUG = "SDXL_COREML_DEBUG"
 LINE_EVERY = 10.0  # seconds, where there is no terminal to draw on
 
 
@@ -86,25 +85,6 @@ class Terminal:
                     print(f"{name} {text}", file=sys.stderr, flush=True)
 
             yield say
-
-
-def silence_libraries() -> None:
-    """Libraries speak of their own affairs; what concerns the user is said by us.
-
-    Not where SDXL_COREML_DEBUG is set.
-    """
-    import logging
-    import os
-    import warnings
-
-    if os.environ.get(DEBUG):
-        return
-    warnings.simplefilter("ignore")
-    for name in ("coremltools", "diffusers", "transformers", "huggingface_hub", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def _can_show(stream: TextIO, text: str) -> bool:

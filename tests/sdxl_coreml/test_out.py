@@ -10,20 +10,13 @@ import click
 import pytest
 import typer
 
-import sdxl_coreml.making
-import sdxl_coreml.releasing
-import sdxl_coreml.verifying
-from sdxl_coreml import pictures as making
-from sdxl_coreml import regression as judging
+from sdxl_coreml.app import application
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    app = typer.Typer()
-    for part in (convert.commands, release.commands, verify.commands, making, judging):
-        part.register(app)
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(application())
     yield from sorted(group.commands.items())
 
 

@@ -1,4 +1,4 @@
-"""The commands that make pictures: generate, and record, which keeps the reference's."""
+"""The commands that make pictures: record, generate."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ import typer
 from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
-from sdxl_coreml.making import Json, Quiet, out_option
+from sdxl_coreml.options import (
+    Device,
+    Json,
+    Quiet,
+    Runtime,
+    SchedulerOption,
+    out_option,
+)
+from sdxl_coreml.steps import (
+    require_new_folder,
+    require_writable,
+)
 from sdxl_coreml.terminal import Terminal
-from sdxl_coreml.verifying import require_new_folder, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
-
-Runtime = Annotated[
-    str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
-]
-Device = Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")]
-SchedulerOption = Annotated[
-    str | None,
-    typer.Option(help="euler, euler_a, dpmpp_2m_karras, …; the checkpoint's own by default."),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands to the application."""
-    for command in (generate, record):
-        app.command()(command)
 
 
 def generate(
@@ -190,19 +185,6 @@ def record(
     )
 
 
-def _read_image(file: Path) -> Image:
-    """An image file, RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        refuse_pointer(file)
-        return Image.open(file).convert("RGB")
-    except FileNotFoundError:
-        raise InputError("no such image", where=file) from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"not readable as an image: {error}", where=file) from None
-
-
 def _start(image: Image, pipeline: Any, terminal: Terminal) -> np.ndarray:
     """The image to begin with, uint8 [H, W, 3] in the size that the models are made for."""
     import numpy as np
@@ -256,3 +238,16 @@ def _write(image: np.ndarray, out: Path, facts: dict[str, Any]) -> None:
         Image.fromarray(to_uint8(image)).save(out, "PNG", pnginfo=info)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=out) from None
+
+
+def _read_image(file: Path) -> Image:
+    """An image file, RGB."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        refuse_pointer(file)
+        return Image.open(file).convert("RGB")
+    except FileNotFoundError:
+        raise InputError("no such image", where=file) from None
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"not readable as an image: {error}", where=file) from None

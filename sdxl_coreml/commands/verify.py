@@ -1,25 +1,27 @@
-"""The commands that check things: verify, inspect, doctor."""
+"""The command `verify`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
-from sdxl_coreml.making import Json, Quiet, fetch, open_snapshot, read_recipe
+from sdxl_coreml.options import (
+    Quiet,
+    Strict,
+)
+from sdxl_coreml.steps import (
+    fetch,
+    open_snapshot,
+    read_recipe,
+    require_writable,
+    write_report,
+)
 from sdxl_coreml.terminal import Terminal
-
-Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands to the application."""
-    for command in (verify, inspect, doctor):
-        app.command()(command)
 
 
 def verify(
@@ -199,75 +201,3 @@ def _command_line() -> str:
     import sys
 
     return shlex.join(["sdxl-coreml", *sys.argv[1:]])
-
-
-def require_writable(*files: Path | None) -> None:
-    """Raise InputError, before any work is done, for a file that could not be written after it."""
-    import os
-
-    for file in files:
-        if file is None or file == Path("-"):
-            continue
-        if file.is_dir():
-            raise InputError("is a folder; a file is expected", where=file)
-        place = next(folder for folder in file.absolute().parents if folder.exists())
-        if not place.is_dir():
-            raise InputError("is a file; a folder is expected", where=place)
-        if not os.access(file if file.exists() else place, os.W_OK):
-            raise InputError("cannot be written: Permission denied", where=file)
-
-
-def require_new_folder(folder: Path) -> None:
-    """Raise InputError, before any work is done, for a folder that holds something already."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError("exists and is not empty", where=folder, hint="Name a new folder.")
-    require_writable(folder / "of it")
-
-
-def write_report(file: Path, text: str | bytes) -> None:
-    """Write a report where the user wants it; raises InputError if it cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(text.encode() if isinstance(text, str) else text)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=file) from None
-
-
-def inspect(
-    path: Annotated[
-        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
-    ],
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show interface, ops, attention implementation, bits per weight, sizes and digests.
-
-    Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
-    """
-    from verify.artifact.inspect import inspect as look
-
-    found = look(path, by_layer=layers)
-    Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
-
-
-def doctor(as_json: Json = False) -> None:
-    """Show what works here and what does not: versions, disk, memory, Core ML, Xcode, Hub login.
-
-    Example: sdxl-coreml doctor
-    """
-    from dataclasses import asdict
-
-    from sdxl_coreml.doctor import diagnose
-
-    findings = diagnose()
-    marks = {"ok": "✓", "missing": "✗", "note": "·"}
-    width = max(len(f.name) for f in findings)
-    lines = []
-    for f in findings:
-        lines.append(f"{marks[f.status]} {f.name:<{width}}  {f.value}")
-        if f.remedy:
-            lines.append(f"{'':<{width + 4}}{f.remedy}")
-    document: dict[str, Any] = {"schema": 1, "findings": [asdict(f) for f in findings]}
-    Terminal(as_json=as_json).result(document, "\n".join(lines))

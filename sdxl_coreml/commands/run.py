@@ -1,4 +1,4 @@
-"""The commands `run`, which does everything, and `compile`; handover_commands has the others."""
+"""The commands `plan` and `run`: everything that a recipe asks for."""
 
 from __future__ import annotations
 
@@ -12,40 +12,49 @@ import typer
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.units import size
-from sdxl_coreml import publishing as handover
-from sdxl_coreml.making import (
+from sdxl_coreml.options import (
     Jobs,
     Json,
     Only,
     Quiet,
     SourceOption,
+    Split,
+    Strict,
+    out_option,
+)
+from sdxl_coreml.steps import (
     fetch,
+    license_texts,
     make,
     open_snapshot,
-    out_option,
+    packed_shown,
     read_recipe,
     results_shown,
-    show_plan,
+    source_card,
     wanted_source,
 )
-from sdxl_coreml.publishing import Split, license_texts, packed_shown, source_card
 from sdxl_coreml.terminal import Terminal
-from sdxl_coreml.verifying import Strict
 
 if TYPE_CHECKING:
     from convert.recipe.recipe import Recipe
     from verify.campaign import Outcome
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands to the application."""
-    for command in (run, compile):
-        app.command()(command)
-    handover.register(app)
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
+    source: SourceOption = None,
+    only: Only = None,
+    as_json: Json = False,
+) -> None:
+    """Show what `run` would make: artifacts, packages and their sizes.
+
+    Example: sdxl-coreml plan recipes/toy.toml --source toy
+    """
+    terminal = Terminal(as_json=as_json)
+    show_plan(read_recipe(recipe), source, terminal, only=only)
 
 
 def run(
-    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
     out: Annotated[Path, out_option("Output folder.")] = Path("out"),
     only: Only = None,
@@ -99,7 +108,7 @@ def run(
     if release:
         archived = sum(plan.weight_bytes(job) for a in plan.artifacts for job in a.jobs.values())
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
-    made = make(plan, snapshot, out, terminal, jobs, context.obj)
+    made = make(plan, snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from release.build import build_release, releasable
         from verify.campaign import verify_all
@@ -133,6 +142,27 @@ def run(
     return code
 
 
+def show_plan(
+    recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
+) -> None:
+    """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
+    from tempfile import TemporaryDirectory
+
+    from convert.plan.plan import make_plan, wanted_artifacts
+    from convert.plan.text import plan_document, plan_table
+    from convert.source.headers import outline
+
+    wanted_artifacts(recipe, only)
+    wanted = wanted_source(recipe, source)
+    with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
+        if wanted.kind == "repo":
+            snapshot = outline(wanted, Path(folder))
+        else:
+            snapshot = fetch(wanted, terminal)
+        plan = make_plan(recipe, open_snapshot(snapshot), only=only)
+        terminal.result(plan_document(plan), plan_table(plan))
+
+
 def _unreleased(
     out: Path, recipe: Recipe, passed: Sequence[Path], outcome: Outcome, again: str | None
 ) -> Iterator[str]:
@@ -156,44 +186,3 @@ def _unreleased(
 def _given(options: Mapping[str, object]) -> list[str]:
     """The options that have a value, as words of a command line."""
     return [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-
-
-def compile(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
-    out: Annotated[Path, out_option("Where the .mlmodelc go.", "DIR")],
-    engine: Annotated[
-        str, typer.Option(help="native, xcode (on a Mac), or auto: Xcode's where it is installed.")
-    ] = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Compile packages to .mlmodelc folders, on any system; `pack` makes the bundle that apps load.
-
-    A bundle is more than its models: tokenizer, manifest, and names that some apps ask for.
-
-    Example: sdxl-coreml compile out/toy_original_16-bit_128x128 --out compiled
-    """
-    from release.compile.mlmodelc import choose_engine, compile_package, find_packages
-
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    packages, chosen = find_packages(path), choose_engine(engine)
-    compiled = []
-    with terminal.stage("Compiling", len(packages), "packages") as advance:
-        for package in packages:
-            compiled.append(compile_package(package, out, engine=chosen))
-            advance(1)
-    sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in compiled]
-    terminal.result(
-        {
-            "schema": 1,
-            "engine": chosen,
-            "models": [
-                {"package": str(package), "path": str(model), "bytes": count}
-                for package, model, count in zip(packages, compiled, sizes, strict=True)
-            ],
-        },
-        "\n".join(f"{m}: {size(n)}" for m, n in zip(compiled, sizes, strict=True)),
-    )
-    if path.suffix != ".mlpackage":
-        words = shlex.join(["sdxl-coreml", "pack", str(path), "--out", "release"])
-        terminal.say(f"These are models alone; apps load the bundle that this makes: {words}")

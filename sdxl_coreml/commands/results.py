@@ -1,29 +1,23 @@
-"""The commands for when numbers change: recheck, bless, diff, and bisect, which finds where."""
+"""The commands about saved results: recheck, bless, diff."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convert.errors import InputError
-from sdxl_coreml.making import Json, Quiet, out_option
+from sdxl_coreml.options import (
+    Json,
+    JsonFile,
+    Markdown,
+    Quiet,
+    Strict,
+)
+from sdxl_coreml.steps import (
+    write_report,
+)
 from sdxl_coreml.terminal import Terminal
-from sdxl_coreml.verifying import Strict, require_new_folder, write_report
-
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
-]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands to the application."""
-    for command in (recheck, bless, diff, bisect):
-        app.command()(command)
 
 
 def recheck(
@@ -111,79 +105,3 @@ def diff(
         write_report(markdown, as_markdown(found))
     Terminal(quiet=quiet, as_json=as_json).result(found.to_json(), table(found))
     return 0 if found else 1
-
-
-def bisect(
-    path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
-    source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
-    component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
-    case: Annotated[
-        str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
-    ] = None,
-    out: Annotated[
-        Path | None, out_option("Write the ops to blame as a package, with inputs.", "DIR")
-    ] = None,
-    probe: Annotated[
-        bool,
-        typer.Option(
-            "--probe",
-            help="Look at 256x256, with the packages' own weights in graphs made for that size: "
-            "a full-size model does not fit into memory at its own.",
-        ),
-    ] = False,
-    device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> int:
-    """Find the first op that diverges from the checkpoint's modules in PyTorch, and why.
-
-    Graph, weights, palettes and precision are told apart; an op that overflows is named.
-
-    Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
-    """
-    from convert.components import COMPONENTS
-    from convert.interrupts import deferred_interrupt
-    from convert.source.download import parse_source
-    from sdxl_coreml.making import fetch, open_snapshot
-
-    with deferred_interrupt():
-        from verify.artifact.probe import probe_folder
-        from verify.bisect.report import (
-            bisect_artifact,
-            findings_folders,
-            lines,
-            require_case,
-            write_findings,
-        )
-        from verify.run import require_possible
-        from verify.runtime.runtimes import require_device
-
-    if not path.exists():
-        raise InputError("no such file or folder", where=path)
-    require_possible(path, ("conversion",), components=component, probe=probe)
-    require_case(case, component or tuple(COMPONENTS))
-    require_device(device)
-    if out is not None:
-        for name in component or COMPONENTS:
-            for place in findings_folders(out, name):
-                require_new_folder(place)
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
-    with ExitStack() as stack:
-        folder = stack.enter_context(probe_folder(path)) if probe else None
-        with terminal.working("Bisecting") as say:
-            found = bisect_artifact(
-                path,
-                checkpoint,
-                components=component,
-                case=case,
-                probe=folder,
-                device=device,
-                progress=say,
-            )
-        if out is not None:
-            for package in write_findings(found, out):
-                terminal.say(f"written: {package}")
-    document = {"schema": 1, "bisections": [b.to_json() for _, b in found]}
-    terminal.result(document, "\n".join(line for _, b in found for line in lines(b)))
-    return 0 if all(b for _, b in found) else 1

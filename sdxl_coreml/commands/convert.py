@@ -1,0 +1,96 @@
+"""The command `convert`: artifacts without a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convert.errors import InputError
+from sdxl_coreml.options import (
+    Jobs,
+    Json,
+    Quiet,
+    out_option,
+)
+from sdxl_coreml.steps import (
+    fetch,
+    make,
+    open_snapshot,
+    results_shown,
+)
+from sdxl_coreml.terminal import Terminal
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    out: Annotated[Path, out_option("Output folder.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="What artifacts are called; by default after the folder or repo."),
+    ] = None,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="original (GPU), split_einsum or split_einsum_v2 (Neural Engine)."),
+    ] = None,
+    resolution: Annotated[
+        list[str] | None, typer.Option(metavar="WxH", help="Image size in pixels.")
+    ] = None,
+    bits: Annotated[list[str] | None, typer.Option(help="Bits per weight.")] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Output channels that share a palette; for macOS15 and iOS18 or newer."),
+    ] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(help="Only this component; all by default.")
+    ] = None,
+    allocation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Widths of mixed bits, as an earlier run left them."),
+    ] = None,
+    deployment_target: Annotated[str, typer.Option(help="Oldest system to run on.")] = "macOS14",
+    vae_precision: Annotated[
+        str, typer.Option(help="float32, or float16 for a VAE made for it.")
+    ] = "float32",
+    engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint without a recipe; options may repeat to make several artifacts.
+
+    Example: sdxl-coreml convert toy --out out --attention split_einsum --resolution 128x192
+    """
+    from convert.components import COMPONENTS
+    from convert.plan.engines import ENGINES, require_engine
+    from convert.plan.plan import make_plan, require_components
+    from convert.recipe.options import own_name, recipe_from_options
+    from convert.run.run import require_ours
+    from convert.source.download import parse_source
+
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine `{engine}`", hint=f"Engines: {', '.join(ENGINES)}.")
+    require_components(component or [])
+    require_ours(out)
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    recipe = recipe_from_options(
+        source,
+        name=name,
+        revision=revision,
+        attention=attention,
+        resolution=resolution,
+        bits=bits,
+        group_size=group_size,
+        allocation=allocation,
+        deployment_target=deployment_target,
+        vae_precision=vae_precision,
+    )
+    if name is None and recipe.name != own_name(source, revision):
+        terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
+    require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
+    snapshot = fetch(parse_source(source, revision), terminal)
+    planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
+    results = make(planned, snapshot, out, terminal, jobs)
+    terminal.result(*results_shown(results))

@@ -1,0 +1,53 @@
+"""The commands that look: inspect, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdxl_coreml.options import (
+    Json,
+)
+from sdxl_coreml.terminal import Terminal
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+    ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show interface, ops, attention implementation, bits per weight, sizes and digests.
+
+    Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
+    """
+    from verify.artifact.inspect import inspect as look
+
+    found = look(path, by_layer=layers)
+    Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show what works here and what does not: versions, disk, memory, Core ML, Xcode, Hub login.
+
+    Example: sdxl-coreml doctor
+    """
+    from dataclasses import asdict
+
+    from sdxl_coreml.doctor import diagnose
+
+    findings = diagnose()
+    marks = {"ok": "✓", "missing": "✗", "note": "·"}
+    width = max(len(f.name) for f in findings)
+    lines = []
+    for f in findings:
+        lines.append(f"{marks[f.status]} {f.name:<{width}}  {f.value}")
+        if f.remedy:
+            lines.append(f"{'':<{width + 4}}{f.remedy}")
+    document: dict[str, Any] = {"schema": 1, "findings": [asdict(f) for f in findings]}
+    Terminal(as_json=as_json).result(document, "\n".join(lines))

@@ -1,0 +1,54 @@
+"""Every option that several commands share, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def writable(path: Path | None) -> Path | None:
+    """What a command may write to; raises InputError where a link on the way leads nowhere."""
+    from convert.source.snapshot import require_target
+
+    for place in (path, *path.parents) if path else ():
+        require_target(place, "Give another place, or make the one that the link names.")
+    return path
+
+
+def out_option(text: str, metavar: str | None = None) -> Any:
+    """The option `--out`, with its help."""
+    return typer.Option("--out", metavar=metavar, help=text, callback=writable)
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes; by default as many as help.")
+]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
+Runtime = Annotated[
+    str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
+]
+Device = Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(help="euler, euler_a, dpmpp_2m_karras, …; the checkpoint's own by default."),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results here; - is stdout."),
+]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown.")]
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Cut larger archives into parts of this size, such as 2GB."),
+]

@@ -1,0 +1,210 @@
+"""What several commands do on their way: recipe → source → checkpoint → plan → artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.errors import InputError
+from convert.interrupts import deferred_interrupt
+from convert.units import size
+from sdxl_coreml.terminal import Terminal
+
+if TYPE_CHECKING:
+    from convert.checkpoint.checkpoint import Checkpoint
+    from convert.plan.plan import Plan
+    from convert.recipe.recipe import Recipe
+    from convert.run.run import Result
+    from convert.source.download import Snapshot, Source
+    from release.card.source_card import SourceCard
+    from release.pack.pack import Packed
+
+
+def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
+    """A checkpoint on this disk, with the progress of its download."""
+    from convert.source.download import download
+
+    stage, advance, seen = None, None, 0
+
+    def report(file: str, done: int, total: int) -> None:
+        nonlocal stage, advance, seen
+        if advance is None:
+            stage = terminal.stage(f"Downloading {source.location}", total, "B")
+            advance = stage.__enter__()
+        advance(done - seen)
+        seen = done
+
+    try:
+        return download(source, out, progress=report)
+    finally:
+        if stage is not None:
+            stage.__exit__(None, None, None)
+
+
+def read_recipe(recipe: str) -> Recipe:
+    """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
+    from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
+    from convert.recipe.recipe import load_recipe, parse_recipe
+
+    if recipe in builtin_recipes() and not Path(recipe).is_file():
+        return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
+    return load_recipe(Path(recipe))
+
+
+def wanted_source(recipe: Recipe, source: str | None) -> Source:
+    """The recipe's source, or `source` instead."""
+    from convert.source.download import Source, parse_source
+
+    given = recipe.source
+    for key in ("vae", "loras"):
+        if getattr(given, key):
+            raise InputError(
+                f"source.{key} cannot be used by this version",
+                where=recipe.name,
+                hint="Leave it away, or apply it with diffusers and save the checkpoint.",
+            )
+    if source is not None:
+        return parse_source(source)
+    if given.repo:
+        return Source("repo", given.repo, given.revision)
+    return parse_source(str(given.path or given.url))
+
+
+def open_snapshot(snapshot: Snapshot) -> Checkpoint:
+    """The checkpoint, named after its repo or folder."""
+    from convert.checkpoint.checkpoint import open_checkpoint
+
+    name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
+    return open_checkpoint(snapshot.path, name=name)
+
+
+def make(
+    plan: Plan,
+    snapshot: Snapshot,
+    out: Path,
+    terminal: Terminal,
+    jobs: int | None,
+) -> list[Result]:
+    """Convert, with the plan shown before and a summary after.
+
+    Mixed bits without an allocation are measured first, which takes PyTorch.
+    """
+    import time
+
+    from convert.plan.text import plan_table
+    from convert.run.run import require_ours, run
+
+    require_ours(out, plan)
+    terminal.say(plan_table(plan))
+    start = time.monotonic()
+    if plan.unmeasured:
+        with deferred_interrupt():
+            from verify.reference.calibration import calibrate
+        with terminal.working("Calibrating") as say:
+            plan = calibrate(plan, snapshot, out, progress=terminal, say=say)
+    results = run(plan, snapshot, out, jobs=jobs, progress=terminal)
+    made = sum(result.fresh for result in results)
+    seconds = time.monotonic() - start
+    terminal.say(f"{made} artifacts made, {len(results) - made} already there, in {seconds:.0f} s")
+    return results
+
+
+def results_shown(results: list[Result]) -> tuple[dict[str, Any], str]:
+    """What was made, as JSON and for people."""
+    document = {
+        "schema": 1,
+        "artifacts": [
+            {"artifact": r.manifest["artifact"], "path": str(r.path), "fresh": r.fresh}
+            for r in results
+        ],
+    }
+    lines = [f"{r.path}" + ("" if r.fresh else "  (was finished already)") for r in results]
+    return document, "\n".join(lines)
+
+
+def write_report(file: Path, text: str | bytes) -> None:
+    """Write a report where the user wants it; raises InputError if it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=file) from None
+
+
+def source_card(snapshot: Snapshot) -> SourceCard | None:
+    """The card of a checkpoint on this disk, with links that lead to its repo."""
+    from release.card.source_card import read_source_card
+
+    return read_source_card(snapshot.path / "README.md", repo=snapshot.repo, commit=snapshot.commit)
+
+
+def license_texts(snapshot: Snapshot) -> list[Path]:
+    """The licence texts of a checkpoint on this disk."""
+    return sorted(path for path in snapshot.path.glob("LICENSE*") if path.is_file())
+
+
+def _source_texts(
+    source: str | None, release: Path, terminal: Terminal
+) -> tuple[SourceCard | None, list[Path]]:
+    """Card and licences of a checkpoint, or else the card that this release's has copied."""
+    from convert.source.download import download, parse_source
+    from release.card.source_card import copied_part
+
+    if source is None:
+        return copied_part(release / "README.md"), []
+    wanted = parse_source(source)
+    # Of a repo of many gigabytes only these are needed.
+    snapshot = download(wanted, select=_texts) if wanted.kind == "repo" else fetch(wanted, terminal)
+    return source_card(snapshot), license_texts(snapshot)
+
+
+def _texts(names: Sequence[str], _read: object) -> list[str]:
+    return [name for name in names if name == "README.md" or name.startswith("LICENSE")]
+
+
+def packed_shown(packed: Packed) -> tuple[dict[str, Any], str]:
+    """What was packed, as JSON and for people."""
+    archives = packed.manifest["archives"]
+    document = {
+        "schema": 1,
+        "path": str(packed.path),
+        "archives": [
+            {
+                "archive": a["archive"],
+                "size": a["size"],
+                "sha256": a["sha256"],
+                "files": [f["name"] for f in a["files"]],
+                "verdict": a["manifest"]["verdict"],
+                "fresh": a["manifest"]["artifact"] in packed.fresh,
+            }
+            for a in archives
+        ],
+    }
+    total = sum(a["size"] for a in archives)
+    kept = len(archives) - len(packed.fresh)
+    text = f"{packed.path}: {len(archives)} archives, {size(total)}"
+    return document, text + (f" ({kept} were finished already)" if kept else "")
+
+
+def require_writable(*files: Path | None) -> None:
+    """Raise InputError, before any work is done, for a file that could not be written after it."""
+    import os
+
+    for file in files:
+        if file is None or file == Path("-"):
+            continue
+        if file.is_dir():
+            raise InputError("is a folder; a file is expected", where=file)
+        place = next(folder for folder in file.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise InputError("is a file; a folder is expected", where=place)
+        if not os.access(file if file.exists() else place, os.W_OK):
+            raise InputError("cannot be written: Permission denied", where=file)
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise InputError, before any work is done, for a folder that holds something already."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError("exists and is not empty", where=folder, hint="Name a new folder.")
+    require_writable(folder / "of it")
