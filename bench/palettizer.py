@@ -57,7 +57,7 @@ def compare(folder: Path, checkpoint: Checkpoint) -> dict[str, object]:
 
 def _errors(ours: Path, theirs: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, float, float]]:
     """Name, our squared error and theirs, of each tensor that both have palettized."""
-    from verify.levels.compression import compressed_names
+    from verify.artifact.stored import compressed_names
     from verify.mil import load_program
     from verify.runtime.evaluator import Evaluator
 

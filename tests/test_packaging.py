@@ -1,31 +1,27 @@
-"""What is installed is complete: every module and every data file of the packages."""
+"""What is installed is complete: every room and every data file of the packages."""
 
 from __future__ import annotations
 
-import tomllib
+import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+HALLS = ("convert", "verify", "release", "recipes", "sdxl_coreml")
 
 
-def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
-    folders = {
-        ".".join(p.parent.relative_to(ROOT).parts)
-        for top in ("convert", "verify", "release", "recipes")
-        for p in (ROOT / top).rglob("*.py")
-    }
-    assert folders == set(SETTINGS["packages"])
-
-
-def test_every_data_file_is_installed() -> None:
-    packages = {ROOT / Path(*package.split(".")): package for package in SETTINGS["packages"]}
-    for folder in packages:
-        for file in (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            owner = next(parent for parent in file.parents if parent in packages)
-            if file.suffix != ".py":
-                name = file.relative_to(owner)
-                patterns = SETTINGS["package-data"].get(packages[owner], [])
-                assert any(
-                    len(Path(p).parts) == len(name.parts) and name.match(p) for p in patterns
-                ), file
+def test_the_wheel_holds_every_file_of_the_product(tmp_path: Path) -> None:
+    git = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *HALLS]
+    listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    wanted = {name for name in listed.splitlines() if (ROOT / name).is_file()}
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    copy = tmp_path / "source"  # building leaves folders behind
+    for name in (*wanted, "pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([*pip, "--wheel-dir", tmp_path, copy], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == wanted

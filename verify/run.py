@@ -18,29 +18,24 @@ from verify.artifact import probe as probes
 from verify.artifact.artifact import LONE, Artifact, open_artifact
 from verify.artifact.interface import infer_resolution, is_compressed, precision
 from verify.artifact.probe import not_probeable, probe_folder, probe_programs, require_probeable
+from verify.artifact.stored import compressed_names
 from verify.bisect.ops import worst_ops_of
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.judge.checks import PICTURE_LEVELS, PIPELINE, Check, Results, failed, versions
 from verify.judge.gates import Gate, recipe_gates
 from verify.judge.policy import Policy, load_policy
-from verify.levels.compression import (
-    check_compression,
-    compressed_names,
-    compressed_weights,
-    decoded_cases,
-)
+from verify.levels.compression import check_compression, compressed_weights, decoded_cases
 from verify.levels.conversion import check_conversion
 from verify.levels.generation import Asked, Candidate, Generation, check_pictures
 from verify.levels.structure import check_artifact, check_package
 from verify.mil import Program, load_program
-from verify.reference.recording import Case, Progress, Recording, record
+from verify.reference.recording import SMALLEST, Case, Progress, Recording, record
 from verify.reference.schedule import TIMESTEPS
 from verify.runtime.runtimes import Runtime, choose
 from verify.sampling.pipeline import open_network
 from verify.sampling.sampling import Trace, kinds_of, settings_for, trace_all
 
 COMPARED: tuple[Level, ...] = ("conversion", "compression")  # levels of recorded cases
-SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
 
 
 def verify(

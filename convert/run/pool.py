@@ -21,8 +21,8 @@ from typing import Any
 
 from convert.errors import CannotExecute, UserError
 from convert.interrupts import without_interrupts
+from convert.libraries import silence_libraries
 from convert.progress import Advance
-from sdxl_coreml.terminal import silence_libraries
 
 Task = Callable[[Any, Advance], Any]
 

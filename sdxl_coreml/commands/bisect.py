@@ -51,7 +51,7 @@ def bisect(
     from convert.components import COMPONENTS
     from convert.interrupts import deferred_interrupt
     from convert.source.download import parse_source
-    from sdxl_coreml.making import fetch, open_snapshot
+    from sdxl_coreml.steps import fetch, open_snapshot
 
     with deferred_interrupt():
         from verify.artifact.probe import probe_folder

@@ -137,7 +137,7 @@ def record(
     from convert.recipe.sections import Verify
     from convert.source.download import parse_source
     from convert.values import Resolution
-    from sdxl_coreml.making import fetch, open_snapshot, read_recipe
+    from sdxl_coreml.steps import fetch, open_snapshot, read_recipe
 
     size = Resolution.parse(resolution)
     asked = read_recipe(recipe).verify if recipe else Verify()

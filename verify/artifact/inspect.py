@@ -144,7 +144,8 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
 
 def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
     """The facts of one package. Raises as `inspect` does."""
-    from verify.mil.program import histogram, load_program, require_weights
+    from verify.mil.load import load_program
+    from verify.mil.program import histogram, require_weights
 
     program = load_program(path)
     require_weights(program)

@@ -26,7 +26,7 @@ from convert.values import FORMATS, DeploymentTarget, Format, Resolution
 from convert.weights.weight_file import layout
 from verify.artifact.graph import infer_attention
 from verify.artifact.interface import precision
-from verify.levels.compression import infer_compression
+from verify.artifact.stored import infer_compression
 from verify.mil import Constant, Program, load_program
 
 PROBE = Resolution(256, 256)

@@ -14,7 +14,7 @@ from convert.errors import InputError
 from convert.values import ATTENTIONS, FORMATS, Resolution
 from verify.artifact.graph import infer_attention
 from verify.artifact.interface import precision
-from verify.levels.compression import ADDED
+from verify.artifact.stored import ADDED
 from verify.mil import Constant, Op, Program, load_program
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}

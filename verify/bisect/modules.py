@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.levels.compression import ADDED
+from verify.artifact.stored import ADDED
 from verify.mil import Op, Program
 from verify.reference.reference import Reference
 

@@ -14,8 +14,7 @@ from verify.bisect.bisect import Bisection, bisect
 from verify.bisect.minimal import write_minimal
 from verify.judge.metrics import SNR
 from verify.mil import Program, load_program, require_weights
-from verify.reference.recording import Progress, case_names, record
-from verify.run import SMALLEST
+from verify.reference.recording import SMALLEST, Progress, case_names, record
 
 Found = list[tuple[Program, Bisection]]
 CAUSES = {

@@ -7,7 +7,6 @@ PyTorch on the model's own decoded weights, level `compression` those with the c
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,21 +15,18 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.weights.compress import Compression, Method
 from convert.weights.palette import Histogram, fit, fit_groups
+from verify.artifact.stored import Palettes, compressed_names, palettes_of
 from verify.judge.checks import Check, failed, passed
 from verify.judge.gates import Gate
 from verify.judge.metrics import Metrics, compare
 from verify.judge.policy import Policy
-from verify.mil import Constant, Op, Program
+from verify.mil import Program
 from verify.reference.recording import Case, Progress
 from verify.reference.reference import Reference
 from verify.reports.figures import WORST_WEIGHT
 from verify.runtime.evaluator import Evaluator
 
-LOSSLESS = "constexpr_cast"
-# What coremltools appends to the name of a weight that it casts and compresses.
-ADDED = re.compile(r"(_to_fp16)?(_palettized|_quantized|_sparsified)?(_\d+)?$")
 # coremltools' palettizer stops a little short of the optimum; a wrong entry costs far more.
 PALETTE_SLACK = 1.05
 
@@ -43,80 +39,15 @@ class Decoded:
     palettes: Palettes | None
 
 
-@dataclass(frozen=True)
-class Palettes:
-    """The palettes of a weight: one for the whole tensor, or one for each group of channels."""
-
-    bits: int
-    groups: int  # of successive output channels
-
-
 def compressed_weights(
     program: Program, checkpoint: Checkpoint, component: str
 ) -> dict[str, Decoded]:
     """Every weight that the package stores compressed, decoded, by the checkpoint's name."""
     evaluator = Evaluator(program)
     return {
-        name: Decoded(evaluator.constant(op.outputs[0][0]), _palettes(op))
+        name: Decoded(evaluator.constant(op.outputs[0][0]), palettes_of(op))
         for name, op in compressed_names(program, checkpoint, component).items()
     }
-
-
-def compressed_names(program: Program, checkpoint: Checkpoint, component: str) -> dict[str, Op]:
-    """The decoder of every weight that the package stores compressed, by the checkpoint's name."""
-    named = {name.replace(".", "_"): name for name in checkpoint.component_tensors(component)}
-    found = {}
-    for op in program.ops:
-        if not op.type.startswith("constexpr_") or op.type == LOSSLESS:
-            continue
-        output = op.outputs[0][0]
-        name = named.get(output) or named.get(ADDED.sub("", output))
-        if name is None:
-            continue  # a constant of the program itself, such as the mask: part of the conversion
-        found[name] = op
-    return found
-
-
-def infer_compression(program: Program, checkpoint: Checkpoint, component: str) -> Compression:
-    """How the package stores each of the checkpoint's weights, as its decoders tell.
-
-    One that our converter cannot make counts as not compressed.
-    """
-    tensors = checkpoint.component_tensors(component)
-    return Compression.of(
-        {
-            name: _method(op, tensors[name].shape[0])
-            for name, op in compressed_names(program, checkpoint, component).items()
-        }
-    )
-
-
-def _method(op: Op, channels: int) -> Method | None:
-    palettes = _palettes(op)
-    if palettes is not None:
-        return Method(
-            str(palettes.bits), channels // palettes.groups if palettes.groups > 1 else None
-        )
-    if op.type == "constexpr_affine_dequantize":
-        return Method("int8")
-    if op.type == "constexpr_blockwise_shift_scale":
-        data = op.inputs["data"][0]
-        return Method(data.type.dtype) if isinstance(data, Constant) else None
-    return None
-
-
-def _palettes(op: Op) -> Palettes | None:
-    if op.type != "constexpr_lut_to_dense":
-        return None
-    lut = op.attributes.get("lut") or op.inputs["lut"][0]  # iOS 16, iOS 18
-    if not isinstance(lut, Constant):
-        return None
-    shape = lut.type.shape
-    entries = shape[0] if len(shape) == 1 else shape[-2]
-    groups = 1 if len(shape) == 1 else shape[0]
-    # Groups along another axis, and tables of vectors, are not judged.
-    is_known = math.prod(shape) == groups * entries
-    return Palettes(int(math.log2(entries)), groups) if is_known else None
 
 
 def decoded_cases(

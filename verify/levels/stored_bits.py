@@ -17,7 +17,7 @@ from convert.errors import CannotExecute, InputError
 from convert.run.manifest import Asked
 from convert.weights.compress import BLOCK, PALETTES, SMALLEST
 from verify.artifact.graph import decoder_parts
-from verify.levels.compression import LOSSLESS, compressed_names
+from verify.artifact.stored import LOSSLESS, compressed_names
 from verify.mil import Constant, Op, Program
 from verify.mil.blob import packed_size
 

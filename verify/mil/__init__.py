@@ -1,5 +1,6 @@
 """An ML Program read from its package; `verify.runtime.evaluator` runs it with PyTorch."""
 
+from verify.mil.load import load_program
 from verify.mil.program import (
     Block,
     Constant,
@@ -8,7 +9,6 @@ from verify.mil.program import (
     Program,
     TensorType,
     histogram,
-    load_program,
     require_weights,
 )
 

@@ -117,25 +117,6 @@ class Program:
                 yield op.outputs[0][0], op.attributes["val"]
 
 
-def load_program(path: str | Path) -> Program:
-    """Read a `.mlpackage` (or a bare `.mlmodel`) or a `.mlmodelc` that holds an ML Program.
-
-    Weights stay on disk.
-
-    Raises:
-        InputError: there is no such package or compiled model.
-        CannotExecute: it is not a readable ML Program with one function.
-    """
-    path = Path(path)
-    if path.suffix == ".mlmodelc":
-        from verify.mil.compiled import load_compiled
-
-        return load_compiled(path)
-    from verify.mil.package import load_package
-
-    return load_package(path)
-
-
 def require_weights(program: Program) -> None:
     """Raise InputError unless the program's weight files hold all that it refers to."""
 

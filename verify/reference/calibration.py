@@ -7,7 +7,8 @@ errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g
 averaged over recorded denoising steps and each divided by |y|², is the sensitivity. What they do
 have in common with the weights is that they shrink them (`convert.weights.mixed_bits`): what the
 outputs feel of that is (g·w)², which comes from the same gradients. It is no small step, and
-networks bend: how much of it comes true is asked of the network itself, once, with all weights at 2 bits.
+networks bend: how much of it comes true is asked of the network itself, once, with all weights at
+2 bits.
 
 PyTorch's backward pass gives all tensors' gradients at once. Each is reduced to one number and
 freed as soon as it is there, so memory stays at the weights and the activations of a small image.

@@ -31,6 +31,7 @@ NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
 # More than any CLIP tokenizer gets into 75 tokens.
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
 GUIDANCE = 5.0
+SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
 AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
 
 Progress = Callable[[str], None]  # is told in a few words what is being done

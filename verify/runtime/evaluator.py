@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from convert.errors import CannotExecute, InputError
-from verify.mil.program import Constant, Op, Program, TensorType, load_program
+from verify.mil.load import load_program
+from verify.mil.program import Constant, Op, Program, TensorType
 from verify.runtime import (  # noqa: F401  the ops_* modules fill the registry
     ops_constexpr,
     ops_elementwise,

@@ -18,7 +18,8 @@ from convert.run.run import Result, run
 from convert.source.download import Snapshot
 from convert.weights.palette import fit_groups
 from verify.artifact.inspect import inspect_package
-from verify.levels.compression import Palettes, compressed_weights
+from verify.artifact.stored import Palettes
+from verify.levels.compression import compressed_weights
 from verify.mil import Constant, load_program
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator

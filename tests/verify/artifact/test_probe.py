@@ -15,7 +15,7 @@ from convert.package.mlpackage import WEIGHTS
 from convert.values import DeploymentTarget, Resolution
 from tests.support.checkpoints import edit_checkpoint, write_component
 from verify.artifact.probe import probe_package
-from verify.levels.compression import infer_compression
+from verify.artifact.stored import infer_compression
 from verify.mil import load_program
 from verify.run import verify
 

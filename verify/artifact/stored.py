@@ -1,0 +1,81 @@
+"""How a package stores each of the checkpoint's weights, as its decoders tell."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.weights.compress import Compression, Method
+from verify.mil import Constant, Op, Program
+
+LOSSLESS = "constexpr_cast"
+# What coremltools appends to the name of a weight that it casts and compresses.
+ADDED = re.compile(r"(_to_fp16)?(_palettized|_quantized|_sparsified)?(_\d+)?$")
+
+
+@dataclass(frozen=True)
+class Palettes:
+    """The palettes of a weight: one for the whole tensor, or one for each group of channels."""
+
+    bits: int
+    groups: int  # of successive output channels
+
+
+def compressed_names(program: Program, checkpoint: Checkpoint, component: str) -> dict[str, Op]:
+    """The decoder of every weight that the package stores compressed, by the checkpoint's name."""
+    named = {name.replace(".", "_"): name for name in checkpoint.component_tensors(component)}
+    found = {}
+    for op in program.ops:
+        if not op.type.startswith("constexpr_") or op.type == LOSSLESS:
+            continue
+        output = op.outputs[0][0]
+        name = named.get(output) or named.get(ADDED.sub("", output))
+        if name is None:
+            continue  # a constant of the program itself, such as the mask: part of the conversion
+        found[name] = op
+    return found
+
+
+def infer_compression(program: Program, checkpoint: Checkpoint, component: str) -> Compression:
+    """How the package stores each of the checkpoint's weights, as its decoders tell.
+
+    One that our converter cannot make counts as not compressed.
+    """
+    tensors = checkpoint.component_tensors(component)
+    return Compression.of(
+        {
+            name: _method(op, tensors[name].shape[0])
+            for name, op in compressed_names(program, checkpoint, component).items()
+        }
+    )
+
+
+def _method(op: Op, channels: int) -> Method | None:
+    palettes = palettes_of(op)
+    if palettes is not None:
+        return Method(
+            str(palettes.bits), channels // palettes.groups if palettes.groups > 1 else None
+        )
+    if op.type == "constexpr_affine_dequantize":
+        return Method("int8")
+    if op.type == "constexpr_blockwise_shift_scale":
+        data = op.inputs["data"][0]
+        return Method(data.type.dtype) if isinstance(data, Constant) else None
+    return None
+
+
+def palettes_of(op: Op) -> Palettes | None:
+    """The palettes that a decoder looks weights up in; None if it does not, or not so plainly."""
+    if op.type != "constexpr_lut_to_dense":
+        return None
+    lut = op.attributes.get("lut") or op.inputs["lut"][0]  # iOS 16, iOS 18
+    if not isinstance(lut, Constant):
+        return None
+    shape = lut.type.shape
+    entries = shape[0] if len(shape) == 1 else shape[-2]
+    groups = 1 if len(shape) == 1 else shape[0]
+    # Groups along another axis, and tables of vectors, are not judged.
+    is_known = math.prod(shape) == groups * entries
+    return Palettes(int(math.log2(entries)), groups) if is_known else None
