@@ -247,13 +247,13 @@ def command(
 
     import sys
 
-    from sdxl_coreml import app as sdxl_coreml
+    from sdxl_coreml import app
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            sdxl_coreml.main()
+            app.main()
         out, err = capfd.readouterr()
         assert isinstance(stopped.value.code, int)
         return stopped.value.code, out, err

@@ -2,7 +2,7 @@
 
 Xcode's compiler does not change the program: one line per operation, in the package's order, the
 entries of every map sorted by name. Derived from pairs of packages and compiled models; the table
-of what each shows stands in `tests/test_mlmodelc_samples.py`.
+of what each shows stands in `tests/release/compile/test_mlmodelc_samples.py`.
 """
 
 from __future__ import annotations

@@ -81,14 +81,14 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
             return original(name, *rest)
 
         builtins.__import__ = watching
-        import sdxl_coreml
-        sdxl_coreml.main()
+        from sdxl_coreml import app
+        app.main()
         """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
 
 
@@ -98,9 +98,9 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
         ("convert.interrupts", signal.SIGINT),  # before any handler of ours
         ("convert.streams", signal.SIGINT),
         ("typer", signal.SIGINT),
-        ("sdxl_coreml.verifying", signal.SIGINT),
-        ("sdxl_coreml.verifying", signal.SIGTERM),
-        ("sdxl_coreml.verifying", signal.SIGHUP),
+        ("sdxl_coreml.commands.verify", signal.SIGINT),
+        ("sdxl_coreml.commands.verify", signal.SIGTERM),
+        ("sdxl_coreml.commands.verify", signal.SIGHUP),
         ("recipes", signal.SIGINT),  # by the command itself
     ],
 )
@@ -118,7 +118,7 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
     code = """
         import os, signal, sys
 
-        import sdxl_coreml
+        from sdxl_coreml import app
 
         class Late:
             def __del__(self):
@@ -126,13 +126,13 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
 
         late = Late()
         sys.argv = ["sdxl-coreml", "--version"]
-        sdxl_coreml.main()
+        app.main()
         """
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("sdxl-coreml ")
@@ -167,14 +167,14 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None
     code = """
         import signal, sys
 
-        import sdxl_coreml
+        from sdxl_coreml import app
 
         def interrupted(**options):
             exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
 
         sys.argv = ["sdxl-coreml", "recipes"]
-        sdxl_coreml._application = lambda: interrupted
-        sdxl_coreml.main()
+        app.application = lambda: interrupted
+        app.main()
         """
     (tmp_path / "program.py").write_text(textwrap.dedent(code))
     found = subprocess.run(
@@ -182,6 +182,6 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert (found.returncode, found.stderr.count("\n")) == (130, 1)

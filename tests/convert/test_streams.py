@@ -183,14 +183,14 @@ def test_what_was_lost_is_told_if_there_was_a_reader(number: int, says: str | No
 
 
 def test_python_may_have_no_streams_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sdxl_coreml import app as sdxl_coreml
+    from sdxl_coreml import app
 
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     for arguments, code in ((["toy", str(tmp_path / "toy")], 0), (["recipes"], 0), (["no"], 2)):
         monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            sdxl_coreml.main()
+            app.main()
         assert stopped.value.code == code
     assert (tmp_path / "toy" / "model_index.json").is_file()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdxl_coreml import app as sdxl_coreml
+from sdxl_coreml import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., tuple[int, str, str]]
@@ -23,7 +23,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         monkeypatch.setattr("sys.argv", ["sdxl-coreml", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            sdxl_coreml.main()
+            app.main()
         out, err = capfd.readouterr()
         assert isinstance(stopped.value.code, int)
         return stopped.value.code, out, err

@@ -1,6 +1,6 @@
 """Every value of every file that is read from outside, replaced by one of another kind.
 
-    python -m tests.fuzz --cases 50000
+    python -m tests.support.fuzz --cases 50000
 
 Each case changes one file, runs the command line in this process, and puts the file back. Whatever
 is in the file, the command ends with 0, an honest verdict (1 or 3) or 2 with one error that names
@@ -35,7 +35,7 @@ from convert.recipe.sections import Compress
 from convert.values import Bits
 from convert.weights.allocation import Allocation, Allotted
 from convert.weights.mixed_bits import budget, options, provisional
-from sdxl_coreml import app as sdxl_coreml
+from sdxl_coreml import app
 
 HUGE = 10**400
 VALUES: tuple[Any, ...] = (
@@ -51,7 +51,7 @@ WHOLE: tuple[bytes, ...] = (
     b'{"a": "\\ud800"}', b"[[1]]", b"not JSON", b"a = [" + b"[" * 5000, b"\xef\xbb\xbf[]",
 )  # fmt: skip
 MOST_GROUPS = 150
-COMMAND = typer.main.get_command(sdxl_coreml._application())  # typer makes it anew for every call
+COMMAND = typer.main.get_command(app.application())  # typer makes it anew for every call
 SHAPE: dict[str, Any] = {
     "unet": {
         "block_out_channels": (16, 32),
@@ -100,14 +100,14 @@ def run(arguments: Sequence[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["sdxl-coreml", *arguments]),
-        mock.patch.object(sdxl_coreml, "_application", return_value=COMMAND),
-        mock.patch.object(sdxl_coreml, "atexit"),
+        mock.patch.object(app, "application", return_value=COMMAND),
+        mock.patch.object(app, "atexit"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
         try:
-            sdxl_coreml.main()
+            app.main()
         except SystemExit as ended:
             code = ended.code
     return (code if isinstance(code, int) else 0), out.getvalue(), err.getvalue()
@@ -287,9 +287,7 @@ def _of_results(folder: Path, checkpoint: Path) -> list[Target]:
     artifact, summary = out / report.stem, out / "reports/summary.json"
     baseline = folder / "baseline.json"
     accepted = run(["bless", str(report), "--baseline", str(baseline), "--reason", "right"])
-    policy = Path(
-        shutil.copy(Path(sdxl_coreml.__file__).parent / "verify/judge/policy.toml", folder)
-    )
+    policy = Path(shutil.copy(Path(app.__file__).parents[1] / "verify/judge/policy.toml", folder))
     allocation = folder / "allocation.json"
     allocation.write_text(_allocation(checkpoint))
     mixed = _recipe(folder, checkpoint, "mixed-4.5", f'allocation = "{allocation}"')
@@ -354,7 +352,6 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
     from tests.support.checkpoints import make_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="sdxl-coreml-fuzz-") as name:

@@ -17,7 +17,7 @@ from convert.recipe.fields import check_file_name
 from convert.recipe.options import artifact_name, recipe_from_options
 from convert.recipe.recipe import parse_recipe
 from convert.run.manifest import read
-from sdxl_coreml import app as sdxl_coreml
+from sdxl_coreml import app
 
 
 @given(st.text())
@@ -111,7 +111,7 @@ def _recipe_of(folder: Path) -> Any:
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["sdxl-coreml", *arguments])
     with pytest.raises(SystemExit) as ended:
-        sdxl_coreml.main()
+        app.main()
     return int(ended.value.code or 0)
 
 

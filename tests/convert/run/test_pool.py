@@ -124,7 +124,7 @@ def script(tmp_path: Path, *, wait: bool = False) -> str:
 
 
 def run(tmp_path: Path, *options: str, **others: Any) -> subprocess.Popen[str]:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[3]
     return subprocess.Popen(
         [sys.executable, *options],
         cwd=tmp_path,

@@ -1,6 +1,6 @@
 """The text of an ML Program: each rule on a program of its own.
 
-What is marked with a pair in `tests/test_mlmodelc_samples.py` is known from Xcode's own output;
+What is marked with a pair in `test_mlmodelc_samples.py` is known from Xcode's own output;
 the new dialect, flexible shapes and several functions from published output of Xcode 26 and 27.
 """
 

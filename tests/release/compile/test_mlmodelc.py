@@ -21,7 +21,7 @@ from convert.package.mlpackage import MODEL, WEIGHTS
 from release.compile import xcode
 from release.compile.mlmodelc import choose_engine, compile_package, find_packages
 from release.compile.op_versions import DEFINED
-from sdxl_coreml import app as sdxl_coreml
+from sdxl_coreml import app
 from tests.support import programs
 from tests.support.checkpoints import write_component
 from tests.support.packages import edit_model, failing, operations
@@ -336,7 +336,7 @@ def command(monkeypatch: Any, capfd: Any) -> Callable[..., tuple[int, str, str]]
         monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            sdxl_coreml.main()
+            app.main()
         out, err = capfd.readouterr()
         return int(stopped.value.code or 0), out, err
 

@@ -1,7 +1,7 @@
 """Real pairs of packages and what Xcode made of them, reproduced.
 
 The pairs lie in `../shared/mlmodelc_samples` and are no part of the project; without them these
-tests are skipped by name, and `tests/test_mil_text.py` holds the same rules to texts of its own.
+tests are skipped by name, and `test_mil_text.py` holds the same rules to texts of its own.
 Any further pair put there (`NAME/mlpackage`, `NAME/mlmodelc`) is tried, too.
 """
 

@@ -23,7 +23,7 @@ from convert.values import Bits, Resolution
 from convert.weights.allocation import read_allocation
 from convert.weights.mixed_bits import Measured, budget, make_allocation, options, provisional
 from convert.weights.palette import Histogram, fit
-from sdxl_coreml import app as sdxl_coreml
+from sdxl_coreml import app
 from verify.judge.metrics import compare
 from verify.reference import calibration
 from verify.reference.calibration import calibrate, measure, sensitivities
@@ -150,7 +150,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, toy: Path, out: Path, *options: obj
     words = [*arguments, "--resolution", "64x64", "--quiet", *options]
     monkeypatch.setattr(sys, "argv", ["sdxl-coreml", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        sdxl_coreml.main()
+        app.main()
     assert stopped.value.code == 0
     (artifact,) = out.glob("*mixed-4.5*")
     return artifact

@@ -77,7 +77,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         "import sys\n"
         "for name in ('torch', 'coremltools', 'diffusers', 'transformers'):\n"
         "    sys.modules[name] = None\n"
-        "import sdxl_coreml; sdxl_coreml.main()"
+        "from sdxl_coreml import app; app.main()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, "recheck", *map(str, arguments)],

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdxl_coreml.making import read_recipe
 
 from convert.checkpoint.checkpoint import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.run.run import run
 from convert.source.download import Snapshot
+from sdxl_coreml.steps import read_recipe
 from verify.campaign import verify_all
 from verify.judge.policy import load_policy
 from verify.reports.baseline import read_baseline
