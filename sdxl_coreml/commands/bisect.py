@@ -9,14 +9,8 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import (
-    Json,
-    Quiet,
-    out_option,
-)
-from sdxl_coreml.steps import (
-    require_new_folder,
-)
+from sdxl_coreml.options import Json, Quiet, out_option
+from sdxl_coreml.steps import require_new_folder
 from sdxl_coreml.terminal import Terminal
 
 

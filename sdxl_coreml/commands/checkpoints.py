@@ -8,15 +8,8 @@ from typing import Annotated
 import typer
 
 from convert.units import size
-from sdxl_coreml.options import (
-    Json,
-    Quiet,
-    out_option,
-    writable,
-)
-from sdxl_coreml.steps import (
-    fetch,
-)
+from sdxl_coreml.options import Json, Quiet, out_option, writable
+from sdxl_coreml.steps import fetch
 from sdxl_coreml.terminal import Terminal
 
 

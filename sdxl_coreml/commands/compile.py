@@ -9,11 +9,7 @@ from typing import Annotated
 import typer
 
 from convert.units import size
-from sdxl_coreml.options import (
-    Json,
-    Quiet,
-    out_option,
-)
+from sdxl_coreml.options import Json, Quiet, out_option
 from sdxl_coreml.terminal import Terminal
 
 

@@ -8,18 +8,8 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import (
-    Jobs,
-    Json,
-    Quiet,
-    out_option,
-)
-from sdxl_coreml.steps import (
-    fetch,
-    make,
-    open_snapshot,
-    results_shown,
-)
+from sdxl_coreml.options import Jobs, Json, Quiet, out_option
+from sdxl_coreml.steps import fetch, make, open_snapshot, results_shown
 from sdxl_coreml.terminal import Terminal
 
 

@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_coreml.options import (
-    Json,
-)
+from sdxl_coreml.options import Json
 from sdxl_coreml.terminal import Terminal
 
 

@@ -10,18 +10,8 @@ import typer
 from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
-from sdxl_coreml.options import (
-    Device,
-    Json,
-    Quiet,
-    Runtime,
-    SchedulerOption,
-    out_option,
-)
-from sdxl_coreml.steps import (
-    require_new_folder,
-    require_writable,
-)
+from sdxl_coreml.options import Device, Json, Quiet, Runtime, SchedulerOption, out_option
+from sdxl_coreml.steps import require_new_folder, require_writable
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:

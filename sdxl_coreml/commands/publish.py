@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import (
-    Json,
-    Quiet,
-)
+from sdxl_coreml.options import Json, Quiet
 from sdxl_coreml.terminal import Terminal
 
 

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import (
-    Json,
-)
+from sdxl_coreml.options import Json
 from sdxl_coreml.terminal import Terminal
 
 

@@ -8,16 +8,8 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import (
-    Json,
-    Quiet,
-    Split,
-    out_option,
-)
-from sdxl_coreml.steps import (
-    _source_texts,
-    packed_shown,
-)
+from sdxl_coreml.options import Json, Quiet, Split, out_option
+from sdxl_coreml.steps import _source_texts, packed_shown
 from sdxl_coreml.terminal import Terminal
 
 

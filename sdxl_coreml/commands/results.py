@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import (
-    Json,
-    JsonFile,
-    Markdown,
-    Quiet,
-    Strict,
-)
-from sdxl_coreml.steps import (
-    write_report,
-)
+from sdxl_coreml.options import Json, JsonFile, Markdown, Quiet, Strict
+from sdxl_coreml.steps import write_report
 from sdxl_coreml.terminal import Terminal
 
 

@@ -12,16 +12,7 @@ import typer
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.units import size
-from sdxl_coreml.options import (
-    Jobs,
-    Json,
-    Only,
-    Quiet,
-    SourceOption,
-    Split,
-    Strict,
-    out_option,
-)
+from sdxl_coreml.options import Jobs, Json, Only, Quiet, SourceOption, Split, Strict, out_option
 from sdxl_coreml.steps import (
     fetch,
     license_texts,

@@ -10,17 +10,8 @@ import typer
 
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
-from sdxl_coreml.options import (
-    Quiet,
-    Strict,
-)
-from sdxl_coreml.steps import (
-    fetch,
-    open_snapshot,
-    read_recipe,
-    require_writable,
-    write_report,
-)
+from sdxl_coreml.options import Quiet, Strict
+from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, require_writable, write_report
 from sdxl_coreml.terminal import Terminal
 
 

@@ -98,10 +98,10 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
         ("convert.interrupts", signal.SIGINT),  # before any handler of ours
         ("convert.streams", signal.SIGINT),
         ("typer", signal.SIGINT),
-        ("sdxl_coreml.commands.verify", signal.SIGINT),
-        ("sdxl_coreml.commands.verify", signal.SIGTERM),
-        ("sdxl_coreml.commands.verify", signal.SIGHUP),
-        ("recipes", signal.SIGINT),  # by the command itself
+        ("sdxl_coreml.commands", signal.SIGINT),
+        ("sdxl_coreml.commands", signal.SIGTERM),
+        ("sdxl_coreml.commands", signal.SIGHUP),
+        ("convert.recipe.builtin", signal.SIGINT),  # by the command itself
     ],
 )
 def test_a_signal_among_the_imports_is_one_line(module: str, number: signal.Signals) -> None:
