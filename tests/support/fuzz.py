@@ -275,6 +275,10 @@ def _of_checkpoint(folder: Path, checkpoint: Path) -> list[Target]:
             found.append(Target(file, plan, 2.0, header=True))
         elif file.suffix == ".txt":
             found.append(Target(file, plan, 0.5))
+    out = folder / "converted"
+    options = ("--out", str(out), "--component", "text_encoder", "--jobs", "1", "--quiet")
+    convert = ("convert", str(checkpoint), "--resolution", "64x64", *options)
+    found.append(Target(checkpoint / "text_encoder/config.json", convert, 0.1, clean=(out,)))
     return found
 
 
