@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo baseline regression test lint format bench lock clean
+.PHONY: help demo baseline regression test quick lint format bench lock clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -20,7 +20,10 @@ regression: demo  ## Compare the demo's results with the toy's baseline
 	$(BIN)/sdxl-coreml diff tests/data/toy_baseline.json out/demo
 
 test: $(READY)  ## Run the tests
-	PYTHONUTF8=1 $(BIN)/pytest --numprocesses 2
+	PYTHONUTF8=1 $(BIN)/pytest --numprocesses 2 --durations 10
+
+quick: $(READY)  ## Run the tests but for the slow ones
+	PYTHONUTF8=1 $(BIN)/pytest --numprocesses 2 -m "not slow"
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,1 +1,36 @@
-"""What we ship, checked: an ML Program evaluator and comparisons with PyTorch."""
+"""What we ship, checked: an evaluator of ML Programs, and comparisons with PyTorch.
+
+What a script needs stands here, and is loaded when it is asked for; the rooms have the rest.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from verify.campaign import verify_all
+    from verify.judge.checks import Results
+    from verify.mil.load import load_program
+    from verify.reference.calibration import calibrate
+    from verify.reference.recording import record
+    from verify.run import verify
+    from verify.runtime.evaluator import Evaluator
+    from verify.sampling.pipeline import load_pipeline
+
+_FACE = {
+    "Evaluator": ("verify.runtime.evaluator", "Evaluator"),
+    "Results": ("verify.judge.checks", "Results"),
+    "calibrate": ("verify.reference.calibration", "calibrate"),
+    "load_pipeline": ("verify.sampling.pipeline", "load_pipeline"),
+    "load_program": ("verify.mil.load", "load_program"),
+    "record": ("verify.reference.recording", "record"),
+    "verify": ("verify.run", "verify"),
+    "verify_all": ("verify.campaign", "verify_all"),
+}
+__all__ = list(_FACE)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _FACE[name]
+    return getattr(import_module(module), attribute)
