@@ -12,13 +12,13 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.files.appearing import LOCK, locked, remove_abandoned
+from convert.files.disk import digest_file
 from convert.files.json_files import read_object
 
 RECORD = "entry.json"
@@ -28,18 +28,6 @@ def key_of(value: Any) -> str:
     """The name of an entry: SHA-256 (hex) of what determines it, as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def digest_file(path: Path, report: Callable[[int], None] | None = None) -> str:
-    """SHA-256 (hex) of a file, streamed; `report` is told the bytes as they are read."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(4 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            if report:
-                report(count)
-    return digest.hexdigest()
 
 
 class Cache:
@@ -55,22 +43,21 @@ class Cache:
         self._count = 0
 
     def __enter__(self) -> Cache:
-        with _locked(self.root / "tmp" / "lock"):
+        with locked(self.root / "tmp" / "lock"):
             self._sweep()
             self.workspace.mkdir(parents=True)
-            self._lock = (self.workspace / "lock").open("w")
+            self._lock = (self.workspace / LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
-        with _locked(self.root / "tmp" / "lock"):
+        with locked(self.root / "tmp" / "lock"):
             self._sweep()
 
     def _sweep(self) -> None:
         for workspace in (self.root / "tmp").glob("*-*"):
-            if _is_abandoned(workspace):
-                shutil.rmtree(workspace, ignore_errors=True)
+            remove_abandoned(workspace)
 
     def new_folder(self) -> Path:
         """An empty folder in the workspace, on the cache's disk."""
@@ -82,7 +69,7 @@ class Cache:
     def replace(self, new: Path, path: Path) -> None:
         """Move `new`, from the workspace, to `path`; what was there goes first, in one piece."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.root / "locks" / "replace"):  # the two steps below, in two runs at once
+        with locked(self.root / "locks" / "replace"):  # the two steps below, in two runs at once
             if path.is_dir():
                 path.rename(self.new_folder() / "old")
             new.rename(path)
@@ -111,7 +98,7 @@ class Cache:
         facts = self._facts(path)
         if facts is not None:
             return path, facts
-        with _locked(self.root / "locks" / f"{kind}-{key}"):
+        with locked(self.root / "locks" / f"{kind}-{key}"):
             facts = self._facts(path)  # another process may have made it meanwhile
             if facts is None:
                 folder = self.new_folder()
@@ -160,26 +147,6 @@ class Cache:
         except OSError:
             return None
         return dict(facts) if intact else None
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _is_abandoned(workspace: Path) -> bool:
-    """Whether the process that made the workspace is gone; its lock went with it."""
-    try:
-        with (workspace / "lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
 
 
 def _identity(file: Path) -> str:

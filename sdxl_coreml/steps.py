@@ -205,6 +205,8 @@ def require_writable(*files: Path | None) -> None:
 
 def require_new_folder(folder: Path) -> None:
     """Raise InputError, before any work is done, for a folder that holds something already."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError("exists and is not empty", where=folder, hint="Name a new folder.")
+    from convert.files.appearing import require_new
+
+    if folder.is_dir():
+        require_new(folder)
     require_writable(folder / "of it")

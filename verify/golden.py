@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convert.cache import digest_file
 from convert.checkpoint.checkpoint import Checkpoint, open_without_weights
 from convert.errors import InputError
+from convert.files.appearing import appearing_folder, require_new
+from convert.files.disk import digest_file
 from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_object, reason, shown
@@ -115,24 +115,15 @@ def write_golden(
     Raises:
         InputError: `path` holds something, or cannot be written.
     """
-    if path.is_file() or (path.exists() and any(path.iterdir())):
-        raise InputError("exists and is not empty", where=path, hint="Name a new folder.")
+    require_new(path)
     say = progress or (lambda text: None)
     known = dict(digests or {})
     for name, file in checkpoint.files.items():
         if name not in known:
             say(f"hashing {name}")
             known[name] = digest_file(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            bundle = Path(folder) / "golden"
-            _fill(bundle, checkpoint, recording, traces, known)
-            if path.exists():
-                path.rmdir()
-            bundle.rename(path)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=path) from None
+    with appearing_folder(path) as bundle:
+        _fill(bundle, checkpoint, recording, traces, known)
 
 
 def _fill(

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from convert.cache import digest_file
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, nearest
+from convert.files.disk import digest_file
 from convert.recipe.sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify.artifact import probe as probes

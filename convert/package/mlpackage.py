@@ -8,8 +8,6 @@ needed: one walk over the program, one pass over the weights.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,11 +25,10 @@ from coremltools.converters.mil.backend.mil.helper import (
 )
 from coremltools.converters.mil.mil import Operation, Var, types
 
-from convert.errors import InputError
+from convert.files.disk import link
 from convert.networks.graph import Network
-from convert.source.snapshot import link
 from convert.values import Format
-from convert.weights.weight_file import Layout, Progress, layout, write
+from convert.weights.weight_file import Layout
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -52,36 +49,6 @@ class Description:
     inputs: Mapping[str, str]  # name → description
     outputs: Mapping[str, str]
     user: Mapping[str, str] = field(default_factory=dict)
-
-
-def write_package(
-    path: Path,
-    network: Network,
-    description: Description,
-    *,
-    format: Format,
-    progress: Progress | None = None,
-) -> None:
-    """Write a package of its own; `path` appears complete or not at all, and must not exist.
-
-    Raises:
-        InputError: `path` exists, a tensor is truncated or not finite.
-        OSError: the disk is full, for example.
-    """
-    if path.exists():
-        raise InputError("exists already", where=path)
-    plan = layout(network.blobs.values())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        weights = temporary / "weight.bin"
-        write(weights, plan, progress)
-        assemble(
-            temporary / "package", serialise(network, plan, description, format=format), weights
-        )
-        (temporary / "package").rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def assemble(folder: Path, model: bytes, weights: Path) -> None:

@@ -8,8 +8,6 @@ float32, let coremltools make an ML Program of it (ml-stable-diffusion 1.1.0, e1
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from convert.cache import Cache
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, UserError
+from convert.files.appearing import appearing
 from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest
 from convert.peer.networks import text_encoder, unet, vae
 from convert.plan.engines import PACKAGE, not_in_bits, not_installed
@@ -98,7 +97,6 @@ def convert_component(
     """
     if out.exists():
         raise InputError("exists already", where=out)
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.mlpackage")
     dtype = np.dtype(dtype)
     # As coremltools has it, but for the date: equal input gives equal packages.
     user = {
@@ -107,7 +105,7 @@ def convert_component(
         **description.user,
     }
     try:
-        with _quiet(), torch.no_grad():
+        with appearing(out) as new, _quiet(), torch.no_grad():
             if component == "unet":
                 apple = _import_unet()
                 user[VERSION_KEY] = _version()
@@ -135,10 +133,9 @@ def convert_component(
                 ],
                 compute_precision=ct.precision[dtype.name.upper()],
                 skip_model_load=True,
-                package_dir=str(temporary),
+                package_dir=str(new),
             )
-        _describe(temporary, description, user)
-        temporary.rename(out)
+            _describe(new, description, user)
     except (UserError, OSError):
         raise
     except Exception as error:
@@ -147,8 +144,6 @@ def convert_component(
             where=component,
             hint="The native engine does not depend on tracing: use `--engine native`.",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _import_unet() -> Any:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from convert import __version__
-from convert.cache import Cache, digest_file, key_of
+from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.code import code_digest
 from convert.components import COMPONENTS, user_metadata
+from convert.files.disk import digest_file
 from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Job
 from convert.progress import Advance

@@ -16,6 +16,7 @@ from typing import Any
 
 from convert.cache import Cache
 from convert.errors import InputError
+from convert.files.disk import disk_error, link
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent
@@ -23,7 +24,6 @@ from convert.run import manifest as manifests
 from convert.run.packages import Context, Package, key, make, weight_key, worker
 from convert.run.pool import run_tasks
 from convert.source.download import Snapshot
-from convert.source.snapshot import disk_error, link
 from convert.tokenizer.app import app_files
 from convert.units import size
 from convert.weights import allocation as allocations

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from convert.errors import InputError
+from convert.files.disk import disk_error, link
 from convert.files.json_files import read_bytes, read_object
 from convert.source.hub import (
     Progress,
@@ -30,12 +31,10 @@ from convert.source.snapshot import (
     begin,
     claim,
     copy,
-    disk_error,
     file_at,
     file_names,
     finish,
     hashed,
-    link,
     read_record,
     recorded,
     require_target,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.errors import InputError
+from convert.files.disk import link
 from convert.source.download import Source
 from convert.source.hub import Repo, explain, is_unreachable, quiet
 from convert.source.select import File, select_files
-from convert.source.snapshot import Snapshot, link
+from convert.source.snapshot import Snapshot
 
 FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fifth of that
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from convert.errors import InputError
+from convert.files.disk import disk_error
 from convert.files.json_files import LARGEST
 from convert.source.select import File
-from convert.source.snapshot import disk_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Progress = Callable[[str, int, int], None]

@@ -7,16 +7,16 @@ remove what it replaces.
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.files.appearing import appearing
+from convert.files.disk import digest_file, link
 from convert.files.documents import Document, LocalName, Size, checked
 from convert.files.json_files import read_bytes, read_json
 from convert.source.select import FOLDERS, File, Read
@@ -62,18 +62,6 @@ def copy(snapshot: Snapshot, out: Path, location: str, revision: str | None) -> 
     for file in snapshot.files:
         link((snapshot.path / file.name).resolve(), out / file.name)
     return finish(replace(snapshot, path=out), location, revision)
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`, or a copy where the disks differ; atomically."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    try:
-        os.link(source, new)
-    except OSError:
-        shutil.copy2(source, new)
-    new.replace(target)
 
 
 def claim(out: Path, location: str) -> None:
@@ -145,27 +133,7 @@ def recorded(folder: Path) -> Snapshot | None:
 
 def hashed(folder: Path, files: Sequence[File]) -> tuple[File, ...]:
     """The files with their SHA-256; the Hub gives it for those in LFS, the others are small."""
-
-    def digest(file: File) -> str:
-        with (folder / file.name).open("rb") as stream:
-            return file_digest(stream, "sha256").hexdigest()
-
-    return tuple(f if f.sha256 else replace(f, sha256=digest(f)) for f in files)
-
-
-def disk_error(error: OSError, where: object) -> InputError:
-    """What the user can do about an error of the file system."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(
-            "the disk is full",
-            where=where,
-            hint="Free some space and run it again: it goes on where it stopped.",
-        )
-    return InputError(
-        f"cannot read or write: {error.strerror}",
-        where=error.filename or where,
-        hint="Check its permissions, or choose another folder.",
-    )
+    return tuple(f if f.sha256 else replace(f, sha256=digest_file(folder / f.name)) for f in files)
 
 
 def file_at(folder: Path, name: str) -> File:
@@ -236,6 +204,5 @@ def read_record(path: Path) -> Record | None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-    new.replace(path)
+    with appearing(path) as new:
+        new.write_text(json.dumps(data, indent=2) + "\n", "utf-8")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from convert.toy.random_checkpoint import appearing
+from convert.files.appearing import appearing_folder
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 
 
 def write_toy(folder: Path) -> None:
     """Write the toy checkpoint; raises InputError if `folder` exists and is not empty."""
-    with appearing(folder) as temporary:
-        shutil.copytree(CHECKPOINT, temporary, copy_function=shutil.copyfile)
+    with appearing_folder(folder) as new:
+        shutil.copytree(CHECKPOINT, new, copy_function=shutil.copyfile)

@@ -8,17 +8,15 @@ seed give the same bytes on every machine, and a 2.57 G-parameter UNet is writte
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.errors import InputError
+from convert.files.appearing import appearing_folder
 from convert.tokenizer.bpe import END, write_tokenizer
 
 
@@ -139,32 +137,8 @@ def write_checkpoint(
     Raises:
         InputError: `folder` holds something.
     """
-    with appearing(folder) as temporary:
-        _write(temporary, configs, list(words), seed, dtype, progress)
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A name beside `folder` to write a folder under; it appears as `folder` when complete.
-
-    Raises:
-        InputError: `folder` holds something, or cannot be written.
-    """
-    if folder.is_file():
-        raise InputError("is a file; a folder is expected", where=folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError("exists and is not empty", where=folder, hint="Name a new folder.")
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or error}", where=folder) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with appearing_folder(folder) as new:
+        _write(new, configs, list(words), seed, dtype, progress)
 
 
 def _write(

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convert.files.appearing import appearing
+
 SAVE_EVERY = 30.0  # seconds
 ADAMW_RATE = 2e-3  # the highest
 THREADS = 2  # each computes the gradient of a part of every batch, at its own pace
@@ -136,14 +138,11 @@ def _save(
     average: dict[str, Tensor],
     step: int,
 ) -> None:
-    temporary = path.with_suffix(".part")
-    torch.save(
-        {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average,
-            "step": step,
-        },
-        temporary,
-    )
-    temporary.rename(path)
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+        "step": step,
+    }
+    with appearing(path) as new:
+        torch.save(state, new)

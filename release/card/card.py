@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.files.appearing import appearing
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
 from convert.weights.methods import UNCOMPRESSED
@@ -288,7 +289,7 @@ def _copied(source: SourceCard, base: str | None) -> list[str]:
 
 def write_card(folder: Path, text: str) -> Path:
     """Write README.md into a release folder, in one piece."""
-    new, path = folder / ".README.md.new", folder / "README.md"
-    new.write_text(text, "utf-8")
-    new.replace(path)
+    path = folder / "README.md"
+    with appearing(path) as new:
+        new.write_text(text, "utf-8")
     return path

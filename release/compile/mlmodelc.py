@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import shutil
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from convert import __version__
 from convert.errors import CannotExecute, InputError, nearest
-from convert.source.snapshot import disk_error, link
+from convert.files.appearing import appearing
+from convert.files.disk import disk_error, link
 from release.compile import xcode
 from release.compile.coremldata import analytics, coremldata, serialised_description
 from release.compile.metadata import metadata_json
@@ -97,24 +96,16 @@ def compile_package(package: Path, out: Path, *, engine: str = "auto") -> Path:
     model_file, model, content = read_model(package)
     target = out / f"{package.stem}.mlmodelc"
     _check_replaceable(target, content)
-    temporary = out / f".{target.name}.{os.getpid()}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        if chosen == "xcode":
-            new = xcode.compile_package(package, temporary)
-        else:
-            new = temporary / target.name
-            _write(new, package.stem, model_file, model, content)
-        if target.exists():
-            target.rename(temporary / "old")
-        new.rename(target)
+        with appearing(target, replacing=True) as new:
+            if chosen == "xcode":
+                xcode.compile_package(package, new.parent)
+            else:
+                _write(new, package.stem, model_file, model, content)
     except OSError as error:
         raise disk_error(error, target) from error
     except CannotExecute as error:
         raise CannotExecute(error.problem, where=error.where or package, hint=error.hint) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

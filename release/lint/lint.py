@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.cache import digest_file
 from convert.errors import InputError
+from convert.files.disk import digest_file
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing
 from release.lint import apps

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.files.disk import digest_file
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import decode, read_bytes
 from convert.run import manifest as artifact_manifests

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convert.cache import digest_file
 from convert.errors import InputError
+from convert.files.disk import digest_file
 from convert.files.documents import is_local
 from convert.files.json_files import FileMissing, read_json, read_text
 from convert.networks.deviations import DEVIATIONS

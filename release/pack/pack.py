@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.cache import Cache, digest_file, key_of
+from convert.cache import Cache, key_of
 from convert.code import code_digest
 from convert.errors import InputError, UserError
+from convert.files.disk import digest_file, disk_error
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing, read_object
 from convert.progress import Progress, Silent
 from convert.run import manifest as artifact_manifests
-from convert.source.snapshot import disk_error
 from convert.units import size
 from release.pack.archive import split as split_archive
 from release.pack.archive import write_archive

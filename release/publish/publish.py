@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.cache import digest_file
 from convert.errors import InputError, UserError
+from convert.files.disk import digest_file
 from convert.files.json_files import FileMissing, read_text
 from convert.progress import Progress, Silent
 from convert.source.hub import Repo, explain, quiet

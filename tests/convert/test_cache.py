@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from convert.cache import Cache, digest_file, key_of
+from convert.cache import Cache, key_of
+from convert.files.disk import digest_file
 
 KEY = key_of({"a": 1})
 

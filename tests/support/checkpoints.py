@@ -17,8 +17,9 @@ from torch import nn
 
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
-from convert.package.mlpackage import Description, write_package
+from convert.package.mlpackage import Description
 from convert.values import FORMATS, DeploymentTarget
+from tests.support.packages import write_package
 from verify.reference.reference import quiet
 
 UNET: dict[str, Any] = {

@@ -5,12 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from convert.package.mlpackage import MODEL, WEIGHTS
+from convert.errors import InputError
+from convert.files.appearing import appearing
+from convert.networks.graph import Network
+from convert.package.mlpackage import MODEL, WEIGHTS, Description, assemble, serialise
+from convert.values import Format
+from convert.weights.weight_file import layout, write
 from verify.judge.checks import Results
+
+
+def write_package(
+    path: Path, network: Network, description: Description, *, format: Format
+) -> None:
+    """A package with a weight file of its own, as the native engine makes them in a run."""
+    if path.exists():
+        raise InputError("exists already", where=path)
+    plan = layout(network.blobs.values())
+    with appearing(path) as new, TemporaryDirectory(dir=new.parent) as folder:
+        weights = Path(folder) / "weight.bin"
+        write(weights, plan)
+        assemble(new, serialise(network, plan, description, format=format), weights)
 
 
 def failing(results: Results) -> set[str]:

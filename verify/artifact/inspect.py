@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.cache import digest_file
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.files.disk import digest_file
 from convert.files.json_files import read_object
 from verify.artifact.graph import (
     Weights,

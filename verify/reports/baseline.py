@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from convert.files.appearing import appearing
 from convert.files.json_files import read_json
 from verify.judge.checks import worst
 from verify.judge.gates import TENSOR_METRICS
@@ -138,15 +138,11 @@ def write_baseline(path: Path, baseline: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text(baseline), "utf-8")
-        temporary.replace(path)
+        with appearing(path) as new:
+            new.write_text(text(baseline), "utf-8")
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def text(baseline: dict[str, Any]) -> str:

@@ -17,9 +17,10 @@ from convert.checkpoint.tensors import read_header
 from convert.errors import InputError
 from convert.networks.graph import Input, Module, Network, build
 from convert.networks.layers import conv
-from convert.package.mlpackage import WEIGHTS, Description, write_package
+from convert.package.mlpackage import WEIGHTS, Description
 from convert.values import FORMATS
 from convert.weights.weight_file import layout
+from tests.support.packages import write_package
 
 DESCRIPTION = Description(
     short="what", author="who", license="terms", version="v1",

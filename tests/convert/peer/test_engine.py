@@ -15,7 +15,7 @@ from convert.checkpoint.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
-from convert.package.mlpackage import Description, write_package
+from convert.package.mlpackage import Description
 from convert.peer.engine import _attention, _import_unet, convert_component, convert_job
 from convert.peer.networks import unet
 from convert.plan.engines import INSTALL
@@ -24,6 +24,7 @@ from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
 from convert.weights.compress import Compression
 from tests.support.checkpoints import edit_checkpoint
+from tests.support.packages import write_package
 from verify.artifact.inspect import inspect_package
 from verify.mil import load_program
 from verify.run import verify

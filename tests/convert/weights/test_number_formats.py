@@ -34,11 +34,12 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor, read_header
 from convert.errors import InputError
 from convert.networks.graph import Input, Module, build
-from convert.package.mlpackage import Description, write_package
+from convert.package.mlpackage import Description
 from convert.values import FORMATS, DeploymentTarget
 from convert.weights.compress import BLOCK, INTEGERS, Compression, Method
 from convert.weights.streams import GroupedTensor, PalettizedTensor, QuantizedTensor
 from tests.support.checkpoints import edit_checkpoint, write_component
+from tests.support.packages import write_package
 from verify.artifact.graph import decoder_parts
 from verify.mil import Op, load_program
 from verify.runtime.evaluator import Evaluator

@@ -15,9 +15,10 @@ from convert.checkpoint.checkpoint import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
-from convert.package.mlpackage import MODEL, WEIGHTS, Description, write_package
+from convert.package.mlpackage import MODEL, WEIGHTS, Description
 from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS
+from tests.support.packages import write_package
 from verify.artifact.graph import infer_attention, infer_component
 from verify.artifact.inspect import inspect
 from verify.mil import Constant, TensorType, load_program

@@ -1,0 +1,49 @@
+"""Files on this disk: their digests, links to them, and what the user can do about errors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from convert.errors import InputError
+from convert.files.appearing import appearing
+
+
+def digest_file(path: Path, report: Callable[[int], None] | None = None) -> str:
+    """SHA-256 (hex) of a file, streamed; `report` is told the bytes as they are read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(4 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            if report:
+                report(count)
+    return digest.hexdigest()
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where the disks differ; atomically."""
+    with appearing(target) as new:
+        try:
+            os.link(source, new)
+        except OSError:
+            shutil.copy2(source, new)
+
+
+def disk_error(error: OSError, where: object) -> InputError:
+    """What the user can do about an error of the file system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            "the disk is full",
+            where=where,
+            hint="Free some space and run it again: it goes on where it stopped.",
+        )
+    return InputError(
+        f"cannot read or write: {error.strerror}",
+        where=error.filename or where,
+        hint="Check its permissions, or choose another folder.",
+    )
