@@ -3,6 +3,8 @@
 What a script needs stands here, and is loaded when it is asked for; the rooms have the rest.
 """
 
+from convert.face import face
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -32,12 +34,4 @@ _FACE = {
     "parse_source": ("convert.source.download", "parse_source"),
 }
 __all__ = list(_FACE)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _FACE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    module, attribute = _FACE[name]
-    return getattr(import_module(module), attribute)
+__getattr__ = face(__name__, _FACE)

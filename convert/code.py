@@ -23,6 +23,7 @@ _CHECKPOINT = (
     "convert/__init__.py",
     "convert/checkpoint/*.py",
     "convert/components.py",
+    "convert/face.py",
     "convert/files/*.py",
     "convert/latents.py",
     "convert/source/select.py",

@@ -21,7 +21,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROOMS = """
-convert                the version
+convert.face           what a package exports without loading it
+convert                the version, and what scripts need
 convert.errors         what is wrong, where, and what to do
 convert.values         attention, resolution, bits, targets: the words of recipes
 convert.units          sizes and times as people read them
@@ -47,7 +48,7 @@ convert.plan           recipe × checkpoint → jobs, and what they take
 convert.package        network + weights → .mlpackage
 convert.peer           Apple's converter, for comparison
 convert.run            jobs → artifacts, in worker processes
-verify                 (says what the package is)
+verify                 what scripts need
 verify.mil             an ML Program as data
 verify.artifact        what was shipped, told without judging
 verify.runtime         what runs a program: the evaluator, Core ML
@@ -61,7 +62,7 @@ verify.golden          what the reference did, kept for machines without it
 verify.levels          structure, conversion, compression, generation, sanity
 verify.run             one artifact
 verify.campaign        all artifacts of a run
-release                (says what the package is)
+release                what scripts need
 release.compile        .mlpackage → .mlmodelc
 release.pack           artifact → bundle → archive
 release.card           the model card
