@@ -1,12 +1,14 @@
 """Kill a run with SIGKILL at random moments, run it again, compare with an undisturbed run.
 
     python -m bench.kill CHECKPOINT COUNT [--folder DIR] [--seed N] [--recipe FILE] [--interrupt]
+        [--row N]
 
 Every time starts from an empty folder. With `--recipe` the command is `run`, verification and
 release included; without it `convert`, for checkpoints whose verification takes hours. Exits with
 1 if a file differs from the undisturbed run's by a byte, or anything stray is left outside
 `.cache`. With `--interrupt` it is Ctrl-C, from 0.02 s on, and has to end in exit code 130 and one
-line as well.
+line as well. With `--row` it is killed so often in a row, each time at another moment, before it
+may end.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", help="a recipe's file or name")
     parser.add_argument("--interrupt", action="store_true")
+    parser.add_argument("--row", type=int, default=1, help="kills before a run may end")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
@@ -51,19 +54,23 @@ def main() -> int:
     print(f"undisturbed: {whole:.1f} s, {len(expected)} files")
     wrong = 0
     for number in range(options.count):
-        moment = moments.uniform(0.02 if options.interrupt else 0, whole)
-        process = run(options)
-        time.sleep(moment)
-        ending = end(process, signal.SIGINT if options.interrupt else signal.SIGKILL)
+        endings = []
+        for _ in range(options.row):
+            moment = moments.uniform(0.02 if options.interrupt else 0, whole)
+            process = run(options)
+            time.sleep(moment)
+            ending = end(process, signal.SIGINT if options.interrupt else signal.SIGKILL)
+            endings.append(f"{ending} after {moment:.2f} s")
+            wrong += ending not in ENDINGS
         start = time.monotonic()
         code = run(options).wait()
         same = contents(options.folder / OUT) == expected
-        wrong += code != 0 or not same or ending not in ENDINGS
+        wrong += code != 0 or not same
         verdict = "same bytes" if same else "DIFFERENT"
         again = time.monotonic() - start
-        print(f"{number + 1}: {ending} after {moment:.2f} s, again {again:.1f} s, {verdict}")
+        print(f"{number + 1}: {', '.join(endings)}, again {again:.1f} s, {verdict}", flush=True)
         shutil.rmtree(options.folder / OUT)
-    print(f"{options.count - wrong} of {options.count} as if undisturbed")
+    print(f"{options.count} times {options.row}, {wrong} wrong")
     return 1 if wrong else 0
 
 
