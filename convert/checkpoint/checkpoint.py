@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.config_reader import Config
+from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.checkpoint.tensors import Tensor, read_header
 from convert.components import COMPONENTS, belongs
 from convert.errors import InputError
@@ -41,10 +43,19 @@ class Part:
     tensors: Mapping[str, Tensor]
     variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
 
+    @property
+    def config_file(self) -> Path:
+        """Where the config was read."""
+        return self.path / "config.json"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; nothing but headers and configs has been read."""
+    """An opened checkpoint; nothing but headers and configs has been read.
+
+    The typed configs are parsed once, when they are first asked for: a config that our networks
+    cannot express is no hindrance to whoever does not build them. Each raises InputError for one.
+    """
 
     path: Path
     name: str
@@ -83,11 +94,29 @@ class Checkpoint:
                 )
         return {name: t for name, t in part.tensors.items() if belongs(component, name)}
 
-    @property
-    def text_embed_dim(self) -> int:
-        """The width of text encoder 2's pooled output, which the UNet's `text_embeds` must have."""
-        part = self.part("text_encoder_2")
-        return Config(part.config, part.path / "config.json").integer("projection_dim", 512)
+    @cached_property
+    def unet(self) -> UNetConfig:
+        """The UNet's config; it must fit the width of text encoder 2's pooled output."""
+        part, text = self.part("unet"), self.part("text_encoder_2")
+        width = Config(text.config, text.config_file).integer("projection_dim", 512)
+        return UNetConfig.parse(part.config, part.config_file, width)
+
+    @cached_property
+    def vae(self) -> VAEConfig:
+        """The VAE's config, of decoder and encoder."""
+        part = self.part("vae_decoder")
+        return VAEConfig.parse(part.config, part.config_file)
+
+    @cached_property
+    def text_encoders(self) -> Mapping[str, CLIPConfig]:
+        """The text encoders' configs, by component; a refiner has only the second."""
+        return {
+            name: CLIPConfig.parse(
+                part.config, part.config_file, projected=name == "text_encoder_2"
+            )
+            for name, part in self.parts.items()
+            if name.startswith("text_encoder")
+        }
 
 
 # Tensors that hold no weight, by which some trainers mark what a UNet predicts.
@@ -220,7 +249,7 @@ def _require_sdxl(unet: Part) -> None:
     if kind != "text_time":
         raise InputError(
             f"`addition_embed_type` is {shown(kind)}; SDXL's UNet has 'text_time'",
-            where=unet.path / "config.json",
+            where=unet.config_file,
             hint="This is the UNet of Stable Diffusion 1 or 2, or of another family, not SDXL's.",
         )
 
@@ -316,4 +345,4 @@ def embedding_rows(encoder: Part) -> int:
     table = encoder.tensors.get("embeddings.token_embedding.weight")
     if table is not None and len(table.shape) == 2:
         return table.shape[0]
-    return Config(encoder.config, encoder.path / "config.json").integer("vocab_size", 49408)
+    return Config(encoder.config, encoder.config_file).integer("vocab_size", 49408)

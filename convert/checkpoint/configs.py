@@ -11,6 +11,7 @@ from convert.checkpoint.config_reader import Config, block_type
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import LatentScaling
+from convert.values import Resolution
 
 LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -214,17 +215,17 @@ class VAEConfig:
         c.finish()
         return config
 
-    def latent_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the latents of an image (height, width) in pixels.
+    def latent_size(self, resolution: Resolution) -> tuple[int, int]:
+        """(height, width) of the latents of an image.
 
         Raises:
             InputError: a side is no multiple of the factor.
         """
-        height, width = image_size
+        height, width = resolution.height, resolution.width
         if height % self.factor or width % self.factor:
             near = [max(1, round(side / self.factor)) * self.factor for side in (width, height)]
             raise InputError(
-                f"resolution {width}x{height}: width and height must be multiples of {self.factor}",
+                f"resolution {resolution}: width and height must be multiples of {self.factor}",
                 hint=f"The nearest is {near[0]}x{near[1]}.",
             )
         return height // self.factor, width // self.factor

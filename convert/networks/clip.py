@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,9 @@ MASKED = -1e4
 
 
 def text_encoder(
-    values: Mapping[str, Any],
-    where: Path,
+    c: CLIPConfig,
     tensors: Mapping[str, Tensor],
     *,
-    projected: bool,
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -33,19 +30,17 @@ def text_encoder(
     """A CLIP text encoder: `input_ids` float32 [1, 77] → two float32 outputs.
 
     `hidden_embeds` [1, 77, C] is the output of the last layer but one; `pooled_outputs` [1, C] is
-    the normalised last state at the end-of-text token, projected if `projected`.
+    the normalised last state at the end-of-text token, projected if the config says so.
 
     Args:
-        values, where: the config and its file.
         tensors: the checkpoint's tensors, without the `text_model.` prefix.
         dtype: of weights and activations.
         target: coremltools' opset version.
         compression: of the weights.
 
     Raises:
-        InputError: a config or checkpoint that does not fit.
+        InputError: the tensors do not fit the config.
     """
-    c = CLIPConfig.parse(values, where, projected=projected)
 
     def body(m: Module, input_ids: Var) -> dict[str, Var]:
         ids = cast(m, input_ids, "int32", name="input_ids_int32")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,9 @@ Attention = Callable[[Module, Var, Var, Var, int], Var]
 
 
 def unet(
-    values: Mapping[str, Any],
-    where: Path,
+    config: UNetConfig,
     tensors: Mapping[str, Tensor],
     *,
-    text_embed_dim: int,
     latent_size: tuple[int, int],
     attention: str,
     dtype: np.dtype | type,
@@ -48,9 +45,7 @@ def unet(
     """The UNet as a network: noise or velocity of a batch of two from latents and conditions.
 
     Args:
-        values, where: the config and its file.
         tensors: the checkpoint's UNet tensors.
-        text_embed_dim: width of text encoder 2's pooled output.
         latent_size: (height, width) of the latents.
         attention: a key of `ATTENTION`.
         dtype: of weights and activations, float16 or float32.
@@ -58,9 +53,8 @@ def unet(
         compression: of the weights.
 
     Raises:
-        InputError: a config or checkpoint that does not fit.
+        InputError: the tensors do not fit the config.
     """
-    config = UNetConfig.parse(values, where, text_embed_dim)
     dtype = np.dtype(dtype)
     sample = (BATCH, config.in_channels, *latent_size)
     inputs = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,17 @@ from convert.checkpoint.tensors import Tensor
 from convert.latents import Affine
 from convert.networks.graph import Input, Module, Network, build
 from convert.networks.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
+from convert.values import Resolution
 from convert.weights.compress import NONE, Compression
 
 EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
 
 
 def vae_decoder(
-    values: Mapping[str, Any],
-    where: Path,
+    c: VAEConfig,
     tensors: Mapping[str, Tensor],
     *,
-    image_size: tuple[int, int],
+    resolution: Resolution,
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -34,18 +33,16 @@ def vae_decoder(
     Where the config scales latents otherwise, `z` is first given that scale (`convert.latents`).
 
     Args:
-        values, where: the config and its file.
         tensors: the checkpoint's tensors under `decoder.` and `post_quant_conv.`.
-        image_size: (height, width) in pixels.
+        resolution: of the image.
         dtype: of weights, activations and `z`.
         target: coremltools' opset version.
         compression: of the weights.
 
     Raises:
-        InputError: a config or checkpoint that does not fit.
+        InputError: the tensors do not fit the config, or the resolution does not.
     """
-    c = VAEConfig.parse(values, where)
-    height, width = c.latent_size(image_size)
+    height, width = c.latent_size(resolution)
     dtype = np.dtype(dtype)
 
     def body(m: Module, z: Var) -> dict[str, Var]:
@@ -69,11 +66,10 @@ def vae_decoder(
 
 
 def vae_encoder(
-    values: Mapping[str, Any],
-    where: Path,
+    c: VAEConfig,
     tensors: Mapping[str, Tensor],
     *,
-    image_size: tuple[int, int],
+    resolution: Resolution,
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -83,8 +79,7 @@ def vae_encoder(
     Latents are those that apps multiply by 0.13025, whatever the config's scale is.
     Arguments and errors as `vae_decoder`, with the tensors under `encoder.` and `quant_conv.`.
     """
-    c = VAEConfig.parse(values, where)
-    c.latent_size(image_size)
+    c.latent_size(resolution)
     dtype = np.dtype(dtype)
 
     def body(m: Module, x: Var) -> dict[str, Var]:
@@ -105,7 +100,7 @@ def vae_encoder(
             x = affine(root["latents"], x, c.scaling.encoder(c.latent_channels))
         return {"latent": x}
 
-    inputs = {"x": Input((1, c.in_channels, *image_size), dtype)}
+    inputs = {"x": Input((1, c.in_channels, resolution.height, resolution.width), dtype)}
     return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
-import numpy as np
-
 from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
@@ -43,14 +40,13 @@ def convert_job(
         InputError: the checkpoint does not fit its config, or holds a number that is not finite.
     """
     component = COMPONENTS[job.component]
-    resolution = job.resolution
     network = build_network(
         checkpoint,
         job.component,
-        image_size=(resolution.height, resolution.width) if resolution else (0, 0),
-        attention=job.attention or "original",
-        dtype=np.dtype(job.precision),
-        target=getattr(ct.target, job.deployment),
+        resolution=job.resolution,
+        attention=job.attention,
+        dtype=job.precision,
+        deployment=job.deployment,
         compression=job.compression,
     )
     plan = layout(network.blobs.values())

@@ -30,7 +30,7 @@ from convert.peer.networks import text_encoder, unet, vae
 from convert.plan.engines import PACKAGE, not_in_bits, not_installed
 from convert.plan.plan import Job
 from convert.progress import Advance
-from convert.values import DeploymentTarget
+from convert.values import DeploymentTarget, Resolution
 
 VERSION_KEY = "com.github.apple.ml-stable-diffusion.version"
 
@@ -52,12 +52,11 @@ def convert_job(
     if job.compression.methods:
         raise not_in_bits(job.bits)
     component = COMPONENTS[job.component]
-    size = job.resolution
     convert_component(
         checkpoint,
         job.component,
-        image_size=(size.height, size.width) if size else (0, 0),
-        attention=job.attention or "original",
+        resolution=job.resolution,
+        attention=job.attention,
         out=package,
         deployment=job.deployment,
         dtype=np.dtype(job.precision),
@@ -71,8 +70,8 @@ def convert_component(
     checkpoint: Checkpoint,
     component: str,
     *,
-    image_size: tuple[int, int],
-    attention: str,
+    resolution: Resolution | None,
+    attention: str | None,
     out: Path,
     deployment: DeploymentTarget,
     dtype: np.dtype | type,
@@ -85,7 +84,7 @@ def convert_component(
     it runs, so one UNet at a time in a process.
 
     Args:
-        image_size: (height, width) in pixels; text encoders do not depend on it.
+        resolution: of the image; text encoders do not depend on it.
         attention: of the UNet; other components do not depend on it.
         out: the `.mlpackage`; appears complete or not at all, and must not exist.
         dtype: of weights, activations and the UNet's and VAE's inputs.
@@ -107,17 +106,19 @@ def convert_component(
     try:
         with appearing(out) as new, _quiet(), torch.no_grad():
             if component == "unet":
+                assert resolution is not None
+                assert attention is not None
                 apple = _import_unet()
                 user[VERSION_KEY] = _version()
-                network, inputs = unet(apple, checkpoint, image_size, attention, dtype)
+                network, inputs = unet(apple, checkpoint, resolution, attention, dtype)
                 with _attention(apple, attention):
                     program = _trace(network, inputs)
             else:
-                part = checkpoint.part(component)
-                if component.startswith("vae"):
-                    network, inputs = vae(part, component, image_size, dtype)
+                if component in checkpoint.text_encoders:
+                    network, inputs = text_encoder(checkpoint, component)
                 else:
-                    network, inputs = text_encoder(part, component)
+                    assert resolution is not None
+                    network, inputs = vae(checkpoint, component, resolution, dtype)
                 program = _trace(network, inputs)
             del network  # coremltools copies the weights once more
             ct.convert(

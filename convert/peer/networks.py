@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
-from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.checkpoint.configs import UNetConfig
 from convert.components import BATCH, MAX_TOKENS
 from convert.errors import InputError
 from convert.networks.attention import QUERY_CHUNK
 from convert.networks.clip import MASKED
+from convert.values import Resolution
 
 Traceable = tuple[nn.Module, dict[str, np.ndarray]]
 
@@ -29,7 +30,7 @@ Traceable = tuple[nn.Module, dict[str, np.ndarray]]
 def unet(
     apple: Any,
     checkpoint: Checkpoint,
-    image_size: tuple[int, int],
+    resolution: Resolution,
     attention: str,
     dtype: np.dtype,
 ) -> Traceable:
@@ -39,16 +40,14 @@ def unet(
 
     Args:
         apple: `python_coreml_stable_diffusion.unet`.
-        image_size: (height, width) in pixels.
+        resolution: of the image.
 
     Raises:
         InputError: a setting that Apple's network ignores, or a size at which it fails.
     """
-    part, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
-    where = part.path / "config.json"
-    c = UNetConfig.parse(part.config, where, checkpoint.text_embed_dim)
-    latent = VAEConfig.parse(vae.config, vae.path / "config.json").latent_size(image_size)
-    _require_supported(c, where)
+    part, c = checkpoint.part("unet"), checkpoint.unet
+    latent = checkpoint.vae.latent_size(resolution)
+    _require_supported(c, part.config_file)
     _require_size(c, latent, attention)
     settings = {
         "in_channels": c.in_channels,
@@ -142,12 +141,14 @@ def _require_size(c: UNetConfig, latent: tuple[int, int], attention: str) -> Non
             )
 
 
-def vae(part: Part, component: str, image_size: tuple[int, int], dtype: np.dtype) -> Traceable:
+def vae(
+    checkpoint: Checkpoint, component: str, resolution: Resolution, dtype: np.dtype
+) -> Traceable:
     """The decoder or encoder of diffusers' AutoencoderKL: `z` → image, or `x` → latent."""
     from diffusers import AutoencoderKL
 
-    c = VAEConfig.parse(part.config, part.path / "config.json")
-    height, width = c.latent_size(image_size)
+    part, c = checkpoint.part(component), checkpoint.vae
+    height, width = c.latent_size(resolution)
     whole = _load(lambda: AutoencoderKL.from_config(dict(part.config)), part)
     # One half is enough to trace; a quantizing convolution may be absent.
     if component == "vae_decoder":
@@ -155,16 +156,16 @@ def vae(part: Part, component: str, image_size: tuple[int, int], dtype: np.dtype
         inputs = {"z": np.ones((1, c.latent_channels, height, width), dtype)}
     else:
         halves = [whole.encoder, whole.quant_conv]
-        inputs = {"x": np.ones((1, c.in_channels, *image_size), dtype)}
+        inputs = {"x": np.ones((1, c.in_channels, resolution.height, resolution.width), dtype)}
     return nn.Sequential(*(h for h in halves if h is not None)).eval(), inputs
 
 
-def text_encoder(part: Part, component: str) -> Traceable:
+def text_encoder(checkpoint: Checkpoint, component: str) -> Traceable:
     """A CLIP text encoder: `input_ids` [1, 77] → hidden and pooled states."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    projected = component == "text_encoder_2"
-    CLIPConfig.parse(part.config, part.path / "config.json", projected=projected)
+    part = checkpoint.part(component)
+    projected = checkpoint.text_encoders[component].projection is not None
     settings = CLIPTextConfig.from_dict(dict(part.config))
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
     network = _TextEncoder(_load(lambda: cls(settings), part), projected)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.checkpoint.configs import UNetConfig
 from convert.errors import InputError
 from convert.memory import cgroup_limit, physical_memory
 from convert.plan.plan import Job, Plan
@@ -134,21 +134,16 @@ def compress_seconds(plan: Plan, job: Job) -> float:
 
 def count_ops(plan: Plan, job: Job) -> int:
     """About how many ops the graph of a job has, constants included."""
-    part = plan.checkpoint.part(job.component)
-    where = part.path / "config.json"
-    tensors = len(plan.checkpoint.component_tensors(job.component))
-    if job.component.startswith("text_encoder"):
-        projected = job.component == "text_encoder_2"
-        return tensors + 60 + 21 * CLIPConfig.parse(part.config, where, projected=projected).layers
+    checkpoint = plan.checkpoint
+    tensors = len(checkpoint.component_tensors(job.component))
+    if job.component in checkpoint.text_encoders:
+        return tensors + 60 + 21 * checkpoint.text_encoders[job.component].layers
     if job.component.startswith("vae"):
         return 3 * tensors + 60
-    config = UNetConfig.parse(part.config, where, plan.checkpoint.text_embed_dim)
-    vae = plan.checkpoint.part("vae_decoder")
     assert job.resolution is not None
-    height, width = VAEConfig.parse(vae.config, vae.path / "config.json").latent_size(
-        (job.resolution.height, job.resolution.width)
-    )
-    return tensors + 150 + _resnet_ops(config) + _attention_ops(config, job, height * width)
+    height, width = checkpoint.vae.latent_size(job.resolution)
+    unet = checkpoint.unet
+    return tensors + 150 + _resnet_ops(unet) + _attention_ops(unet, job, height * width)
 
 
 def _resnet_ops(config: UNetConfig) -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from convert.checkpoint.checkpoint import Checkpoint, embedding_rows
-from convert.checkpoint.configs import LEGACY_EOS, VAEConfig
+from convert.checkpoint.configs import LEGACY_EOS
 from convert.components import MAX_TOKENS
 from convert.latents import DEFAULT
 from convert.tokenizer.app import chained
@@ -71,9 +71,7 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
 
 
 def _latents(checkpoint: Checkpoint) -> Iterator[Notice]:
-    part = checkpoint.part("vae_decoder")
-    config = part.config
-    vae = VAEConfig.parse(config, part.path / "config.json")
+    config, vae = checkpoint.part("vae_decoder").config, checkpoint.vae
     if not vae.scaling.is_standard:
         text = f"the VAE scales latents by {vae.scaling}"
         if "scaling_factor" not in config:

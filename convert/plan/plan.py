@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import InputError, nearest
@@ -271,31 +270,25 @@ def _check(
     checkpoint: Checkpoint, artifacts: list[Artifact], components: list[str], engine: Engine
 ) -> None:
     """Refuse now what would fail after minutes."""
-    unet, vae = checkpoint.part("unet"), checkpoint.part("vae_decoder")
-    where = vae.path / "config.json"
-    denoiser = UNetConfig.parse(unet.config, unet.path / "config.json", checkpoint.text_embed_dim)
-    config = VAEConfig.parse(vae.config, where)
-    if denoiser.out_channels != config.latent_channels:
+    unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.part("vae_decoder").config_file
+    if unet.out_channels != vae.latent_channels:
         raise InputError(
-            f"`latent_channels` is {config.latent_channels}; the UNet gives latents of "
-            f"{denoiser.out_channels} channels",
+            f"`latent_channels` is {vae.latent_channels}; the UNet gives latents of "
+            f"{unet.out_channels} channels",
             where=where,
             hint="UNet and VAE belong to different models.",
         )
     if (
         engine == "apple"
-        and not config.scaling.is_standard
+        and not vae.scaling.is_standard
         and {"vae_decoder", "vae_encoder"} & {*components}
     ):
         raise InputError(
-            f"scales latents by {config.scaling}, which Apple's engine cannot fold into the VAE",
+            f"scales latents by {vae.scaling}, which Apple's engine cannot fold into the VAE",
             where=where,
             hint="Use `--engine native`.",
         )
     pipeline_config(checkpoint)
-    for part in checkpoint.parts.values():
-        if part.name.startswith("text_encoder"):
-            projected = part.name == "text_encoder_2"
-            CLIPConfig.parse(part.config, part.path / "config.json", projected=projected)
+    _ = checkpoint.text_encoders
     for artifact in artifacts:
-        config.latent_size((artifact.resolution.height, artifact.resolution.width))
+        vae.latent_size(artifact.resolution)

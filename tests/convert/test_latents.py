@@ -107,7 +107,6 @@ def test_generation_proves_it_and_fails_where_nothing_is_folded(
 
 
 def test_half_precision_scales_in_float32(base: Checkpoint, tmp_path: Path) -> None:
-    import coremltools as ct
 
     from convert.networks.build import build_network
 
@@ -115,10 +114,10 @@ def test_half_precision_scales_in_float32(base: Checkpoint, tmp_path: Path) -> N
     network = build_network(
         checkpoint,
         "vae_decoder",
-        image_size=(96, 64),
+        resolution=Resolution(64, 96),
         attention="original",
         dtype=np.float16,
-        target=ct.target.iOS17,
+        deployment="macOS14",
     )
     first = [op for op in network.program.functions["main"].operations if op.op_type != "const"][:4]
     assert [op.op_type for op in first] == ["cast", "mul", "add", "cast"]

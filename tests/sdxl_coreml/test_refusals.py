@@ -160,6 +160,8 @@ def test_a_size_that_the_vae_cannot_make_is_refused_before_a_text_encoder_runs(
 ) -> None:
     vae = base.part("vae_decoder")
     deeper = {**vae.config, "block_out_channels": [16, 16, 32, 32, 32]}  # 16 pixels per latent
+    for blocks in ("down_block_types", "up_block_types"):
+        deeper[blocks] = vae.config[blocks][:1] * 5
     source = replace(base, parts={**base.parts, vae.name: replace(vae, config=deeper)})
     monkeypatch.setattr(recordings, "token_ids", never)
     with pytest.raises(InputError, match="64x72 is no multiple of 16"):

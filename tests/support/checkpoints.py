@@ -18,7 +18,7 @@ from torch import nn
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.package.mlpackage import Description
-from convert.values import FORMATS, DeploymentTarget
+from convert.values import FORMATS, DeploymentTarget, Resolution
 from tests.support.packages import write_package
 from verify.reference.reference import quiet
 
@@ -266,7 +266,6 @@ def write_component(
         size: (width, height) of the image in pixels.
         bits: of the weights that can be compressed.
     """
-    import coremltools as ct
 
     from convert.networks.build import build_network
     from convert.weights.compress import Compression
@@ -275,10 +274,10 @@ def write_component(
     network = build_network(
         checkpoint,
         component,
-        image_size=(size[1], size[0]),
+        resolution=Resolution(*size),
         attention=attention,
         dtype=np.float32 if component.startswith("vae") else np.float16,
-        target=getattr(ct.target, deployment),
+        deployment=deployment,
         compression=Compression.uniform(checkpoint.component_tensors(component), bits),
     )
     about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)

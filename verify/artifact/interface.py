@@ -15,11 +15,6 @@ T = TypeVar("T")
 QUERY_CHUNK = 512  # of split_einsum_v2
 
 
-def vae_factor(source: Checkpoint) -> int:
-    """Pixels per latent, along each side."""
-    return 2 ** (len(source.part("vae_decoder").config["block_out_channels"]) - 1)
-
-
 def expected_shapes(
     source: Checkpoint, component: str, resolution: Resolution | None
 ) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -27,37 +22,29 @@ def expected_shapes(
 
     Text encoders need no resolution. Where it is None, sizes that depend on it are -1.
     """
-    config = source.part(component).config
-    if component.startswith("text_encoder"):
-        width = int(config.get("hidden_size", 512))
-        pooled = int(config.get("projection_dim", 512)) if component == "text_encoder_2" else width
+    if component in source.text_encoders:
+        clip = source.text_encoders[component]
+        pooled = clip.projection or clip.width
         tokens: dict[str, Shape] = {"input_ids": (1, MAX_TOKENS)}
-        return tokens, {"hidden_embeds": (1, MAX_TOKENS, width), "pooled_outputs": (1, pooled)}
+        return tokens, {"hidden_embeds": (1, MAX_TOKENS, clip.width), "pooled_outputs": (1, pooled)}
+    unet, vae = source.unet, source.vae
     image, latent = (-1, -1), (-1, -1)
     if resolution is not None:
-        factor = vae_factor(source)
         image = (resolution.height, resolution.width)
-        latent = (resolution.height // factor, resolution.width // factor)
+        latent = (resolution.height // vae.factor, resolution.width // vae.factor)
     if component == "unet":
-        cross = config["cross_attention_dim"]
-        cross = int(cross[0] if isinstance(cross, list | tuple) else cross)
-        embeds = source.text_embed_dim
-        features = int(config["projection_class_embeddings_input_dim"]) - embeds
         inputs = {
-            "sample": (BATCH, int(config.get("in_channels", 4)), *latent),
+            "sample": (BATCH, unet.in_channels, *latent),
             "timestep": (BATCH,),
-            "encoder_hidden_states": (BATCH, cross, 1, MAX_TOKENS),
-            "time_ids": (BATCH, features // int(config["addition_time_embed_dim"])),
-            "text_embeds": (BATCH, embeds),
+            "encoder_hidden_states": (BATCH, unet.cross_attention_dim, 1, MAX_TOKENS),
+            "time_ids": (BATCH, unet.time_ids),
+            "text_embeds": (BATCH, unet.text_embed_dim),
         }
-        return inputs, {"noise_pred": (BATCH, int(config.get("out_channels", 4)), *latent)}
-    channels = int(config.get("latent_channels", 4))
+        return inputs, {"noise_pred": (BATCH, unet.out_channels, *latent)}
     if component == "vae_decoder":
-        decoded = (1, int(config.get("out_channels", 3)), *image)
-        return {"z": (1, channels, *latent)}, {"image": decoded}
-    return {"x": (1, int(config.get("in_channels", 3)), *image)}, {
-        "latent": (1, 2 * channels, *latent)
-    }
+        decoded = (1, vae.out_channels, *image)
+        return {"z": (1, vae.latent_channels, *latent)}, {"image": decoded}
+    return {"x": (1, vae.in_channels, *image)}, {"latent": (1, 2 * vae.latent_channels, *latent)}
 
 
 def with_aliases(
@@ -94,8 +81,8 @@ def infer_resolution(program: Program, component: str, source: Checkpoint) -> Re
     """The image size that a package is made for; None for a text encoder."""
     shapes = {f.name: f.shape for f in program.inputs}
     name, factor = {
-        "unet": ("sample", vae_factor(source)),
-        "vae_decoder": ("z", vae_factor(source)),
+        "unet": ("sample", source.vae.factor),
+        "vae_decoder": ("z", source.vae.factor),
         "vae_encoder": ("x", 1),
     }.get(component, ("", 1))
     alias = INPUT_ALIASES.get(component, {}).get(name, name)

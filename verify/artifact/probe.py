@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import coremltools as ct
 import numpy as np
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -50,15 +49,15 @@ def probe_package(
     shipped = Path(program.path)
     weights = shipped / WEIGHTS
     require_probeable({component: program})
-    attention = infer_attention(program) if component == "unet" else "original"
+    attention = infer_attention(program) if component == "unet" else None
     target = _target(program)
     network = build_network(
         source,
         component,
-        image_size=(size.height, size.width),
+        resolution=size,
         attention=attention,
         dtype=np.float16 if precision(program) == "fp16" else np.float32,
-        target=getattr(ct.target, target),
+        deployment=target,
         compression=infer_compression(program, source, component),
     )
     plan = layout(network.blobs.values())

@@ -24,24 +24,22 @@ def clean_graph(
     program: Program, checkpoint: Checkpoint, component: str, resolution: Resolution | None
 ) -> Program | None:
     """The graph that our converter makes, without its weights; None if it makes no such graph."""
-    import coremltools as ct
-
     from convert.networks.build import build_network
     from convert.package.mlpackage import Description, serialise
     from convert.weights.weight_file import layout
 
     target = next((t for t, f in FORMATS.items() if f.opset == program.opset), None)
-    attention = infer_attention(program) if component == "unet" else "original"
-    if target is None or attention not in ATTENTIONS:
+    attention = infer_attention(program) if component == "unet" else None
+    if target is None or attention not in (None, *ATTENTIONS):
         return None
     try:
         network = build_network(
             checkpoint,
             component,
-            image_size=(resolution.height, resolution.width) if resolution else (0, 0),
+            resolution=resolution,
             attention=attention,
             dtype=DTYPES[precision(program)],
-            target=getattr(ct.target, target),
+            deployment=target,
         )
     except InputError:
         return None

@@ -161,13 +161,13 @@ class _Run:
 
     def unet(self, cases: Mapping[str, tuple[Case, ...]]) -> tuple[tuple[Case, ...], Tensor]:
         """The denoising run, and the latents it ends with."""
-        config = self.checkpoint.part("unet").config
+        config = self.checkpoint.unet
         conditions = self.conditions(cases)
         scheduler = euler(self.checkpoint.scheduler, self.timesteps)
         generator = np.random.Generator(np.random.PCG64(self.seed))
         height, width = self.latent_size()
-        channels = int(config.get("out_channels", 4))
-        extra = _extra_channels(int(config.get("in_channels", 4)) - channels, height, width)
+        channels = config.out_channels
+        extra = _extra_channels(config.in_channels - channels, height, width)
         noise = torch.from_numpy(generator.standard_normal((1, channels, height, width)))
         latents = noise.float() * scheduler.init_noise_sigma
         found = []
@@ -191,31 +191,22 @@ class _Run:
             hidden.append(torch.cat(parts, dim=-1))
             pooled.append(named["text_encoder_2"][text]["pooled_outputs"])
         states = torch.cat(hidden).transpose(1, 2)[:, :, None]  # [2, C, 1, 77]
-        config, where = self.checkpoint.part("unet").config, self.checkpoint.part("unet").path
-        cross = config["cross_attention_dim"]
-        cross = cross[0] if isinstance(cross, list | tuple) else cross
+        config = self.checkpoint.unet
+        cross = config.cross_attention_dim
         if states.shape[1] != cross:
             raise InputError(
                 f"`cross_attention_dim` is {cross}, the text encoders give {states.shape[1]}",
-                where=where / "config.json",
+                where=self.checkpoint.part("unet").config_file,
             )
-        embeds = torch.cat(pooled)
-        rest = config["projection_class_embeddings_input_dim"] - embeds.shape[1]
-        count = rest // config["addition_time_embed_dim"]
         height, width = self.resolution.height, self.resolution.width
         size: list[float] = [height, width, 0, 0]
-        if count == 6:
-            ids = [[*size, height, width]] * 2
-        elif count == 5:
+        ids = [[*size, height, width]] * 2
+        if config.time_ids == 5:
             ids = [[*size, score] for score in AESTHETIC_SCORES]
-        else:
-            raise InputError(
-                f"a UNet with {count} time ids; SDXL has 6, its refiner 5", where=where
-            )
         return {
             "encoder_hidden_states": states,
             "time_ids": torch.tensor(ids, dtype=torch.float32),
-            "text_embeds": embeds,
+            "text_embeds": torch.cat(pooled),
         }
 
     def vae_decoder(self, latents: Tensor) -> tuple[tuple[Case, ...], Tensor]:
@@ -238,7 +229,7 @@ class _Run:
         return tuple(found)
 
     def latent_size(self) -> tuple[int, int]:
-        factor = 2 ** (len(self.checkpoint.part("vae_decoder").config["block_out_channels"]) - 1)
+        factor = self.checkpoint.vae.factor
         height, width = self.resolution.height, self.resolution.width
         if height % factor or width % factor:
             raise InputError(f"resolution {self.resolution} is no multiple of {factor}")

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from convert.components import COMPONENTS
 from convert.networks.build import build_network
 from convert.networks.deviations import DEVIATIONS, expected_ops
 from convert.toy.random_checkpoint import Configs, write_checkpoint
+from convert.values import Resolution
 
 APPLE: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "data" / "apple_graphs.json").read_text("utf-8")
@@ -69,14 +69,14 @@ def test_op_histograms_and_interfaces_are_apples(
     # Apple's split_einsum_v2 needs 512 to divide the latent's area, so that graph is a larger one.
     sample = apple["inputs"][0]["shape"]
     scale = 1 if component == "vae_encoder" else 8
-    size = (sample[2] * scale, sample[3] * scale) if len(sample) == 4 else (0, 0)
+    size = Resolution(sample[3] * scale, sample[2] * scale) if len(sample) == 4 else None
     network = build_network(
         checkpoint,
         component,
-        image_size=size,
+        resolution=size,
         attention=attention or "original",
         dtype=np.float32 if component.startswith("vae") else np.float16,
-        target=ct.target.iOS17,
+        deployment="macOS14",
     )
     function = network.program.functions["main"]
     ops = Counter(op.op_type for op in function.operations)

@@ -65,11 +65,11 @@ def describe(component):
 def both(checkpoint, component, folder, *, attention="original", dtype=np.float16):
     """The component's packages: Apple's and ours."""
     apple, native = folder / "apple.mlpackage", folder / "native.mlpackage"
-    size = (16, 16)
+    size = Resolution(16, 16)
     convert_component(
         checkpoint,
         component,
-        image_size=size,
+        resolution=size,
         attention=attention,
         out=apple,
         deployment="macOS14",
@@ -79,10 +79,10 @@ def both(checkpoint, component, folder, *, attention="original", dtype=np.float1
     network = build_network(
         checkpoint,
         component,
-        image_size=size,
+        resolution=size,
         attention=attention,
         dtype=dtype,
-        target=ct.target.macOS14,
+        deployment="macOS14",
     )
     write_package(native, network, describe(component), format=FORMATS["macOS14"])
     return apple, native
@@ -236,14 +236,20 @@ def test_what_apples_network_would_ignore_is_refused(checkpoint, key, value):
     other = replace(part, config={**part.config, key: value})
     changed = replace(checkpoint, parts={**checkpoint.parts, "unet": other})
     with pytest.raises(InputError, match=f"`{key}`.*which Apple's network ignores"):
-        unet(None, changed, (16, 16), "original", np.dtype(np.float16))
+        unet(None, changed, Resolution(16, 16), "original", np.dtype(np.float16))
 
 
 def test_sizes_at_which_apples_network_fails_are_refused(checkpoint):
+    part = checkpoint.part("vae_decoder")
+    config = {**part.config, "block_out_channels": [32] * 4}
+    config |= {name: config[name] * 2 for name in ("down_block_types", "up_block_types")}
+    eighth = replace(
+        checkpoint, parts={**checkpoint.parts, "vae": replace(part, config=config)}
+    )  # latents of 9x8
     with pytest.raises(InputError, match="multiples of 2"):
-        unet(None, checkpoint, (18, 16), "original", np.dtype(np.float16))
+        unet(None, eighth, Resolution(64, 72), "original", np.dtype(np.float16))
     with pytest.raises(InputError, match="no multiple of 512"):
-        unet(None, checkpoint, (96, 104), "split_einsum_v2", np.dtype(np.float16))
+        unet(None, checkpoint, Resolution(104, 96), "split_einsum_v2", np.dtype(np.float16))
 
 
 def test_the_attention_in_effect_is_restored_even_after_an_error():

@@ -17,7 +17,7 @@ from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
 from convert.package.mlpackage import MODEL, WEIGHTS, Description
 from convert.toy.random_checkpoint import SMALL, write_checkpoint
-from convert.values import FORMATS
+from convert.values import FORMATS, Resolution
 from tests.support.packages import write_package
 from verify.artifact.graph import infer_attention, infer_component
 from verify.artifact.inspect import inspect
@@ -50,17 +50,17 @@ def make(tmp_path_factory):
     checkpoint = open_checkpoint(root / "tiny")
     made = {}
 
-    def package(component, attention="original", size=(192, 128)):
+    def package(component, attention="original", size=(128, 192)):
         key = component, attention, size
         if key not in made:
             spec = COMPONENTS[component]
             network = build_network(
                 checkpoint,
                 component,
-                image_size=size,
+                resolution=Resolution(*size),
                 attention=attention,
                 dtype=np.float32 if component.startswith("vae") else np.float16,
-                target=ct.target.iOS17,
+                deployment="macOS14",
             )
             path = root / f"{len(made)}" / f"{spec.file}.mlpackage"
             path.parent.mkdir()

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from convert.recipe.recipe import Recipe, parse_recipe
 from convert.run.manifest import Asked, AskedOfTensor
 from convert.run.run import run
 from convert.source.download import Snapshot
-from convert.values import FORMATS, Bits
+from convert.values import FORMATS, Bits, Resolution
 from convert.weights.compress import Compression, Method, choose_method, is_compressible
 from convert.weights.weight_file import layout
 from tests.support.checkpoints import make_checkpoint
@@ -75,10 +74,10 @@ def program_of(folder: Path, checkpoint: Checkpoint, job: Job) -> Program:
     network = build_network(
         checkpoint,
         job.component,
-        image_size=(64, 64),
+        resolution=Resolution(64, 64),
         attention="original",
         dtype=np.dtype(job.precision),
-        target=getattr(ct.target, job.deployment),
+        deployment=job.deployment,
         compression=job.compression,
     )
     about = Description("a test", "nobody", "none", "1", component.inputs, component.outputs)
