@@ -72,6 +72,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         *_REFERENCE,
         "convert/plan/notices.py",
         "convert/run/manifest.py",
+        "convert/schedulers.py",
         "verify/artifact/artifact.py",
         "verify/artifact/graph.py",
         "verify/artifact/interface.py",
@@ -127,6 +128,9 @@ OUTSIDE: tuple[str, ...] = (
     "convert/units.py",
     "verify/page/*.py",
     "verify/reports/summary.py",
+    # what a script finds at the top
+    "release/__init__.py",
+    "verify/__init__.py",
     # words that everyone uses, and how work is done but not what comes of it
     "convert/face.py",
     "release/__init__.py",

@@ -11,24 +11,7 @@ from convert.errors import InputError, nearest
 
 Attention = Literal["original", "split_einsum", "split_einsum_v2"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
-
-# Names for diffusers' schedulers, as image-generation apps spell them.
-Scheduler = Literal[
-    "ddim",
-    "ddpm",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_karras",
-    "euler",
-    "euler_a",
-    "heun",
-    "lcm",
-    "lms",
-    "pndm",
-    "unipc",
-]
-SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
+QUERY_CHUNK = 512  # queries that split_einsum_v2 takes at a time
 
 # What is verified; verify/judge/checks.py says what each level means.
 Level = Literal["structure", "conversion", "compression", "generation", "sanity"]

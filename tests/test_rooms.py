@@ -25,6 +25,7 @@ convert.face           what a package exports without loading it
 convert                the version, and what scripts need
 convert.errors         what is wrong, where, and what to do
 convert.values         attention, resolution, bits, targets: the words of recipes
+convert.schedulers     their names, and diffusers' classes behind them
 convert.units          sizes and times as people read them
 convert.progress       what long work reports to
 convert.memory         of the machine

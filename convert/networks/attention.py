@@ -12,8 +12,8 @@ from collections.abc import Callable
 from coremltools.converters.mil.mil import Var
 
 from convert.networks.graph import Module
+from convert.values import QUERY_CHUNK
 
-QUERY_CHUNK = 512
 EQUATION = "nchw,nwhu->nchu"
 
 

@@ -20,9 +20,8 @@ from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.checkpoint.configs import UNetConfig
 from convert.components import BATCH, MAX_TOKENS
 from convert.errors import InputError
-from convert.networks.attention import QUERY_CHUNK
 from convert.networks.clip import MASKED
-from convert.values import Resolution
+from convert.values import QUERY_CHUNK, Resolution
 
 Traceable = tuple[nn.Module, dict[str, np.ndarray]]
 

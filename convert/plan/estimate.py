@@ -17,6 +17,7 @@ from convert.errors import InputError
 from convert.memory import cgroup_limit, physical_memory
 from convert.plan.plan import Job, Plan
 from convert.units import size
+from convert.values import QUERY_CHUNK
 
 BYTES_PER_OP = 330  # of model.mlmodel, constants included
 SECONDS_PER_OP = 160e-6  # to build and serialise
@@ -32,7 +33,6 @@ PALETTIZED_PER_SECOND = 180e6  # weights that are counted, looked up and packed
 QUANTIZED_PER_SECOND = 75e6  # weights to integers: once for these, once for their scales
 # Below this, worker processes cost more than they save: each imports coremltools.
 WORTH_WORKERS = 20.0  # seconds of building graphs and fitting palettes
-QUERY_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def estimate(plan: Plan, jobs: Sequence[Job], leaders: Sequence[Job] | None = No
     """
     ops = [count_ops(plan, job) for job in jobs]
     if leaders is None:
-        leaders = list({plan.weight_key(job): job for job in jobs}.values())
+        leaders = list({job.weights: job for job in jobs}.values())
     weights = sum(map(plan.weight_bytes, leaders))
     compressing = [compress_seconds(plan, job) for job in leaders]
     return Estimate(

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
@@ -34,7 +34,14 @@ from convert.weights.mixed_bits import (
     require_reachable,
 )
 
-WeightKey = tuple[str, str, str, Compression]
+
+class WeightIdentity(NamedTuple):
+    """What tells the weight files of one checkpoint apart: not resolution, nor attention."""
+
+    component: str
+    compression: Compression
+    precision: str
+    deployment: DeploymentTarget | None  # compressed ones are as the target's decoders want them
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,12 @@ class Job:
     precision: Literal["float16", "float32"]
     deployment: DeploymentTarget
     engine: Engine
+
+    @property
+    def weights(self) -> WeightIdentity:
+        """Its weight file; packages that differ in graph alone share one."""
+        target = self.deployment if self.compression.methods else None
+        return WeightIdentity(self.component, self.compression, self.precision, target)
 
     def __str__(self) -> str:
         """For people: `unet split_einsum 1024x1024`."""
@@ -115,14 +128,10 @@ class Plan:
         tensors = self.checkpoint.component_tensors(job.component)
         return job.compression.stored_bytes(tensors, width)
 
-    def weight_files(self) -> dict[WeightKey, int]:
-        """Bytes by weight file; packages that differ in graph alone share one."""
-        return {self.weight_key(job): self.weight_bytes(job) for job in self.jobs}
-
-    @staticmethod
-    def weight_key(job: Job) -> WeightKey:
-        """What tells weight files apart: component, bits, precision, and each tensor's method."""
-        return (job.component, job.bits, job.precision, job.compression)
+    def weight_files(self) -> dict[Job, int]:
+        """Bytes of each weight file, by the first job that has it."""
+        first = {job.weights: job for job in reversed(self.jobs)}
+        return {job: self.weight_bytes(job) for job in self.jobs if first[job.weights] is job}
 
 
 def make_plan(

@@ -31,8 +31,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         ],
         "packages": [str(job) for job in plan.jobs],
         "weight_files": [
-            {"component": c, "bits": b, "precision": p, "bytes": n}
-            for (c, b, p, _), n in files.items()
+            {"component": j.component, "bits": j.bits, "precision": j.precision, "bytes": n}
+            for j, n in files.items()
         ],
         "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),

@@ -18,6 +18,7 @@ from convert.recipe.fields import (
     Text,
     WidthText,
 )
+from convert.schedulers import Scheduler
 from convert.values import (
     COMPONENT_LEVELS,
     Attention,
@@ -26,7 +27,6 @@ from convert.values import (
     DeploymentTarget,
     Level,
     Resolution,
-    Scheduler,
     VaePrecision,
     suggestion,
 )

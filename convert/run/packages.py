@@ -88,10 +88,9 @@ def key(context: Context, job: Job) -> str:
 
 
 def weight_key(context: Context, job: Job) -> str:
-    """The name of its weight file: neither resolution nor attention determine a byte of that."""
-    # Compressed weights are stored as the target's decoders want them.
-    methods = job.compression.to_json()
-    settings = [job.component, methods, job.precision, bool(methods) and job.deployment]
+    """The name of its weight file in the cache."""
+    component, compression, precision, deployment = job.weights
+    settings = [component, compression.to_json(), precision, deployment]
     return key_of([settings, _sources(context, job), _code(job)])
 
 

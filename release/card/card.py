@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert import schedulers
 from convert.files.appearing import appearing
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
 from convert.weights.methods import UNCOMPRESSED
-from release.card.facts import SCHEDULERS, facts
+from release.card.facts import facts
 from release.card.licenses import front_matter
 from release.card.markdown import block, bullets, code, escape, image, link, prose, table
 from release.card.source_card import MARK, SourceCard
@@ -194,7 +195,7 @@ def _samples(samples: Sequence[Sample]) -> list[str]:
     parts = ["## Samples", "Made with these files while they were verified."]
     for sample in samples:
         made = sample.generation
-        scheduler = SCHEDULERS.get(str(made["scheduler"]), str(made["scheduler"]))
+        scheduler = schedulers.title(str(made["scheduler"]))
         line = (
             f"{code(sample.artifact)}, {made['kind']}, {escape(scheduler)}, {made['steps']} steps, "
             f"guidance {made['guidance']:g}"
@@ -209,7 +210,7 @@ def _settings(recipe: Recipe, manifest: Mapping[str, Any]) -> list[str]:
     """Scheduler, steps and guidance, prompts, tags and sizes; from the recipe."""
     verify, release = recipe.verify, recipe.release
     rows = [
-        ["Scheduler", escape(SCHEDULERS[verify.scheduler])],
+        ["Scheduler", escape(schedulers.title(verify.scheduler))],
         ["Steps", str(verify.steps)],
         ["Guidance scale (CFG)", f"{verify.guidance:g}"],
     ]

@@ -7,26 +7,12 @@ from functools import partial
 from typing import Any
 
 from convert.recipe.recipe import Recipe
+from convert.schedulers import title
 from release.card.markdown import code, link, prose
 
 # Apple's Swift package e12202c, Scheduler.swift: PNDM, DPM-Solver++ and a flow scheduler.
 SWIFT_SCHEDULERS = ("pndm", "dpmpp_2m", "dpmpp_2m_karras")
 CHUNKS = "https://github.com/apple/ml-stable-diffusion#-converting-models-to-core-ml"
-SCHEDULERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "pndm": "PNDM",
-    "unipc": "UniPC",
-}
 Archive = Mapping[str, Any]
 
 
@@ -64,7 +50,7 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
     found.append("There is no safety checker (for images that are not safe for work).")
     found.append("ControlNet cannot be used: the UNet has no inputs for it.")
     if recipe.verify.scheduler not in SWIFT_SCHEDULERS:
-        name = SCHEDULERS[recipe.verify.scheduler]
+        name = title(recipe.verify.scheduler)
         found.append(
             f"Apple's Swift package, and so Mochi Diffusion, has no {name} scheduler: choose "
             "DPM-Solver++ there."

@@ -12,7 +12,7 @@ from verify.mil import Program
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
-QUERY_CHUNK = 512  # of split_einsum_v2
+QUERY_CHUNK = 512  # of split_einsum_v2; told again, so that a slip of convert's shows
 
 
 def expected_shapes(

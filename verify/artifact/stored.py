@@ -13,6 +13,9 @@ from verify.mil import Constant, Op, Program
 LOSSLESS = "constexpr_cast"
 # What coremltools appends to the name of a weight that it casts and compresses.
 ADDED = re.compile(r"(_to_fp16)?(_palettized|_quantized|_sparsified)?(_\d+)?$")
+# What one more step of Lloyd's algorithm may gain: coremltools' palettizer stops a little short of
+# the optimum; a wrong entry costs far more.
+PALETTE_SLACK = 1.05
 
 
 @dataclass(frozen=True)

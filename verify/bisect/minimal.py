@@ -13,6 +13,7 @@ from convert.weights.weight_file import ALIGNMENT, VERSION
 from verify.bisect.ops import Segment
 from verify.mil import Program
 from verify.mil.blob import RECORD
+from verify.mil.package import dtypes
 
 PACKAGE, INPUTS, REFERENCE, README = (
     "minimal.mlpackage",
@@ -141,8 +142,7 @@ def _describe(feature: Any, type_: Any) -> None:
 def _dtype(type_: Any) -> str:
     from coremltools.proto import MIL_pb2
 
-    name = MIL_pb2.DataType.Name(type_.tensorType.dataType)
-    return str(name).lower().replace("float", "fp")
+    return dtypes(MIL_pb2.DataType)[type_.tensorType.dataType]
 
 
 def _copy_weights(model: Any, source: Path, target: Path) -> None:

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
+from verify.artifact.stored import PALETTE_SLACK
 from verify.judge.metrics import compare
 from verify.mil import Constant, Op
 from verify.runtime.evaluator import Evaluator
 
 SAME_DB = 60.0  # float16 keeps 70 dB and more of any weight
-# What one more step of Lloyd's algorithm may gain: coremltools' palettizer stops a little short of
-# the optimum; a wrong entry costs far more.
-PALETTE_SLACK = 1.05
 
 
 class Weights:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.weights.palette import Histogram, fit, fit_groups
-from verify.artifact.stored import Palettes, compressed_names, palettes_of
+from verify.artifact.stored import PALETTE_SLACK, Palettes, compressed_names, palettes_of
 from verify.judge.checks import Check, failed, passed
 from verify.judge.gates import Gate
 from verify.judge.metrics import Metrics, compare
@@ -26,9 +26,6 @@ from verify.reference.recording import Case, Progress
 from verify.reference.reference import Reference
 from verify.reports.figures import WORST_WEIGHT
 from verify.runtime.evaluator import Evaluator
-
-# coremltools' palettizer stops a little short of the optimum; a wrong entry costs far more.
-PALETTE_SLACK = 1.05
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,21 @@ def feature_of(feature: Any) -> Feature:
     return Feature(name, kind or "", (), description)
 
 
+def dtypes(data_type: Any) -> dict[int, str]:
+    """Our names of the protobuf's `DataType`: fp16, fp32, bf16, int32, …"""
+    return {
+        number: name.lower().replace("bfloat", "bf").replace("float", "fp")
+        for name, number in data_type.items()
+    }
+
+
 class _Reader:
     """Protobuf messages to dataclasses, for one model file."""
 
     def __init__(self, model_file: Path, data_type: Any) -> None:
         self.model_file = model_file
         self.files: dict[str, WeightFile] = {}
-        self.dtypes = {
-            number: name.lower().replace("bfloat", "bf").replace("float", "fp")
-            for name, number in data_type.items()
-        }
+        self.dtypes = dtypes(data_type)
 
     def type(self, value_type: Any) -> TensorType:
         kind = value_type.WhichOneof("type")

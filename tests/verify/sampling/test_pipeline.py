@@ -17,7 +17,8 @@ from transformers import CLIPTokenizer
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
-from convert.values import SCHEDULERS, Resolution
+from convert.schedulers import SCHEDULERS
+from convert.values import Resolution
 from verify.reference.recording import token_ids
 from verify.reference.reference import quiet
 from verify.sampling.noise import Noise
