@@ -72,7 +72,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             print(f"{written / 1e9:.0f} GB, {written / 1e6 / seconds:.0f} MB/s", file=sys.stderr)
 
-    write_checkpoint(Path(sys.argv[1]), SDXL, words=WORDS.split(), progress=advance)
+    write_checkpoint(Path(sys.argv[1]), SDXL, words=WORDS.split(), advance=advance)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from bench.cgroup import CannotLimit, memory_limit
 from bench.machine import empty_page_cache
 from bench.measure import Measured, measure
 from bench.tasks import COMMAND, Setup, Task
+from convert.progress import Say
 
 LEFT_AS_IT_IS = "left as it was"
 WEIGHTS = "weight.bin"
@@ -58,7 +59,7 @@ def run_tasks(
     repeat: int,
     interval: float,
     cold: bool,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Measurements:
     """Run all tasks `repeat` times, in rounds: what else the machine does then falls on all alike.
 

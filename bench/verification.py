@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bench.machine import describe
 from bench.measure import Measured, measure
 from bench.tasks import COMMAND, VARIANTS, make_setup
 from convert.errors import CannotExecute, UserError
+from convert.progress import Say
 from convert.units import size
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -84,7 +85,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(
-    checkpoint: Path, folder: Path, resolution: str, *, say: Callable[[str], None]
+    checkpoint: Path, folder: Path, resolution: str, *, say: Say
 ) -> tuple[list[Row], dict[str, Measured]]:
     """Convert both variants, then run diffusers, the evaluator and `verify`; removes `folder`.
 
@@ -120,7 +121,7 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _row(title: str, how: str, source: Path, noise: Path, say: Callable[[str], None]) -> Row:
+def _row(title: str, how: str, source: Path, noise: Path, say: Say) -> Row:
     measured = _measured([sys.executable, "-m", "bench.timestep", how, str(source), str(noise)])
     found = json.loads(measured.stdout.splitlines()[-1])
     say(f"{title}: {found['timestep']:.1f} s")

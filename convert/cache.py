@@ -20,6 +20,7 @@ from convert.errors import InputError
 from convert.files.appearing import LOCK, locked, remove_abandoned
 from convert.files.disk import digest_file
 from convert.files.json_files import read_object
+from convert.progress import Advance, silent
 
 RECORD = "entry.json"
 
@@ -114,9 +115,7 @@ class Cache:
         """Whether the entry is there, whole and as it was made."""
         return self._facts(self.root / kind / key) is not None
 
-    def digests(
-        self, files: Iterable[Path], report: Callable[[int], None] | None = None
-    ) -> dict[Path, str]:
+    def digests(self, files: Iterable[Path], report: Advance = silent) -> dict[Path, str]:
         """SHA-256 of files, remembered by path, size and time so that 5 GB are read once."""
         out = {}
         for file in files:

@@ -7,6 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]  # is told how much has been done since it was last told
+Say = Callable[[str], None]  # is told in a few words what is being done
+
+
+def silent(told: object) -> None:
+    """Tells nobody."""
 
 
 class Progress(Protocol):
@@ -24,7 +29,7 @@ class Silent:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
-        yield lambda count: None
+        yield silent
 
     def done(self, text: str) -> None:
         pass

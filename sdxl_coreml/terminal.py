@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convert.progress import Advance
+from convert.progress import Advance, Say, silent
 from convert.units import size
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class Terminal:
                 yield advance
 
     @contextmanager
-    def working(self, name: str) -> Iterator[Callable[[str], None]]:
+    def working(self, name: str) -> Iterator[Say]:
         """Show what is being done while work of unknown length lasts."""
         if self.quiet:
-            yield lambda text: None
+            yield silent
         elif _console(sys.stderr).is_terminal:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

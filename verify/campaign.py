@@ -13,6 +13,7 @@ from convert.code import code_digest
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Plan
+from convert.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.run import manifest as manifests
 from convert.run.run import Result
@@ -65,7 +66,7 @@ def verify_all(
     plan: Plan,
     *,
     command: Callable[[str], str] | None = None,
-    progress: Callable[[str], None] | None = None,
+    say: Say = silent,
 ) -> Outcome:
     """Verify the artifacts and write `out/reports`; a report that is still true is kept.
 
@@ -82,7 +83,6 @@ def verify_all(
     Raises:
         CannotExecute: a package that cannot be read or run.
     """
-    say = progress or (lambda text: None)
     policy = load_policy()
     reports: dict[str, dict[str, Any]] = {}
     with Cache(out / ".cache") as cache:
@@ -137,7 +137,7 @@ def _write_pages(
 
 
 def _verified(
-    artifacts: Sequence[Result], plan: Plan, policy: Policy, say: Callable[[str], None]
+    artifacts: Sequence[Result], plan: Plan, policy: Policy, say: Say
 ) -> Iterator[tuple[Result, dict[str, Any], dict[str, bytes]]]:
     """Each artifact with its report and that one's images, those of one resolution together."""
     if not artifacts:
@@ -164,7 +164,7 @@ def _verified(
                 prompt=asked.prompts[0],
                 negative_prompt=asked.negative_prompt,
                 guidance=asked.guidance,
-                progress=_prefixed(say, f"{resolution}: "),
+                say=_prefixed(say, f"{resolution}: "),
             )
         traces: tuple[Trace, ...] = ()
         if set(PICTURE_LEVELS) & set(asked.levels):
@@ -172,7 +172,7 @@ def _verified(
                 plan.checkpoint,
                 settings_for(asked, kinds_of(components)),
                 Resolution.parse(resolution),
-                progress=_prefixed(say, f"{resolution}: "),
+                say=_prefixed(say, f"{resolution}: "),
             )
         for artifact in group:
             results = verify(
@@ -184,7 +184,7 @@ def _verified(
                 recording=recording,
                 traces=traces,
                 asked=asked,
-                progress=_prefixed(say, f"{artifact.path.name}: "),
+                say=_prefixed(say, f"{artifact.path.name}: "),
             )
             document = report.to_json(results)
             marks = {
@@ -195,7 +195,7 @@ def _verified(
             yield artifact, {**document, **marks}, report.pictures(results)
 
 
-def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+def _prefixed(say: Say, prefix: str) -> Say:
     return lambda text: say(prefix + text)
 
 

@@ -34,11 +34,12 @@ from convert.files.disk import digest_file
 from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_object, reason, shown
+from convert.progress import Say, silent
 from convert.recipe.fields import ResolutionText
 from convert.run import manifest as manifests
 from convert.values import Resolution
 from verify.judge.checks import versions
-from verify.reference.recording import Case, Progress, Recording
+from verify.reference.recording import Case, Recording
 from verify.sampling.sampling import Call, Picture, Settings, Trace
 
 SCHEMA = 1
@@ -104,7 +105,7 @@ def write_golden(
     traces: Sequence[Trace],
     *,
     digests: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> None:
     """Write a bundle; it appears complete or not at all.
 
@@ -116,7 +117,6 @@ def write_golden(
         InputError: `path` holds something, or cannot be written.
     """
     require_new(path)
-    say = progress or (lambda text: None)
     known = dict(digests or {})
     for name, file in checkpoint.files.items():
         if name not in known:

@@ -12,6 +12,7 @@ from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, nearest
 from convert.files.disk import digest_file
+from convert.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify.artifact import probe as probes
@@ -29,7 +30,7 @@ from verify.levels.conversion import check_conversion
 from verify.levels.generation import Asked, Candidate, Generation, check_pictures
 from verify.levels.structure import check_artifact, check_package
 from verify.mil import Program, load_program
-from verify.reference.recording import SMALLEST, Case, Progress, Recording, record
+from verify.reference.recording import SMALLEST, Case, Recording, record
 from verify.reference.schedule import TIMESTEPS
 from verify.runtime.runtimes import Runtime, choose
 from verify.sampling.pipeline import open_network
@@ -54,7 +55,7 @@ def verify(
     minimum: Mapping[str, float] | None = None,
     timesteps: Sequence[int] | None = None,
     probe: Resolution | None = None,
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> Results:
     """Check an artifact folder, or one package or compiled model, against its checkpoint.
 
@@ -78,7 +79,7 @@ def verify(
         timesteps: at which the UNet is compared; those of `verify.reference.schedule` if None.
         probe: compare at this size instead of the packages' own, with their own weights; see
             `verify.probe`. Structure is that of the packages as they are.
-        progress: is told in a few words what is being done.
+        say: is told in a few words what is being done.
 
     Raises:
         InputError: nothing to verify at `path`, or an argument that is not known.
@@ -137,8 +138,7 @@ def verify(
     if "structure" in wanted:
         checks += check_artifact(artifact, source)
         for component, program in programs.items():
-            if progress:
-                progress(f"structure of {component}")
+            say(f"structure of {component}")
             checks += check_package(
                 program,
                 component,
@@ -161,7 +161,7 @@ def verify(
                     fp16=[n for n, program in compared.items() if precision(program) == "fp16"],
                     timesteps=timesteps or (TIMESTEPS if probe is None else probes.TIMESTEPS),
                     device=device,
-                    progress=progress,
+                    say=say,
                 )
             checks += _compare(
                 compared,
@@ -174,7 +174,7 @@ def verify(
                 bits,
                 checks,
                 device,
-                progress,
+                say,
             )
     generations: tuple[Generation, ...] = ()
     if set(PICTURE_LEVELS) & set(wanted):
@@ -186,7 +186,7 @@ def verify(
                 settings_for(asked, kinds),
                 size,
                 device=device,
-                progress=progress,
+                say=say,
             )
         found, generations = _pictures(
             artifact,
@@ -196,7 +196,7 @@ def verify(
             Asked(policy, bits, gates),
             wanted,
             checks,
-            progress,
+            say,
         )
         checks += found
     rounding = {}
@@ -204,8 +204,7 @@ def verify(
         broken = {check.component for check in checks if check.verdict == "fail"}
         sound = {name: p for name, p in programs.items() if name not in broken}
         first = {name: cases[0].inputs for name, cases in recording.cases.items()}
-        if progress:
-            progress("op by op")
+        say("op by op")
         rounding = worst_ops_of(sound, source, first, device=device)
     scope = runner.scope
     if probe is not None:
@@ -244,7 +243,7 @@ def _compare(
     bits: str | None,
     structure: list[Check],
     device: str,
-    progress: Progress | None,
+    say: Say,
 ) -> list[Check]:
     """Levels `conversion` and `compression`, component by component."""
     broken = {check.component for check in structure if check.verdict == "fail"}
@@ -271,9 +270,7 @@ def _compare(
             if weights:
                 original, cases = (
                     cases,
-                    decoded_cases(
-                        source, component, cases, weights, device=device, progress=progress
-                    ),
+                    decoded_cases(source, component, cases, weights, device=device, say=say),
                 )
                 if "compression" in levels:
                     checks += check_compression(
@@ -287,9 +284,7 @@ def _compare(
                         bits,
                     )
             if "conversion" in levels:
-                checks += check_conversion(
-                    program, component, cases, runner, policy, progress=progress
-                )
+                checks += check_conversion(program, component, cases, runner, policy, say=say)
         except (CannotExecute, InputError) as error:
             if component not in broken:
                 raise
@@ -328,7 +323,7 @@ def _pictures(
     asked: Asked,
     levels: Collection[Level],
     earlier: list[Check],
-    progress: Progress | None,
+    say: Say,
 ) -> tuple[list[Check], tuple[Generation, ...]]:
     """Levels `generation` and `sanity`, with the settings that the artifact itself claims."""
     level = next(level for level in PICTURE_LEVELS if level in levels)
@@ -340,9 +335,7 @@ def _pictures(
     try:
         networks = {n: open_network(runtime, f, n) for n, f in artifact.packages.items()}
         candidate = Candidate(networks, config, tokenizers)
-        return check_pictures(
-            candidate, traces, asked, levels, name=runtime.name, progress=progress
-        )
+        return check_pictures(candidate, traces, asked, levels, name=runtime.name, say=say)
     except (CannotExecute, InputError) as error:
         if not any(check.verdict == "fail" for check in earlier):
             raise

@@ -6,22 +6,21 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.appearing import appearing
+from convert.progress import Advance, silent
 
 
-def digest_file(path: Path, report: Callable[[int], None] | None = None) -> str:
+def digest_file(path: Path, report: Advance = silent) -> str:
     """SHA-256 (hex) of a file, streamed; `report` is told the bytes as they are read."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(4 << 20))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
-            if report:
-                report(count)
+            report(count)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
-from convert.progress import Advance, Progress, Silent
+from convert.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
 from convert.run.packages import Context, Package, key, make, weight_key, worker
 from convert.run.pool import run_tasks
@@ -168,7 +168,6 @@ def _make_all(
     """Every package: first the leaders, which write weights, then those that share them."""
     first = [job for job in missing if job in leaders]
     rest = [job for job in missing if job not in leaders]
-    silent: Advance = lambda count: None  # noqa: E731
     packages = {j: make(context, cache, j, silent) for j in plan.jobs if j not in missing}
     with progress.stage("Weights", sum(plan.weight_bytes(j) for j in first), "B") as advance:
         packages |= _report(_each(context, cache, first, jobs, advance), progress)

@@ -14,7 +14,7 @@ from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.files.json_files import read_bytes, read_object
 from convert.source.hub import (
-    Progress,
+    FileProgress,
     Repo,
     counted,
     explain,
@@ -101,7 +101,7 @@ def download(
     source: Source,
     out: Path | None = None,
     *,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
     select: Select = select_files,
     endpoint: str | None = None,
     cache_dir: Path | None = None,
@@ -138,7 +138,7 @@ def download(
             raise explain(error, repo) from None
 
 
-def _from_hub(repo: Repo, out: Path | None, select: Select, progress: Progress) -> Snapshot:
+def _from_hub(repo: Repo, out: Path | None, select: Select, progress: FileProgress) -> Snapshot:
     try:
         commit, listing = repo.listing()
     except Exception as error:

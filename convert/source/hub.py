@@ -22,7 +22,7 @@ from convert.files.json_files import LARGEST
 from convert.source.select import File
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-Progress = Callable[[str, int, int], None]
+FileProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Repo:
         cached = self.cached(commit, file)
         return self.read(commit, file, file.size) if cached is None else cached.read_bytes()
 
-    def fetch_into_cache(self, commit: str, files: Sequence[File], progress: Progress) -> Path:
+    def fetch_into_cache(self, commit: str, files: Sequence[File], progress: FileProgress) -> Path:
         """The snapshot folder in the Hub's cache, with `files` in it."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import WeakFileLock
@@ -175,7 +175,7 @@ class Repo:
 
 
 def counted(
-    files: Sequence[File], progress: Progress
+    files: Sequence[File], progress: FileProgress
 ) -> Iterator[tuple[File, Callable[[int], None]]]:
     """Each file with a function that takes its bytes so far and reports those of all files."""
     total, before = sum(file.size for file in files), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convert.progress import Say
 from convert.toy.networks import SCALING_FACTOR, make_autoencoder
 from convert.toy.pictures import draw, random_scenes
 from convert.toy.training import train
@@ -25,7 +26,7 @@ EDGE_WEIGHT = 1.0
 CROPS, CROP = 0.875, 64
 
 
-def train_autoencoder(folder: Path, *, steps: int, say: Callable[[str], None]) -> AutoencoderKL:
+def train_autoencoder(folder: Path, *, steps: int, say: Say) -> AutoencoderKL:
     """Train the VAE, with its latents at the scale that `SCALING_FACTOR` says."""
     torch.manual_seed(SEED)
     network = make_autoencoder()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convert.progress import Say
 from convert.toy.networks import SCALING_FACTOR, make_text_encoders, make_unet
 from convert.toy.pictures import Scene, caption, draw, random_scenes
 from convert.toy.random_checkpoint import SCHEDULER
@@ -83,7 +84,7 @@ def train_denoiser(
     folder: Path,
     *,
     steps: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Denoiser:
     """Train UNet and text encoders to predict the noise in latents, by captions."""
     torch.manual_seed(SEED)
@@ -133,7 +134,7 @@ def _signal_shares() -> Tensor:
     return (1 - betas).cumprod(0).float()
 
 
-def _encode(autoencoder: AutoencoderKL, state: Path, say: Callable[[str], None]) -> list[Bucket]:
+def _encode(autoencoder: AutoencoderKL, state: Path, say: Say) -> list[Bucket]:
     """Latents of all pictures, from the file `state` if it is there."""
     generator = np.random.default_rng(SEED)
     scenes = [random_scenes(count, generator) for count in BUCKETS.values()]

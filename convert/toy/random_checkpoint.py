@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert.files.appearing import appearing_folder
+from convert.progress import Advance, silent
 from convert.tokenizer.bpe import END, write_tokenizer
 
 
@@ -122,7 +123,7 @@ def write_checkpoint(
     words: Iterable[str],
     seed: int = 0,
     dtype: str = "F16",
-    progress: Any = None,
+    advance: Advance = silent,
 ) -> None:
     """Write a checkpoint of random weights.
 
@@ -132,17 +133,17 @@ def write_checkpoint(
         words: single tokens of the tokenizers' vocabulary.
         seed: of the weights.
         dtype: of the tensors, F16 or F32.
-        progress: called with the number of bytes written since the last call.
+        advance: called with the number of bytes written since the last call.
 
     Raises:
         InputError: `folder` holds something.
     """
     with appearing_folder(folder) as new:
-        _write(new, configs, list(words), seed, dtype, progress)
+        _write(new, configs, list(words), seed, dtype, advance)
 
 
 def _write(
-    folder: Path, configs: Configs, words: list[str], seed: int, dtype: str, progress: Any
+    folder: Path, configs: Configs, words: list[str], seed: int, dtype: str, advance: Advance
 ) -> None:
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline",
@@ -178,7 +179,7 @@ def _write(
         stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
         suffix = ".fp16" if dtype == "F16" else ""
         file = folder / name / f"{stem}{suffix}.safetensors"
-        _write_safetensors(file, shapes, dtype, seed, f"{name}.", progress)
+        _write_safetensors(file, shapes, dtype, seed, f"{name}.", advance)
     scheduler = {**SCHEDULER, **configs.scheduler}
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     (folder / "scheduler").mkdir()
@@ -235,7 +236,7 @@ def _write_safetensors(
     dtype: str,
     seed: int,
     scope: str,
-    progress: Any,
+    advance: Advance,
 ) -> None:
     stored = np.dtype({"F16": np.float16, "F32": np.float32}[dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -252,8 +253,7 @@ def _write_safetensors(
             for block in _values(key, shape, seed, scope):
                 data = block.astype(stored)
                 file.write(data.tobytes())
-                if progress:
-                    progress(data.nbytes)
+                advance(data.nbytes)
 
 
 def _values(key: str, shape: tuple[int, ...], seed: int, scope: str) -> Iterator[np.ndarray]:

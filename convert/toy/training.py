@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.files.appearing import appearing
+from convert.progress import Say
 
 SAVE_EVERY = 30.0  # seconds
 ADAMW_RATE = 2e-3  # the highest
@@ -30,7 +31,7 @@ def train(
     *,
     steps: int,
     rate: float,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Train `network` in place and leave the moving average of its weights in it.
 

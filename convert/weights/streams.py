@@ -1,6 +1,6 @@
 """Compressed tensors as they are streamed: look-up tables and indices, integers and scales.
 
-Each is a pair of sources for the weight file (`convert.weights.weight_file.Source`), whose values
+Each is a pair of sources for the weight file (`convert.weights.weight_file.Chunked`), whose values
 are made when they are asked for: one tensor is in memory at a time.
 """
 

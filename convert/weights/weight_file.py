@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
+
+from convert.progress import Advance, silent
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
@@ -39,10 +41,8 @@ PACKED = {
     (np.dtype(np.uint8), 6): 13,
 }
 
-Progress = Callable[[int], None]  # is told how many bytes have been written since it was last told
 
-
-class Source(Protocol):
+class Chunked(Protocol):
     """Where the values of a blob come from."""
 
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -67,7 +67,7 @@ class Blob:
     name: str  # of the `const` op
     dtype: np.dtype
     shape: tuple[int, ...]
-    source: Source
+    source: Chunked
     tensor: str | None  # what of the checkpoint it comes from, or None
     packed: int | None = None  # bits of an element where it is narrower than a byte
 
@@ -111,7 +111,7 @@ def layout(blobs: Iterable[Blob]) -> Layout:
     return Layout(ordered, offsets, end)
 
 
-def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
+def write(path: Path, plan: Layout, advance: Advance = silent) -> str:
     """Write the weight file in one pass and return its SHA-256 as hex.
 
     Memory does not grow with the model: tensors are read, cast and checked in chunks.
@@ -121,7 +121,7 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
         OSError: the disk is full, for example; the caller removes what was written.
     """
     with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        out = _HashingWriter(file, hasher, progress)
+        out = _HashingWriter(file, hasher, advance)
         out.write(struct.pack("<II56x", len(plan.blobs), VERSION))
         for blob in plan.blobs:
             start = plan.offsets[blob.name]
@@ -138,10 +138,8 @@ def write(path: Path, plan: Layout, progress: Progress | None = None) -> str:
 class _HashingWriter:
     """Writes and hashes at once, on two cores; the data may be changed when `write` returns."""
 
-    def __init__(
-        self, file: BinaryIO, hasher: ThreadPoolExecutor, progress: Progress | None
-    ) -> None:
-        self.file, self.hasher, self.progress = file, hasher, progress
+    def __init__(self, file: BinaryIO, hasher: ThreadPoolExecutor, advance: Advance) -> None:
+        self.file, self.hasher, self.advance = file, hasher, advance
         self.position = 0
         self.digest = hashlib.sha256()
 
@@ -152,8 +150,7 @@ class _HashingWriter:
             view = view[self.file.write(view) :]
         hashing.result()
         self.position += len(data)
-        if self.progress:
-            self.progress(len(data))
+        self.advance(len(data))
 
 
 def _align(position: int) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convert.errors import InputError
-from convert.progress import Advance
+from convert.progress import Advance, silent
 
 PIECE = 4 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that ZIP knows
@@ -30,7 +30,7 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 SMALLEST_PART = 1 << 10
 
 
-def write_archive(folder: Path, archive: Path, advance: Advance = lambda count: None) -> None:
+def write_archive(folder: Path, archive: Path, advance: Advance = silent) -> None:
     """Write `archive` from the files of `folder`, below a folder called as the archive is.
 
     Args:

@@ -80,7 +80,7 @@ def bisect(
                 case=case,
                 probe=folder,
                 device=device,
-                progress=say,
+                say=say,
             )
         if out is not None:
             for package in write_findings(found, out):

@@ -161,12 +161,12 @@ def record(
             negative_prompt=asked.negative_prompt,
             guidance=asked.guidance,
             device=device,
-            progress=say,
+            say=say,
         )
         wanted = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
-        traces = trace_all(checkpoint, wanted, size, device=device, progress=say)
+        traces = trace_all(checkpoint, wanted, size, device=device, say=say)
         digests = {file.name: file.sha256 for file in snapshot.files if file.sha256}
-        golden.write_golden(out, checkpoint, recording, traces, digests=digests, progress=say)
+        golden.write_golden(out, checkpoint, recording, traces, digests=digests, say=say)
     cases = {name: len(found) for name, found in recording.cases.items()}
     pictures = [trace.settings.case for trace in traces]
     terminal.result(

@@ -104,7 +104,7 @@ def run(
         from release.build import build_release, releasable
         from verify.campaign import verify_all
     with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, command=repeat, progress=say)
+        outcome = verify_all(out, made, plan, command=repeat, say=say)
     code = outcome.exit_code(strict=strict)
     packed = None
     passed = releasable(out, parsed)

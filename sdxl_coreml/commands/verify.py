@@ -160,7 +160,7 @@ def verify(
             asked=asked,
             timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
             probe=PROBE if probe else None,
-            progress=say,
+            say=say,
         )
     document, summary = report.to_json(results), report.markdown(results)
     shown = report.table(results)

@@ -42,7 +42,7 @@ def test_pictures_are_made_with_every_artifact_and_kept(
     plan = plan_of(RECIPE, base)
     made = run(plan, Snapshot(base.path, None, None, ()), tmp_path)
     told: list[str] = []
-    outcome = verify_all(tmp_path, made, plan, progress=told.append)
+    outcome = verify_all(tmp_path, made, plan, say=told.append)
     assert outcome.verdict == "pass", outcome.document
     # The reference runs once for both artifacts.
     steps = [line for line in told if "reference euler_a text-to-image" in line]

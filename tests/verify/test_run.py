@@ -59,7 +59,7 @@ def test_a_package_alone_is_recognised_by_its_interface(
 
 def test_a_text_encoder_does_not_cost_a_denoising_run(base: Checkpoint) -> None:
     told: list[str] = []
-    recording = record(base, ["text_encoder"], resolution=Resolution(64, 64), progress=told.append)
+    recording = record(base, ["text_encoder"], resolution=Resolution(64, 64), say=told.append)
     assert recording.cases.keys() == {"text_encoder"}
     assert len(told) == 4
     assert not any("unet" in line for line in told)

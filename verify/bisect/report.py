@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError, nearest
+from convert.progress import Say, silent
 from verify.artifact.artifact import open_artifact
 from verify.artifact.interface import infer_resolution
 from verify.artifact.probe import probe_programs
@@ -14,7 +15,7 @@ from verify.bisect.bisect import Bisection, bisect
 from verify.bisect.minimal import write_minimal
 from verify.judge.metrics import SNR
 from verify.mil import Program, load_program, require_weights
-from verify.reference.recording import SMALLEST, Progress, case_names, record
+from verify.reference.recording import SMALLEST, case_names, record
 
 Found = list[tuple[Program, Bisection]]
 CAUSES = {
@@ -33,7 +34,7 @@ def bisect_artifact(
     case: str | None = None,
     probe: Path | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> Found:
     """Bisect the packages of an artifact folder, or one package, each on one recorded run.
 
@@ -64,11 +65,10 @@ def bisect_artifact(
             [component],
             resolution=resolution or SMALLEST,
             device=device,
-            progress=progress,
+            say=say,
         )
         chosen = next(c for c in recording.cases[component] if case in (None, c.name))
-        if progress:
-            progress(f"{component}, {chosen.name}")
+        say(f"{component}, {chosen.name}")
         bisection = bisect(
             program,
             checkpoint,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.progress import Say, silent
 from convert.weights.palette import Histogram, fit, fit_groups
 from verify.artifact.stored import PALETTE_SLACK, Palettes, compressed_names, palettes_of
 from verify.judge.checks import Check, failed, passed
@@ -22,7 +23,7 @@ from verify.judge.gates import Gate
 from verify.judge.metrics import Metrics, compare
 from verify.judge.policy import Policy
 from verify.mil import Program
-from verify.reference.recording import Case, Progress
+from verify.reference.recording import Case
 from verify.reference.reference import Reference
 from verify.reports.figures import WORST_WEIGHT
 from verify.runtime.evaluator import Evaluator
@@ -54,10 +55,9 @@ def decoded_cases(
     weights: Mapping[str, Decoded],
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> tuple[Case, ...]:
     """The cases with the outputs of PyTorch on the decoded weights, in float32 and float16."""
-    say = progress or (lambda text: None)
     values = {name: decoded.value for name, decoded in weights.items()}
 
     def run(dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:

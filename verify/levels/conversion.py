@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import CannotExecute
+from convert.progress import Say, silent
 from verify.artifact.interface import with_aliases
 from verify.judge.checks import Check, failed
 from verify.judge.metrics import Metrics, compare
 from verify.judge.policy import Policy
 from verify.mil import Program
-from verify.reference.recording import Case, Progress
+from verify.reference.recording import Case
 from verify.runtime.runtimes import Runtime
 
 Floors = Mapping[tuple[str, str], Metrics]  # (case, output) → PyTorch float16
@@ -33,7 +34,7 @@ def check_conversion(
     runtime: Runtime,
     policy: Policy,
     *,
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> Iterator[Check]:
     """Run a package on the recorded cases and judge every output of every case.
 
@@ -50,8 +51,7 @@ def check_conversion(
     floors = _floors(component, cases)
     model = runtime.load(Path(program.path))
     for case in cases:
-        if progress:
-            progress(f"{runtime.name} {component}, {case.name}")
+        say(f"{runtime.name} {component}, {case.name}")
         outputs = model(case.inputs)
         if not outputs:
             raise CannotExecute("it gave no output at all", where=program.path)

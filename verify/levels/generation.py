@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import CannotExecute
+from convert.progress import Say, silent
 from convert.values import Level
 from verify.judge.checks import PIPELINE, Check
 from verify.judge.gates import Gate
@@ -21,7 +22,6 @@ from verify.judge.image_metrics import ImageMetrics, compare_images
 from verify.judge.metrics import Metrics, compare
 from verify.judge.policy import Policy
 from verify.levels.sanity import degenerate
-from verify.reference.recording import Progress
 from verify.sampling.pipeline import Network, build_pipeline
 from verify.sampling.sampling import Settings, Trace, replay, to_uint8
 
@@ -85,7 +85,7 @@ class Candidate:
 
 
 def generate(
-    candidate: Candidate, trace: Trace, *, name: str = "", progress: Progress | None = None
+    candidate: Candidate, trace: Trace, *, name: str = "", say: Say = silent
 ) -> tuple[Generation, np.ndarray]:
     """Replay a trace; also the candidate's picture as it is, float32 [H, W, 3].
 
@@ -93,7 +93,7 @@ def generate(
         CannotExecute: it cannot be run, or takes other steps than the reference did.
     """
     reference = trace.picture
-    found = replay(candidate.pipeline(trace.settings), trace, name=name, progress=progress)
+    found = replay(candidate.pipeline(trace.settings), trace, name=name, say=say)
     if found.timesteps != reference.timesteps:
         raise CannotExecute(
             f"{trace.settings.case} takes the timesteps {list(found.timesteps)}, the reference "
@@ -103,8 +103,7 @@ def generate(
     steps = []
     calls = trace.calls["unet"]
     for index, (timestep, call) in enumerate(zip(reference.timesteps, calls, strict=True)):
-        if progress:
-            progress(f"{name} {trace.settings.case}, teacher-forced step {index + 1}")
+        say(f"{name} {trace.settings.case}, teacher-forced step {index + 1}")
         noise_pred = candidate.networks["unet"](call.inputs)["noise_pred"]
         steps.append(
             Step(
@@ -188,12 +187,12 @@ def check_pictures(
     levels: Collection[Level],
     *,
     name: str = "",
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> tuple[list[Check], tuple[Generation, ...]]:
     """Levels `generation` and `sanity`, as far as they are among `levels`."""
     checks, generations = [], []
     for trace in traces:
-        made, image = generate(candidate, trace, name=name, progress=progress)
+        made, image = generate(candidate, trace, name=name, say=say)
         generations.append(made)
         if "generation" in levels:
             checks += check_generation(made, asked)

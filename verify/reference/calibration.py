@@ -36,7 +36,7 @@ from convert.checkpoint.tensors import Tensor as Weight
 from convert.code import code_digest
 from convert.files.json_files import read_json
 from convert.plan.plan import Plan
-from convert.progress import Progress, Silent
+from convert.progress import Progress, Say, Silent, silent
 from convert.run.run import checkpoint_digests, discard_unless
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution, is_mixed
@@ -58,7 +58,6 @@ COARSE = "2"  # bits at which shrinking counts; at fewer, nothing of a network i
 BATCH = 1 << 26  # weights whose palettes' errors are kept together: some seconds of work
 FILE = "measured.json"
 
-Say = Callable[[str], None]
 # (what, how) → what `how` measured, now or before; so an interrupted measurement goes on.
 Keep = Callable[[str, Callable[[], Any]], Any]
 
@@ -112,7 +111,7 @@ def sensitivities(
     cases: Sequence[Case],
     *,
     device: str = "cpu",
-    say: Say = lambda text: None,
+    say: Say = silent,
     keep: Keep = _forget,
 ) -> dict[str, Felt]:
     """Sensitivity, energy and drift of every weight of a component that can be compressed, by name.
@@ -173,7 +172,7 @@ def measure(
     cases: Sequence[Case],
     *,
     device: str = "cpu",
-    say: Say = lambda text: None,
+    say: Say = silent,
     keep: Keep = _forget,
 ) -> dict[str, Measured]:
     """Sensitivity, drift and palettes' errors of every weight that can be compressed, by name.
@@ -252,7 +251,7 @@ def calibrate(
     *,
     device: str = "cpu",
     progress: Progress | None = None,
-    say: Say = lambda text: None,
+    say: Say = silent,
 ) -> Plan:
     """The plan with the widths of its mixed bits, measured now or taken from `out/.cache`.
 
@@ -308,7 +307,7 @@ def _measured(
             negative_prompt=settings.negative_prompt,
             guidance=settings.guidance,
             device=device,
-            progress=say,
+            say=say,
         ).cases[component]
 
     # The UNet's inputs come from the text encoders, so every file counts.

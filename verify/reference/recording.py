@@ -11,7 +11,7 @@ a model's interface is float16 or float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
+from convert.progress import Say, silent
 from convert.values import Resolution
 from verify.reference.reference import Reference, quiet
 from verify.reference.schedule import TIMESTEPS, euler, step
@@ -33,8 +34,6 @@ LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMP
 GUIDANCE = 5.0
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
 AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
-
-Progress = Callable[[str], None]  # is told in a few words what is being done
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def record(
     seed: int = 0,
     timesteps: Sequence[int] = TIMESTEPS,
     device: str = "cpu",
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> Recording:
     """Run the reference pipeline as far as `components` need it, one component in memory at a time.
 
@@ -100,7 +99,6 @@ def record(
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
-    say = progress or (lambda _: None)
     denoise = bool({"unet", "vae_decoder", "vae_encoder"} & set(components))
     if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True):
         raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
@@ -133,7 +131,7 @@ class _Run:
     seed: int
     timesteps: tuple[int, ...]
     device: str
-    say: Progress
+    say: Say
 
     def reference(self, component: str, dtype: torch.dtype = torch.float32) -> Reference:
         return Reference(self.checkpoint, component, dtype=dtype, device=self.device)

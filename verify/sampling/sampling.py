@@ -18,9 +18,9 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
+from convert.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.values import Resolution
-from verify.reference.recording import Progress
 from verify.reference.reference import Reference, quiet
 from verify.sampling import schedulers
 from verify.sampling.noise import Noise, RecordedNoise
@@ -185,7 +185,7 @@ def trace_all(
     resolution: Resolution,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
+    say: Say = silent,
 ) -> tuple[Trace, ...]:
     """The reference's runs, with PyTorch in float32; one large component in memory at a time.
 
@@ -195,7 +195,6 @@ def trace_all(
     Raises:
         InputError: the checkpoint cannot be run as a pipeline, or a setting is not known.
     """
-    say = progress or (lambda text: None)
     config = pipeline_config(checkpoint, folded=False)
     folders = {name: checkpoint.path / name for name in config["pad_tokens"]}
     traces = []
@@ -223,16 +222,13 @@ def trace_all(
     return tuple(traces)
 
 
-def replay(
-    pipeline: Any, trace: Trace, *, name: str = "", progress: Progress | None = None
-) -> Picture:
+def replay(pipeline: Any, trace: Trace, *, name: str = "", say: Say = silent) -> Picture:
     """A traced run once more, with other networks and the same noise.
 
     Raises:
         CannotExecute: the libraries sample in another way than those that made the trace.
     """
     noise = RecordedNoise(trace.noise)
-    say = progress or (lambda text: None)
     picture = sample(
         pipeline,
         trace.settings,
@@ -250,7 +246,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
 
 
-def _told(say: Progress, name: str, settings: Settings) -> Callable[[int], None]:
+def _told(say: Say, name: str, settings: Settings) -> Callable[[int], None]:
     return lambda step: say(f"{name} {settings.case}, step {step}")
 
 
