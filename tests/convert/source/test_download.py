@@ -13,7 +13,7 @@ from convert.recipe.recipe import parse_recipe
 from convert.source import select as repo_files
 from convert.source.download import Snapshot, Source, download, parse_source
 from convert.source.headers import outline
-from convert.source.hub import Progress
+from convert.source.hub import FileProgress
 from convert.source.snapshot import RECORD
 from tests.support.hub_server import TOKENIZER, HubServer, sdxl_repo
 
@@ -53,7 +53,7 @@ def fetch(
     tmp_path: Path,
     out: Path | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> Snapshot:
     source = Source("repo", REPO, revision)
     return download(source, out, endpoint=hub.url, cache_dir=tmp_path / "cache", progress=progress)
