@@ -1,29 +1,27 @@
 """Recipes ready to run; `sdxl-coreml recipes` lists them."""
 
-from importlib.resources import files
+from __future__ import annotations
+
+from pathlib import Path
 
 from convert.errors import InputError, nearest
+
+FOLDER = Path(__file__).parents[2] / "recipes"  # data alone: installed beside the packages
 
 
 def builtin_recipes() -> dict[str, str]:
     """The built-in recipes: name → what the recipe's first comment line says it is for."""
-    names = sorted(
-        file.name.removesuffix(".toml")
-        for file in files("recipes").iterdir()
-        if file.name.endswith(".toml")
-    )
+    names = sorted(file.stem for file in FOLDER.glob("*.toml"))
     return {name: builtin_recipe_text(name).partition("\n")[0].lstrip("# ") for name in names}
 
 
 def builtin_recipe_text(name: str) -> str:
     """The TOML of a built-in recipe; `InputError` where there is none of that name."""
-    known = {file.name: file for file in files("recipes").iterdir() if file.name.endswith(".toml")}
-    file = known.get(f"{name}.toml")
-    if file is None:
-        names = sorted(known_name.removesuffix(".toml") for known_name in known)
-        meant = nearest(name, names)
+    known = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+    if name not in known:
+        meant = nearest(name, list(known))
         raise InputError(
-            f"there is no built-in recipe `{name}`; there are {', '.join(names)}",
+            f"there is no built-in recipe `{name}`; there are {', '.join(known)}",
             hint=f"did you mean `{meant}`?" if meant else None,
         )
-    return file.read_text(encoding="utf-8")
+    return known[name].read_text("utf-8")
