@@ -323,7 +323,7 @@ def _at(folder: Path, source: Source) -> Source:
     vae = source.vae
     # "owner/name" may be a repository or a folder here: what exists here wins.
     if vae is not None and (
-        Path(found(vae)).exists() or not is_hub_repo(vae) or vae.endswith(".safetensors")
+        _exists(found(vae)) or not is_hub_repo(vae) or vae.endswith(".safetensors")
     ):
         vae = found(vae)
     return source.model_copy(
@@ -335,6 +335,13 @@ def _at(folder: Path, source: Source) -> Source:
             ),
         }
     )
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _found(folder: Path, path: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from convert.errors import InputError
 from convert.files.disk import disk_error, link
-from convert.files.json_files import read_bytes, read_object
+from convert.files.json_files import read_bytes, read_object, reason, shown
 from convert.source.hub import (
     FileProgress,
     Repo,
@@ -60,9 +60,13 @@ def parse_source(text: str, revision: str | None = None) -> Source:
 
     Raises InputError if it is none of them, or a revision is given where none can be.
     """
-    path = Path(text).expanduser()
-    require_target(path)
-    if text and path.exists():
+    try:
+        path = Path(text).expanduser()
+        require_target(path)
+        is_there = bool(text) and path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of nobody
+        raise InputError(f"cannot be a path: {reason(error)}", where=shown(text)) from None
+    if is_there:
         if revision is not None:
             raise InputError(
                 f"--revision {revision} given for a local path",

@@ -35,6 +35,21 @@ class Verification(Document):
     conversion_snr_db: Figure = None
 
 
+class Notice(Document):
+    """What of the checkpoint apps cannot express."""
+
+    severity: Literal["note", "warning"]
+    topic: str
+    problem: str
+    effect: str
+
+
+class ArchivePipeline(Document):
+    """What diffusers' pipelines ask of the checkpoint, as far as a card tells it."""
+
+    pipeline: dict[str, Any] | None = None
+
+
 class ArchiveManifest(Document):
     """The manifest of an archive's bundle, without what all archives share."""
 
@@ -48,7 +63,8 @@ class ArchiveManifest(Document):
     minimum_system: str
     deviations: list[Deviation]
     files: dict[LocalName, FileFacts]
-    pipeline: dict[str, Any] | None = None
+    pipeline: ArchivePipeline | None = None
+    notices: list[Notice] | None = None
     verdict: Verdict | None
     verification: Verification | None = None
 

@@ -30,6 +30,7 @@ from verify.judge.gates import (
 from verify.judge.metrics import Metrics
 
 BUILT_IN = Path(__file__).with_name("policy.toml")
+LARGEST = 1e300  # of a bound; an integer beyond it is no float
 UNKNOWN_BITS = "a gate is for weights of certain bits, and the bits of these are not known"
 
 
@@ -218,7 +219,8 @@ def _bound(values: dict[str, Any], keys: tuple[str, str], where: str) -> str:
 
 def _finite(values: dict[str, Any], key: str, where: str) -> float:
     value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -LARGEST <= value <= LARGEST:
         raise InputError(f"`{key}` is {shown(value)}, not a finite number", where=where)
     return float(value)
 
