@@ -57,18 +57,11 @@ def wanted_source(recipe: Recipe, source: str | None) -> Source:
     from convert.source.download import Source, parse_source
 
     given = recipe.source
-    for key in ("vae", "loras"):
-        if getattr(given, key):
-            raise InputError(
-                f"source.{key} cannot be used by this version",
-                where=recipe.name,
-                hint="Leave it away, or apply it with diffusers and save the checkpoint.",
-            )
     if source is not None:
         return parse_source(source)
     if given.repo:
         return Source("repo", given.repo, given.revision)
-    return parse_source(str(given.path or given.url))
+    return parse_source(str(given.path))
 
 
 def open_snapshot(snapshot: Snapshot) -> Checkpoint:

@@ -151,17 +151,6 @@ def require_object(value: Any, where: object) -> dict[str, Any]:
     return value
 
 
-def require_texts(value: Any, key: str, where: object) -> dict[str, str]:
-    """The value of `key`, if it is an object whose values are all texts; else InputError."""
-    if not isinstance(value, dict):
-        raise InputError(f"`{key}` is {kind(value)}; allowed is an object of texts", where=where)
-    for name, text in value.items():
-        if not isinstance(text, str):
-            found = kind(text)
-            raise InputError(f"`{key}.{name}` is {found}; allowed is a text", where=where)
-    return value
-
-
 def kind(value: Any) -> str:
     """What a JSON value is, in words: `the text "8"`, `a list`, `null`."""
     if isinstance(value, dict):

@@ -127,6 +127,9 @@ def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     key, table = str(loc[-1]), _table(loc[:-1], model)
     assert table is not None  # pydantic reports unknown keys only inside a table
     known = tuple(table.model_fields)
+    later: Mapping[str, str] = getattr(table, "LATER", {})
+    if key in later:
+        return f"cannot be used by this version; {later[key]}"
     # A key written after a [section] header belongs to that section; say where it was meant to be.
     homes = [place for place, fields in _tables(model) if key in fields]
     if homes and key not in known:

@@ -10,7 +10,7 @@ from typing import Any
 from convert.files.json_files import readable
 from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.recipe import Recipe, make_recipe
-from convert.source.download import parse_source
+from convert.source.download import parse_source, refuse_url
 
 # What a person typed for each key of the recipe, the most particular first.
 OPTIONS = {
@@ -49,6 +49,7 @@ def recipe_from_options(
         InputError: no such source, or one line for each option that is wrong.
     """
     found = parse_source(source, revision)
+    refuse_url(found)
     origin: dict[str, str] = {found.kind: readable(found.location)}
     if found.revision:
         origin["revision"] = found.revision

@@ -27,7 +27,7 @@ from pydantic import (
 from convert.errors import InputError, nearest
 from convert.files.git_lfs import refuse_pointer
 from convert.recipe.errors import explain, refusal, written
-from convert.recipe.fields import LONGEST_NAME, check_file_name, is_hub_repo
+from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.sections import Compress, Matrix, Release, Section, Source, Target, Verify
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
 
@@ -285,7 +285,7 @@ def json_schema() -> dict[str, Any]:
     for values in schema["$defs"]["Matrix"]["properties"].values():
         values["uniqueItems"] = True
     source = schema["$defs"]["Source"]
-    source["oneOf"] = [{"required": [key]} for key in ("repo", "path", "url")]
+    source["oneOf"] = [{"required": [key]} for key in ("repo", "path")]
     source["dependentRequired"] = {"revision": ["repo"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -317,31 +317,9 @@ def _polished(node: Any, *, is_map: bool = False) -> Any:
 
 
 def _at(folder: Path, source: Source) -> Source:
-    def found(path: str) -> str:
-        return _found(folder, path)
-
-    vae = source.vae
-    # "owner/name" may be a repository or a folder here: what exists here wins.
-    if vae is not None and (
-        _exists(found(vae)) or not is_hub_repo(vae) or vae.endswith(".safetensors")
-    ):
-        vae = found(vae)
     return source.model_copy(
-        update={
-            "path": None if source.path is None else found(source.path),
-            "vae": vae,
-            "loras": tuple(
-                lora.model_copy(update={"path": found(lora.path)}) for lora in source.loras
-            ),
-        }
+        update={"path": None if source.path is None else _found(folder, source.path)}
     )
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _found(folder: Path, path: str) -> str:

@@ -1,7 +1,8 @@
 """The sections of a recipe: source, matrix, target, verify and release."""
 
+from collections.abc import Mapping
 from string import Formatter
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,60 +39,42 @@ DEFAULT_TEMPLATE = "{name}_{attention}_{bits}-bit_{width}x{height}"
 class Section(BaseModel):
     """A table of a recipe: strict types, unknown keys refused, immutable and hashable."""
 
+    LATER: ClassVar[Mapping[str, str]] = {}  # keys that no command honours yet, and what to do
+
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
     )
 
 
-class Lora(Section):
-    """A LoRA that is added to the weights before conversion."""
-
-    path: Text = Field(
-        description="The safetensors file; a relative path starts at the recipe's folder.",
-        examples=["detail.safetensors"],
-    )
-    scale: float = Field(default=1.0, description="Its strength; 1 is full.", examples=[0.8])
-
-
 class Source(Section):
-    """Where the checkpoint comes from: exactly one of repo, path and url."""
+    """Where the checkpoint comes from: exactly one of repo and path."""
+
+    LATER: ClassVar[Mapping[str, str]] = {
+        "url": "download the file, or give the Hub repo as `repo`",
+        "vae": "apply it with diffusers and save the checkpoint",
+        "loras": "apply them with diffusers and save the checkpoint",
+    }
 
     repo: HubRepo | None = Field(
         default=None, description="A Hub repository.", examples=["cagliostrolab/animagine-xl-3.1"]
     )
     path: Text | None = Field(
         default=None,
-        description="A diffusers folder or a single safetensors file; a relative path starts at "
-        "the recipe's folder.",
-        examples=["checkpoints/my-model.safetensors"],
-    )
-    url: Link | None = Field(
-        default=None,
-        description="A link to a single safetensors file.",
-        examples=["https://example.com/my-model.safetensors"],
+        description="A folder in diffusers' layout; a relative path starts at the recipe's folder.",
+        examples=["checkpoints/my-model"],
     )
     revision: Text | None = Field(
         default=None,
         description="A commit of the Hub repository; a branch or tag is resolved and recorded.",
         examples=["main"],
     )
-    vae: Text | None = Field(
-        default=None,
-        description="A Hub repository or a path with the VAE to use instead of the checkpoint's.",
-        examples=["madebyollin/sdxl-vae-fp16-fix"],
-    )
-    loras: ManyOrNone[Lora] = Field(
-        default=(),
-        description="LoRAs to add to the weights, in this order.",
-        examples=[[{"path": "detail.safetensors", "scale": 0.8}]],
-    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [key for key in ("repo", "path", "url") if getattr(self, key) is not None]
+        given = [key for key in ("repo", "path") if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise refusal(f"needs exactly one of repo, path and url; {found}")
+            raise refusal(f"needs exactly one of repo and path; {found}")
         if self.revision is not None and self.repo is None:
             raise refusal(f"belongs to repo; a {given[0]} has no revisions", at=".revision")
         return self

@@ -101,6 +101,16 @@ def parse_source(text: str, revision: str | None = None) -> Source:
     )
 
 
+def refuse_url(source: Source) -> None:
+    """Raise InputError for a source that is a URL."""
+    if source.kind == "url":
+        raise InputError(
+            "checkpoints by URL are not read yet",
+            where=source.location,
+            hint="Download the file and give its path, or give the Hub repo as owner/name.",
+        )
+
+
 def download(
     source: Source,
     out: Path | None = None,
@@ -116,12 +126,7 @@ def download(
     goes on where it stopped; without a connection, what `out` or the cache holds complete is used.
     Raises InputError, also if `out` holds anything but an earlier download of this source.
     """
-    if source.kind == "url":
-        raise InputError(
-            "checkpoints by URL are not read yet",
-            where=source.location,
-            hint="Download the file and give its path, or give the Hub repo as owner/name.",
-        )
+    refuse_url(source)
     if source.kind == "path":
         try:
             return _local(Path(source.location), out, select)

@@ -89,14 +89,6 @@ def select_files(siblings: Sequence[str], read: Read) -> list[str]:
     return sorted(names.intersection(chosen))
 
 
-def select_vae_files(siblings: Sequence[str], read: Read) -> list[str]:
-    """The same for a VAE alone: in the root of its own repo, or in `vae/` of a checkpoint."""
-    names, folder = set(siblings), "vae" if "vae/config.json" in siblings else ""
-    weights = weight_files(names, folder, read)
-    config = f"{folder}/config.json".lstrip("/")
-    return sorted(names.intersection((config, weights.index or "", *weights.files)))
-
-
 def weight_files(names: Collection[str], folder: str, read: Read) -> WeightFiles:
     """The one set of safetensors that is the weights of `folder`; "" is a VAE's own repo.
 

@@ -6,7 +6,6 @@ Fine-tunes of one architecture have the same names and shapes, and much the same
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +75,6 @@ class Allocation:
     def widths(self, component: str) -> dict[str, str]:
         """Bits by tensor's name."""
         return {name: allotted.bits for name, allotted in self.components[component].items()}
-
-    def expected_snr_db(self, component: str) -> float:
-        """The SNR of a component's outputs that the expected errors come to, in dB."""
-        error = sum(allotted.expected_error for allotted in self.components[component].values())
-        return -10 * math.log10(error) if error > 0 else math.inf
 
     def text(self) -> str:
         """The file, for review and for a recipe's `compress.allocation`."""

@@ -17,6 +17,7 @@ from convert.package.mlpackage import MODEL, WEIGHTS, Description, assemble, ser
 from convert.values import Format
 from convert.weights.weight_file import layout, write
 from verify.judge.checks import Results
+from verify.reports.report import to_json
 
 
 def write_package(
@@ -30,6 +31,11 @@ def write_package(
         weights = Path(folder) / "weight.bin"
         write(weights, plan)
         assemble(new, serialise(network, plan, description, format=format), weights)
+
+
+def json_of(results: Results) -> Any:
+    """The document of a verification as it comes back from JSON, which has no NaN."""
+    return json.loads(json.dumps(to_json(results), allow_nan=False))
 
 
 def failing(results: Results) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -64,11 +63,6 @@ def _generations(results: Results) -> dict[str, Any]:
     if not results.generations:
         return {}
     return {"generations": [generation_json(made) for made in results.generations]}
-
-
-def json_text(results: Results) -> str:
-    """The results as a JSON document."""
-    return json.dumps(to_json(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _check(check: Check) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from convert.errors import CannotExecute, InputError, nearest
 
-RuntimeName = Literal["auto", "coreml", "torch"]
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
 

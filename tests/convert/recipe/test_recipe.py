@@ -55,8 +55,6 @@ def test_every_key_of_the_contract_is_read() -> None:
         [source]
         repo = "cagliostrolab/animagine-xl-3.1"
         revision = "main"
-        vae = "madebyollin/sdxl-vae-fp16-fix"
-        loras = [{ path = "detail.safetensors", scale = 0.8 }, { path = "b.safetensors" }]
         [matrix]
         attention = ["split_einsum_v2"]
         resolution = ["832x1216"]
@@ -76,10 +74,7 @@ def test_every_key_of_the_contract_is_read() -> None:
         license = "faipl-1.0-sd"
     """
     )
-    assert [(lora.path, lora.scale) for lora in recipe.source.loras] == [
-        ("detail.safetensors", 0.8),
-        ("b.safetensors", 1.0),
-    ]
+    assert recipe.source.revision == "main"
     assert recipe.verify.guidance == 7.0
     assert [artifact.name for artifact in recipe.artifacts()] == [
         "int8-animagine-xl-3.1",
@@ -87,18 +82,22 @@ def test_every_key_of_the_contract_is_read() -> None:
     ]
 
 
+GATE = "bits = '6', component = 'unet', min_snr_db"
 # (what follows SMALL, what the message says)
 BAD_RECIPES = [
-    ("bogus = 1", "source.bogus: unknown key; the keys here are repo, path, url"),
+    ("bogus = 1", "source.bogus: unknown key; the keys here are repo, path, revision"),
     ("[matrx]", "matrx: unknown key; did you mean `matrix`?"),
     ("bits = ['8']", "source.bits: unknown key; `bits` belongs in [matrix]"),
     ("name = 'y'", "source.name: unknown key; `name` belongs at the top"),
-    ("path = 'x'", "source: needs exactly one of repo, path and url; not repo and path"),
+    ("path = 'x'", "source: needs exactly one of repo and path; not repo and path"),
     ("revision = 3", 'source.revision: must be a string, not the integer 3; write "3"'),
-    ("loras = [{ path = 'x', scale = '1' }]", "source.loras[0].scale: must be a number"),
-    ("loras = [{ scale = inf, path = 'x' }]", "source.loras[0].scale: must be a finite number"),
-    ("loras = [{}]", "source.loras[0].path: missing; for example path = "),
-    ("loras = 'x'", 'source.loras: must be a list, not the string "x"; write ["x"]'),
+    (f"[verify]\ngates = [{{ {GATE} = '1' }}]", "verify.gates[0].min_snr_db: must be a number"),
+    (f"[verify]\ngates = [{{ {GATE} = inf }}]", "gates[0].min_snr_db: must be a finite number"),
+    ("[compress]\ntensors = [{}]", "compress.tensors[0].name: missing; for example name = "),
+    ("[compress]\ntensors = 'x'", 'tensors: must be a list, not the string "x"; write ["x"]'),
+    ("loras = []", "source.loras: cannot be used by this version; apply them with diffusers"),
+    ("vae = 'a/b'", "source.vae: cannot be used by this version; apply it with diffusers"),
+    ("url = 'https://example.com/x'", "source.url: cannot be used by this version; download"),
     ("[[matrix]]", "matrix: must be a table, not a list"),
     (
         "[matrix]\nattention = ['original', 'split_einsm']",
@@ -197,10 +196,9 @@ def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("", "source: needs exactly one of repo, path and url; none is given"),
+        ("", "source: needs exactly one of repo and path; none is given"),
         ("repo = 'x'", 'source.repo: "x" is not a Hub repository (owner/name)'),
         ("url = 'example.com/x'", "source.url: "),
-        ("url = 'https://example.com/x'\nrevision = 'main'", "source.revision: belongs to repo"),
         ("path = 'x'\nrevision = 'main'", "source.revision: belongs to repo; a path has no rev"),
         ("path = ''", "source.path: must not be empty"),
     ],
@@ -272,21 +270,15 @@ def test_paths_start_at_the_recipes_folder_and_the_digest_does_not_know_it(tmp_p
         name = "x"
         [source]
         path = "a.safetensors"
-        vae = "my/vae"
-        loras = [{ path = "../b.safetensors" }, { path = "/c.safetensors" }]
     """
     (tmp_path / "x.toml").write_text(text)
     recipe = load_recipe(tmp_path / "x.toml")
     assert recipe.source.path == str(tmp_path / "a.safetensors")
-    assert recipe.source.vae == "my/vae"  # a repository, as there is no such folder
-    assert [lora.path for lora in recipe.source.loras] == [
-        str(tmp_path / "../b.safetensors"),
-        "/c.safetensors",
-    ]
-    (tmp_path / "my" / "vae").mkdir(parents=True)
-    assert load_recipe(tmp_path / "x.toml").source.vae == str(tmp_path / "my" / "vae")
     assert recipe.text == text
     assert recipe.digest == parse(text).digest
+    for path, found in (("../b", str(tmp_path / "../b")), ("/c", "/c")):
+        (tmp_path / "x.toml").write_text(text.replace("a.safetensors", path))
+        assert load_recipe(tmp_path / "x.toml").source.path == found
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
@@ -315,7 +307,7 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(order: random.Random) -
     def shuffled(lines: list[str]) -> str:
         return "\n".join(order.sample(lines, len(lines)))
 
-    source = ['repo = "a/b"', 'revision = "main"', 'vae = "c/d"']
+    source = ['repo = "a/b"', 'revision = "main"']
     verify = ["steps = 3", "guidance = 2", 'prompts = ["é", "🙂"]']
     sections = ["[source]\n" + shuffled(source), "[verify]\n" + shuffled(verify)]
     in_order = "\n".join(['name = "x"', "[source]", *source, "[verify]", *verify])

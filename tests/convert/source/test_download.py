@@ -192,11 +192,10 @@ def test_other_architectures_are_no_sdxl_layout() -> None:
 
 def test_vae_alone_from_its_own_repo_or_from_a_checkpoint() -> None:
     root = ["config.json", "diffusion_pytorch_model.safetensors", "sdxl_vae.safetensors"]
-    assert repo_files.select_vae_files(root, lambda name: b"") == root[:2]
-    assert repo_files.select_vae_files(list(sdxl_repo(HALF)), lambda name: b"") == [
-        "vae/config.json",
+    assert repo_files.weight_files(root, "", lambda name: b"").files == (root[1],)
+    assert repo_files.weight_files(list(sdxl_repo(HALF)), "vae", lambda name: b"").files == (
         "vae/diffusion_pytorch_model.fp16.safetensors",
-    ]
+    )
 
 
 # Fetching

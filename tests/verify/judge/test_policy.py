@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 
 from convert.errors import InputError
+from tests.support.packages import json_of
 from verify.judge.checks import Results
 from verify.judge.gates import Gate, Judgement, judge, parse_gates
 from verify.judge.metrics import compare
 from verify.judge.policy import Policy, load_policy
-from verify.reports.report import json_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,7 +124,7 @@ def test_what_nobody_measured_is_indeterminate(metrics: dict[str, Any], generati
 
 
 def test_numbers_of_a_report_are_judged_like_those_just_measured(good: Results) -> None:
-    document = json.loads(json_text(good))
+    document = json_of(good)
     for check, saved in zip(good.checks, document["checks"], strict=True):
         if check.level == "conversion" and check.metrics:
             judged = load_policy().judge("conversion", check.component, saved["metrics"])

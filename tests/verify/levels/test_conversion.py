@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,9 @@ import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
 from tests.support.checkpoints import edit_checkpoint, write_component
-from tests.support.packages import edit_model, edit_weights, failing, operations
+from tests.support.packages import edit_model, edit_weights, failing, json_of, operations
 from verify.reference.recording import Recording
 from verify.reference.schedule import TIMESTEPS
-from verify.reports import report
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,4 +109,4 @@ def test_not_a_number_fails_and_is_found(
     bad = [c for c in results.failures if c.level == "conversion"]
     assert len(bad) == 2 * len(TIMESTEPS)
     assert all(c.metrics and not c.metrics.finite and "nan" in c.message for c in bad)
-    assert json.loads(report.json_text(results))["verdict"] == "fail"
+    assert json_of(results)["verdict"] == "fail"

@@ -18,7 +18,7 @@ from convert.components import COMPONENTS
 from convert.recipe.sections import CompressionGate
 from convert.values import LEVELS
 from tests.support.checkpoints import edit_checkpoint, write_component
-from tests.support.packages import edit_manifest, edit_weights
+from tests.support.packages import edit_manifest, edit_weights, json_of
 from verify.judge.checks import Results
 from verify.judge.gates import recipe_gates
 from verify.judge.policy import load_policy
@@ -63,7 +63,7 @@ def test_a_good_artifact_makes_the_references_pictures(pictured: Results) -> Non
 
 
 def test_the_report_names_pictures_that_are_there(pictured: Results) -> None:
-    document = json.loads(report.json_text(pictured))
+    document = json_of(pictured)
     files = report.pictures(pictured)
     assert set(image_paths(document)) == set(files)
     assert all(data.startswith(b"\x89PNG") for data in files.values())
@@ -177,7 +177,7 @@ def test_not_a_number_in_one_weight_is_caught(
     } <= found | places(results)
     sane = next(c for c in results.failures if c.level == "sanity")
     assert "not finite" in sane.message
-    assert json.loads(report.json_text(results))["generations"][0]["psnr_db"] is None
+    assert json_of(results)["generations"][0]["psnr_db"] is None
 
 
 class Swapped(TorchRuntime):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from convert.checkpoint.checkpoint import Checkpoint
+from tests.support.packages import json_of
 from verify.judge.checks import Results
 from verify.reference.recording import Recording
 from verify.reports import report
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_json_is_as_documented_and_repeatable(good: Results) -> None:
-    document = json.loads(report.json_text(good))
+    document = json_of(good)
     assert (document["schema"], document["verdict"], document["runtime"]) == (1, "pass", "torch")
     assert "Neural Engine" in document["scope"]
     check = next(c for c in document["checks"] if c["output"] == "noise_pred")
@@ -30,7 +30,7 @@ def test_json_is_as_documented_and_repeatable(good: Results) -> None:
     assert {"snr_db", "nrmse", "cosine", "max_abs", "p99_abs", "finite"} <= metrics.keys()
     assert metrics["fp16_snr_db"] > 40
     assert check["gate"].startswith("snr_db >= 35")
-    assert report.json_text(good) == report.json_text(good)
+    assert json_of(good) == document
 
 
 def test_junit_has_a_case_for_each_check_by_a_name_of_its_own(good: Results) -> None:
