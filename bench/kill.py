@@ -1,14 +1,14 @@
 """Kill a run with SIGKILL at random moments, run it again, compare with an undisturbed run.
 
     python -m bench.kill CHECKPOINT COUNT [--folder DIR] [--seed N] [--recipe FILE] [--interrupt]
-        [--row N]
+        [--row N] [--within SECONDS]
 
 Every time starts from an empty folder. With `--recipe` the command is `run`, verification and
 release included; without it `convert`, for checkpoints whose verification takes hours. Exits with
 1 if a file differs from the undisturbed run's by a byte, or anything stray is left outside
 `.cache`. With `--interrupt` it is Ctrl-C, from 0.02 s on, and has to end in exit code 130 and one
 line as well. With `--row` it is killed so often in a row, each time at another moment, before it
-may end.
+may end. Moments are anywhere in the time of the undisturbed run, or within so many seconds.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", help="a recipe's file or name")
     parser.add_argument("--interrupt", action="store_true")
+    parser.add_argument("--within", type=float, help="seconds; the undisturbed run's by default")
     parser.add_argument("--row", type=int, default=1, help="kills before a run may end")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -49,6 +50,7 @@ def main() -> int:
     if run(options).wait():
         sys.exit("the undisturbed run failed")
     whole = time.monotonic() - start
+    last = min(whole, options.within or whole)
     expected = contents(options.folder / OUT)
     shutil.rmtree(options.folder / OUT)
     print(f"undisturbed: {whole:.1f} s, {len(expected)} files")
@@ -56,7 +58,7 @@ def main() -> int:
     for number in range(options.count):
         endings = []
         for _ in range(options.row):
-            moment = moments.uniform(0.02 if options.interrupt else 0, whole)
+            moment = moments.uniform(0.02 if options.interrupt else 0, last)
             process = run(options)
             time.sleep(moment)
             ending = end(process, signal.SIGINT if options.interrupt else signal.SIGKILL)
