@@ -18,6 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from convert.memory import cgroup_limit, physical_memory
 
 PROJECT = "sdxl-coreml"
@@ -98,38 +102,18 @@ def _requirements() -> tuple[str, dict[str, str]]:
             lines = metadata.requires(PROJECT) or []
         except metadata.PackageNotFoundError:
             return "", {}
-    ranges = {}
-    for line in lines:
-        match = re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line)
-        if match and "extra ==" not in line:
-            ranges[match[1]] = match[2].strip(" ()")
-    return python, dict(sorted(ranges.items()))
+    wanted = [w for w in map(Requirement, lines) if w.marker is None or w.marker.evaluate()]
+    return python, {w.name: _text(w.specifier) for w in sorted(wanted, key=lambda w: w.name)}
+
+
+def _text(allowed: SpecifierSet) -> str:
+    """A range as people write it: the lower bound first."""
+    return ",".join(sorted(map(str, allowed), reverse=True))
 
 
 def _within(version: str, allowed: str) -> bool:
-    """Whether a version lies in a range such as `>=1.26,<2.4`, by its release numbers."""
-    compare = {
-        ">=": lambda order: order >= 0,
-        "<=": lambda order: order <= 0,
-        "==": lambda order: order == 0,
-        "!=": lambda order: order != 0,
-        ">": lambda order: order > 0,
-        "<": lambda order: order < 0,
-    }
-    for part in filter(None, (p.strip() for p in allowed.split(","))):
-        match = re.match(r"(>=|<=|==|!=|>|<)\s*(.+)", part)
-        if match and not compare[match[1]](_order(version, match[2])):
-            return False
-    return True
-
-
-def _order(version: str, other: str) -> int:
-    numbers = [
-        [int(n) for n in re.findall(r"\d+", re.split(r"[^0-9.]", v)[0])] for v in (version, other)
-    ]
-    length = max(map(len, numbers))
-    left, right = ([*n, *[0] * (length - len(n))] for n in numbers)
-    return (left > right) - (left < right)
+    """Whether a version lies in a range, by its release numbers: no matter which build it is."""
+    return SpecifierSet(allowed).contains(Version(version).base_version)
 
 
 def _disk(folder: Path) -> Finding:
