@@ -7,7 +7,7 @@ shapes and dtypes are exact. Descriptions follow Apple's converter (ml-stable-di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from convert.latents import SCALING_FACTOR
 
@@ -15,76 +15,170 @@ MAX_TOKENS = 77
 BATCH = 2  # [unconditional, conditional]; Apple's XL pipeline hard-codes it
 
 
+Kind = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An input or output. A size that is a name depends on a config or on the resolution.
+
+    `H` and `W` are the image's, `h` and `w` the latents'; the others are each config's `sizes`.
+    """
+
+    shape: tuple[int | str, ...]
+    description: str
+    dtype: Literal["float32", "computed"] = "computed"  # or what the component computes in
+
+
 @dataclass(frozen=True)
 class Component:
-    """One model of an artifact: its part of the checkpoint, file name and descriptions."""
+    """One model of an artifact, and all that does not depend on the checkpoint."""
 
+    kind: Kind  # which network and which reference it is
     part: str  # the checkpoint's folder
     file: str  # the model's name in a bundle, without suffix
-    tensors: tuple[str, ...]  # prefixes of the part's tensors that belong to it; () for all
-    inputs: dict[str, str]  # name → description
-    outputs: dict[str, str]
+    label: str  # for people
+    short: str  # the same where there is no room
+    inputs: dict[str, Feature]
+    outputs: dict[str, Feature]  # always float32
+    tensors: tuple[str, ...] = ()  # prefixes of the part's tensors that belong to it; () for all
+    projected: bool = False  # whether a text encoder's pooled output is
+    has_attention: bool = False  # whether it is made for each attention implementation
+    is_half: bool = True  # computes in float16; or as the recipe's `vae_precision` says
+    is_compressed: bool = True  # in the artifact's bits; or only where a recipe asks for it
+    is_optional: bool = False  # whether text to image works without it
 
+    @property
+    def has_resolution(self) -> bool:
+        """Whether it is made for each resolution."""
+        return any({"H", "W", "h", "w"} & {*f.shape} for f in self.inputs.values())
+
+    @property
+    def input_dtype(self) -> Literal["float32", "computed"]:
+        """Of all its inputs."""
+        (dtype,) = {feature.dtype for feature in self.inputs.values()}
+        return dtype
+
+    @property
+    def texts(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The descriptions of its inputs and of its outputs, by name."""
+        inputs, outputs = (
+            {name: feature.description for name, feature in features.items()}
+            for features in (self.inputs, self.outputs)
+        )
+        return inputs, outputs
+
+
+_INPUT_IDS = Feature((1, MAX_TOKENS), "The token ids that represent the input text", "float32")
+_HIDDEN = Feature((1, MAX_TOKENS, "width"), "Hidden states after the encoder layers")
+_POOLED = "The version of the `last_hidden_state` output after pooling"
 
 COMPONENTS: dict[str, Component] = {
     "text_encoder": Component(
+        kind="text_encoder",
         part="text_encoder",
         file="TextEncoder",
-        tensors=(),
-        inputs={"input_ids": "The token ids that represent the input text"},
-        outputs={
-            "hidden_embeds": "Hidden states after the encoder layers",
-            "pooled_outputs": "The version of the `last_hidden_state` output after pooling",
-        },
+        label="Text encoder",
+        short="text",
+        inputs={"input_ids": _INPUT_IDS},
+        outputs={"hidden_embeds": _HIDDEN, "pooled_outputs": Feature((1, "width"), _POOLED)},
     ),
     "text_encoder_2": Component(
+        kind="text_encoder",
         part="text_encoder_2",
         file="TextEncoder2",
-        tensors=(),
-        inputs={"input_ids": "The token ids that represent the input text"},
-        outputs={
-            "hidden_embeds": "Hidden states after the encoder layers",
-            "pooled_outputs": "The version of the `last_hidden_state` output after pooling",
-        },
+        label="Text encoder 2",
+        short="text 2",
+        projected=True,
+        inputs={"input_ids": _INPUT_IDS},
+        outputs={"hidden_embeds": _HIDDEN, "pooled_outputs": Feature((1, "projection"), _POOLED)},
     ),
     "unet": Component(
+        kind="unet",
         part="unet",
         file="Unet",
-        tensors=(),
+        label="UNet",
+        short="UNet",
+        has_attention=True,
         inputs={
-            "sample": "The low resolution latent feature maps being denoised through reverse "
-            "diffusion",
-            "timestep": "A value emitted by the associated scheduler object to condition the model "
-            "on a given noise schedule",
-            "encoder_hidden_states": "Output embeddings from the associated text_encoder model to "
-            "condition to generated image on text. A maximum of 77 tokens (~40 words) are allowed. "
-            "Longer text is truncated. Shorter text does not reduce computation.",
-            "time_ids": "Additional embeddings that if specified are added to the embeddings that "
-            "are passed along to the UNet blocks.",
-            "text_embeds": "Additional embeddings from text_encoder_2 that if specified are added "
-            "to the embeddings that are passed along to the UNet blocks.",
+            "sample": Feature(
+                (BATCH, "sample channels", "h", "w"),
+                "The low resolution latent feature maps being denoised through reverse diffusion",
+            ),
+            "timestep": Feature(
+                (BATCH,),
+                "A value emitted by the associated scheduler object to condition the model on a "
+                "given noise schedule",
+            ),
+            "encoder_hidden_states": Feature(
+                (BATCH, "context", 1, MAX_TOKENS),
+                "Output embeddings from the associated text_encoder model to condition to "
+                "generated image on text. A maximum of 77 tokens (~40 words) are allowed. Longer "
+                "text is truncated. Shorter text does not reduce computation.",
+            ),
+            "time_ids": Feature(
+                (BATCH, "time ids"),
+                "Additional embeddings that if specified are added to the embeddings that are "
+                "passed along to the UNet blocks.",
+            ),
+            "text_embeds": Feature(
+                (BATCH, "pooled"),
+                "Additional embeddings from text_encoder_2 that if specified are added to the "
+                "embeddings that are passed along to the UNet blocks.",
+            ),
         },
         outputs={
-            "noise_pred": "Same shape and dtype as the `sample` input. The predicted noise to "
-            "facilitate the reverse diffusion (denoising) process",
+            "noise_pred": Feature(
+                (BATCH, "noise channels", "h", "w"),
+                "Same shape and dtype as the `sample` input. The predicted noise to facilitate the "
+                "reverse diffusion (denoising) process",
+            )
         },
     ),
     "vae_decoder": Component(
+        kind="vae_decoder",
         part="vae",
         file="VAEDecoder",
+        label="VAE decoder",
+        short="VAE dec",
+        is_half=False,
+        is_compressed=False,
         tensors=("decoder.", "post_quant_conv."),
         inputs={
-            "z": "The denoised latent embeddings from the unet model after the last step of "
-            "reverse diffusion"
+            "z": Feature(
+                (1, "latent channels", "h", "w"),
+                "The denoised latent embeddings from the unet model after the last step of reverse "
+                "diffusion",
+            )
         },
-        outputs={"image": "Generated image normalized to range [-1, 1]"},
+        outputs={
+            "image": Feature(
+                (1, "image channels", "H", "W"), "Generated image normalized to range [-1, 1]"
+            )
+        },
     ),
     "vae_encoder": Component(
+        kind="vae_encoder",
         part="vae",
         file="VAEEncoder",
+        label="VAE encoder",
+        short="VAE enc",
+        is_half=False,
+        is_compressed=False,
+        is_optional=True,
         tensors=("encoder.", "quant_conv."),
-        inputs={"x": "The input image to base the initial latents on normalized to range [-1, 1]"},
-        outputs={"latent": "The latent embeddings from the unet model from the input image."},
+        inputs={
+            "x": Feature(
+                (1, "input channels", "H", "W"),
+                "The input image to base the initial latents on normalized to range [-1, 1]",
+            )
+        },
+        outputs={
+            "latent": Feature(
+                (1, "moments", "h", "w"),
+                "The latent embeddings from the unet model from the input image.",
+            )
+        },
     ),
 }
 
@@ -92,7 +186,9 @@ COMPONENTS: dict[str, Component] = {
 # is called so instead, an output is given again under this name. See `release.pack.aliases`.
 INPUT_ALIASES = {"vae_encoder": {"x": "z"}}
 OUTPUT_ALIASES = {
-    name: {"hidden_embeds": "last_hidden_state"} for name in ("text_encoder", "text_encoder_2")
+    name: {"hidden_embeds": "last_hidden_state"}
+    for name, spec in COMPONENTS.items()
+    if spec.kind == "text_encoder"
 }
 
 
@@ -113,9 +209,10 @@ def user_metadata(
     Only what the checkpoint states is written of the scheduler: an absent key means the app's own
     default. A VAE's scaling factor is that which its networks expect (`convert.latents`).
     """
-    if component.startswith("text_encoder"):
+    spec = COMPONENTS[component]
+    if spec.kind == "text_encoder":
         return {"hidden_size": str(config["hidden_size"])}
-    if component.startswith("vae"):
+    if spec.part == "vae":
         return {"scaling_factor": str(SCALING_FACTOR)}  # others are folded into the networks
     found: dict[str, str] = {}
     for key in ("prediction_type", "timestep_spacing", "steps_offset", "set_alpha_to_one"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.cache import Cache, key_of
 from convert.code import code_digest
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Plan
@@ -200,8 +201,8 @@ def _prefixed(say: Say, prefix: str) -> Say:
 
 
 def _precision(artifact: Result, component: str) -> str:
-    is_vae = component.startswith("vae")
-    return str(artifact.manifest["vae_precision"]) if is_vae else "float16"
+    is_half = COMPONENTS[component].is_half
+    return "float16" if is_half else str(artifact.manifest["vae_precision"])
 
 
 def _measured(file: Path, artifact: Result, asked: Verify) -> Report | None:

@@ -387,7 +387,7 @@ def require_possible(
 
 def _require_whole(source: Checkpoint, components: Collection[str]) -> None:
     """Raise InputError unless pictures can be made with these components."""
-    absent = [n for n in source.components if n not in components and n != "vae_encoder"]
+    absent = [n for n in source.components if n not in components and not COMPONENTS[n].is_optional]
     if absent:
         raise InputError(
             f"pictures need {', '.join(absent)}, too",

@@ -17,12 +17,15 @@ from typing import Any
 from convert.checkpoint.config_reader import Config
 from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.checkpoint.tensors import Tensor, read_header
-from convert.components import COMPONENTS, belongs
+from convert.components import COMPONENTS, Feature, belongs
 from convert.errors import InputError
 from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
 from convert.source.select import WeightFiles, select_files, weight_files
 from convert.source.snapshot import require_target, select_local
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer, read_tokenizers
+from convert.values import Resolution
+
+Shape = tuple[int, ...]
 
 CONFIG_CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -111,12 +114,40 @@ class Checkpoint:
     def text_encoders(self) -> Mapping[str, CLIPConfig]:
         """The text encoders' configs, by component; a refiner has only the second."""
         return {
-            name: CLIPConfig.parse(
-                part.config, part.config_file, projected=name == "text_encoder_2"
-            )
-            for name, part in self.parts.items()
-            if name.startswith("text_encoder")
+            name: CLIPConfig.parse(part.config, part.config_file, projected=spec.projected)
+            for name, spec in COMPONENTS.items()
+            if spec.kind == "text_encoder" and (part := self.parts.get(spec.part))
         }
+
+    def config(self, component: str) -> UNetConfig | VAEConfig | CLIPConfig:
+        """The typed config of a component's part."""
+        spec = COMPONENTS[component]
+        if spec.kind == "text_encoder":
+            return self.text_encoders[component]
+        return self.unet if spec.part == "unet" else self.vae
+
+    def shapes(
+        self, component: str, resolution: Resolution | None
+    ) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """The component's inputs' and outputs' shapes, as the table of components has them.
+
+        Text encoders need no resolution. Where it is None, sizes that depend on it are -1.
+        """
+        spec, sizes = COMPONENTS[component], dict(self.config(component).sizes)
+        if spec.has_resolution:
+            sizes |= dict.fromkeys("HWhw", -1)
+            if resolution is not None:
+                factor = self.vae.factor
+                sizes |= {"H": resolution.height, "W": resolution.width}
+                sizes |= {"h": sizes["H"] // factor, "w": sizes["W"] // factor}
+
+        def resolved(features: Mapping[str, Feature]) -> dict[str, Shape]:
+            return {
+                name: tuple(sizes[n] if isinstance(n, str) else n for n in feature.shape)
+                for name, feature in features.items()
+            }
+
+        return resolved(spec.inputs), resolved(spec.outputs)
 
 
 # Tensors that hold no weight, by which some trainers mark what a UNet predicts.

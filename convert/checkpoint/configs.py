@@ -50,6 +50,17 @@ class UNetConfig:
     text_embed_dim: int  # of the pooled embeddings of text encoder 2
     time_ids: int  # 6, or 5 for a refiner
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the names in the table of components stand for."""
+        return {
+            "sample channels": self.in_channels,
+            "noise channels": self.out_channels,
+            "context": self.cross_attention_dim,
+            "time ids": self.time_ids,
+            "pooled": self.text_embed_dim,
+        }
+
     @staticmethod
     def parse(values: Mapping[str, Any], where: Path, text_embed_dim: int) -> UNetConfig:
         """Read config.json; raises InputError for anything this network cannot express."""
@@ -174,6 +185,16 @@ class VAEConfig:
     scaling: LatentScaling
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """What the names in the table of components stand for."""
+        return {
+            "latent channels": self.latent_channels,
+            "moments": 2 * self.latent_channels,  # mean ‖ log-variance
+            "image channels": self.out_channels,
+            "input channels": self.in_channels,
+        }
+
+    @property
     def factor(self) -> int:
         """Pixels per latent, along each side."""
         return 2 ** (len(self.channels) - 1)
@@ -244,6 +265,11 @@ class CLIPConfig:
     epsilon: float
     eos_token_id: int
     projection: int | None  # width of the projected pooled output, if there is a projection
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the names in the table of components stand for."""
+        return {"width": self.width, "projection": self.projection or self.width}
 
     @staticmethod
     def parse(values: Mapping[str, Any], where: Path, *, projected: bool) -> CLIPConfig:

@@ -8,8 +8,9 @@ import coremltools as ct
 import numpy as np
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.components import COMPONENTS
 from convert.networks.clip import text_encoder
-from convert.networks.graph import Network
+from convert.networks.graph import Input, Network
 from convert.networks.unet import unet
 from convert.networks.vae import vae_decoder, vae_encoder
 from convert.values import DeploymentTarget, Resolution
@@ -38,19 +39,26 @@ def build_network(
     Raises:
         InputError: the checkpoint lacks the component, or does not fit its config or the size.
     """
-    tensors = checkpoint.component_tensors(component)
+    spec, tensors = COMPONENTS[component], checkpoint.component_tensors(component)
+    if spec.has_resolution:
+        assert resolution is not None, f"{component} depends on the resolution"
+        checkpoint.vae.latent_size(resolution)  # or an error
+    shapes, _ = checkpoint.shapes(component, resolution)
+    computed = np.dtype(dtype)
+    given = np.dtype(np.float32) if spec.input_dtype == "float32" else computed
     common: dict[str, Any] = {
-        "dtype": np.dtype(dtype),
+        "inputs": {name: Input(shape, given) for name, shape in shapes.items()},
+        "dtype": computed,
         "target": getattr(ct.target, deployment),
         "compression": compression,
     }
-    if component in checkpoint.text_encoders:
-        return text_encoder(checkpoint.text_encoders[component], tensors, **common)
-    assert resolution is not None, f"{component} depends on the resolution"
-    if component == "vae_decoder":
-        return vae_decoder(checkpoint.vae, tensors, resolution=resolution, **common)
-    if component == "vae_encoder":
-        return vae_encoder(checkpoint.vae, tensors, resolution=resolution, **common)
-    assert attention is not None, f"{component} depends on the attention"
-    latent_size = checkpoint.vae.latent_size(resolution)
-    return unet(checkpoint.unet, tensors, latent_size=latent_size, attention=attention, **common)
+    match spec.kind:
+        case "text_encoder":
+            return text_encoder(checkpoint.text_encoders[component], tensors, **common)
+        case "unet":
+            assert attention is not None, f"{component} depends on the attention"
+            return unet(checkpoint.unet, tensors, attention=attention, **common)
+        case "vae_decoder":
+            return vae_decoder(checkpoint.vae, tensors, **common)
+        case "vae_encoder":
+            return vae_encoder(checkpoint.vae, tensors, **common)

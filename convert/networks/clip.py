@@ -23,6 +23,7 @@ def text_encoder(
     c: CLIPConfig,
     tensors: Mapping[str, Tensor],
     *,
+    inputs: Mapping[str, Input],
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -34,6 +35,7 @@ def text_encoder(
 
     Args:
         tensors: the checkpoint's tensors, without the `text_model.` prefix.
+        inputs: as the table of components has them.
         dtype: of weights and activations.
         target: coremltools' opset version.
         compression: of the weights.
@@ -59,7 +61,6 @@ def text_encoder(
             "pooled_outputs": to_float32(m["pooled"], pooled),
         }
 
-    inputs = {"input_ids": Input((1, MAX_TOKENS), np.dtype(np.float32))}
     return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 

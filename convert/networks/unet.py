@@ -12,7 +12,7 @@ from coremltools.converters.mil.mil import Var
 
 from convert.checkpoint.configs import UNetConfig
 from convert.checkpoint.tensors import Tensor
-from convert.components import BATCH, MAX_TOKENS
+from convert.components import BATCH
 from convert.networks.attention import ATTENTION
 from convert.networks.graph import Input, Module, Network, build
 from convert.networks.layers import (
@@ -36,7 +36,7 @@ def unet(
     config: UNetConfig,
     tensors: Mapping[str, Tensor],
     *,
-    latent_size: tuple[int, int],
+    inputs: Mapping[str, Input],
     attention: str,
     dtype: np.dtype | type,
     target: Any,
@@ -46,7 +46,7 @@ def unet(
 
     Args:
         tensors: the checkpoint's UNet tensors.
-        latent_size: (height, width) of the latents.
+        inputs: as the table of components has them.
         attention: a key of `ATTENTION`.
         dtype: of weights and activations, float16 or float32.
         target: coremltools' opset version.
@@ -55,15 +55,6 @@ def unet(
     Raises:
         InputError: the tensors do not fit the config.
     """
-    dtype = np.dtype(dtype)
-    sample = (BATCH, config.in_channels, *latent_size)
-    inputs = {
-        "sample": Input(sample, dtype),
-        "timestep": Input((BATCH,), dtype),
-        "encoder_hidden_states": Input((BATCH, config.cross_attention_dim, 1, MAX_TOKENS), dtype),
-        "time_ids": Input((BATCH, config.time_ids), dtype),
-        "text_embeds": Input((BATCH, config.text_embed_dim), dtype),
-    }
 
     def body(
         m: Module,

@@ -13,7 +13,6 @@ from convert.checkpoint.tensors import Tensor
 from convert.latents import Affine
 from convert.networks.graph import Input, Module, Network, build
 from convert.networks.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
-from convert.values import Resolution
 from convert.weights.compress import NONE, Compression
 
 EPSILON = 1e-6  # fixed in diffusers' Encoder and Decoder
@@ -23,7 +22,7 @@ def vae_decoder(
     c: VAEConfig,
     tensors: Mapping[str, Tensor],
     *,
-    resolution: Resolution,
+    inputs: Mapping[str, Input],
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -34,16 +33,14 @@ def vae_decoder(
 
     Args:
         tensors: the checkpoint's tensors under `decoder.` and `post_quant_conv.`.
-        resolution: of the image.
+        inputs: as the table of components has them.
         dtype: of weights, activations and `z`.
         target: coremltools' opset version.
         compression: of the weights.
 
     Raises:
-        InputError: the tensors do not fit the config, or the resolution does not.
+        InputError: the tensors do not fit the config.
     """
-    height, width = c.latent_size(resolution)
-    dtype = np.dtype(dtype)
 
     def body(m: Module, z: Var) -> dict[str, Var]:
         x = rescale_input(m["latents"], c, z)
@@ -61,7 +58,6 @@ def vae_decoder(
         x = norm_act(m["conv_norm_out"], c, x)
         return {"image": to_float32(m, conv(m["conv_out"], x, c.out_channels, 3))}
 
-    inputs = {"z": Input((1, c.latent_channels, height, width), dtype)}
     return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 
@@ -69,7 +65,7 @@ def vae_encoder(
     c: VAEConfig,
     tensors: Mapping[str, Tensor],
     *,
-    resolution: Resolution,
+    inputs: Mapping[str, Input],
     dtype: np.dtype | type,
     target: Any,
     compression: Compression = NONE,
@@ -79,8 +75,6 @@ def vae_encoder(
     Latents are those that apps multiply by 0.13025, whatever the config's scale is.
     Arguments and errors as `vae_decoder`, with the tensors under `encoder.` and `quant_conv.`.
     """
-    c.latent_size(resolution)
-    dtype = np.dtype(dtype)
 
     def body(m: Module, x: Var) -> dict[str, Var]:
         root, m = m, m["encoder"]
@@ -100,7 +94,6 @@ def vae_encoder(
             x = affine(root["latents"], x, c.scaling.encoder(c.latent_channels))
         return {"latent": x}
 
-    inputs = {"x": Input((1, c.in_channels, resolution.height, resolution.width), dtype)}
     return build(tensors, inputs, body, dtype=dtype, target=target, compression=compression)
 
 

@@ -50,7 +50,7 @@ def convert_job(
         compression=job.compression,
     )
     plan = layout(network.blobs.values())
-    description = Description(**about, inputs=component.inputs, outputs=component.outputs)
+    description = Description(**about, inputs=component.texts[0], outputs=component.texts[1])
     model = serialise(network, plan, description, format=FORMATS[job.deployment])
 
     content = key_of([[b.name, b.dtype.str, b.shape, plan.offsets[b.name]] for b in plan.blobs])

@@ -51,7 +51,7 @@ def convert_job(
     """
     if job.compression.methods:
         raise not_in_bits(job.bits)
-    component = COMPONENTS[job.component]
+    spec = COMPONENTS[job.component]
     convert_component(
         checkpoint,
         job.component,
@@ -60,7 +60,7 @@ def convert_job(
         out=package,
         deployment=job.deployment,
         dtype=np.dtype(job.precision),
-        description=Description(**about, inputs=component.inputs, outputs=component.outputs),
+        description=Description(**about, inputs=spec.texts[0], outputs=spec.texts[1]),
     )
     advance(sum(f.stat().st_size for f in package.rglob("weight.bin")))
     return {}
@@ -96,7 +96,7 @@ def convert_component(
     """
     if out.exists():
         raise InputError("exists already", where=out)
-    dtype = np.dtype(dtype)
+    spec, dtype = COMPONENTS[component], np.dtype(dtype)
     # As coremltools has it, but for the date: equal input gives equal packages.
     user = {
         "com.github.apple.coremltools.source": f"torch=={torch.__version__}",
@@ -105,7 +105,7 @@ def convert_component(
     }
     try:
         with appearing(out) as new, _quiet(), torch.no_grad():
-            if component == "unet":
+            if spec.has_attention:
                 assert resolution is not None
                 assert attention is not None
                 apple = _import_unet()
@@ -114,7 +114,7 @@ def convert_component(
                 with _attention(apple, attention):
                     program = _trace(network, inputs)
             else:
-                if component in checkpoint.text_encoders:
+                if not spec.has_resolution:
                     network, inputs = text_encoder(checkpoint, component)
                 else:
                     assert resolution is not None
@@ -129,9 +129,7 @@ def convert_component(
                     ct.TensorType(name, shape=x.shape, dtype=x.dtype.type)
                     for name, x in inputs.items()
                 ],
-                outputs=[
-                    ct.TensorType(name, dtype=np.float32) for name in COMPONENTS[component].outputs
-                ],
+                outputs=[ct.TensorType(name, dtype=np.float32) for name in spec.outputs],
                 compute_precision=ct.precision[dtype.name.upper()],
                 skip_model_load=True,
                 package_dir=str(new),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.checkpoint.configs import UNetConfig
-from convert.components import BATCH, MAX_TOKENS
+from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.networks.clip import MASKED
 from convert.values import QUERY_CHUNK, Resolution
@@ -84,15 +84,7 @@ def unet(
                 where=part.path,
                 hint="Use `--engine native`.",
             )
-    height, width = latent
-    shapes = {
-        "sample": (BATCH, c.in_channels, height, width),
-        "timestep": (BATCH,),
-        "encoder_hidden_states": (BATCH, c.cross_attention_dim, 1, MAX_TOKENS),
-        "time_ids": (BATCH, c.time_ids),
-        "text_embeds": (BATCH, c.text_embed_dim),
-    }
-    return network, {name: np.ones(shape, dtype) for name, shape in shapes.items()}
+    return network, _ones(checkpoint, "unet", resolution, dtype)
 
 
 def _require_supported(c: UNetConfig, where: Path) -> None:
@@ -146,17 +138,16 @@ def vae(
     """The decoder or encoder of diffusers' AutoencoderKL: `z` → image, or `x` → latent."""
     from diffusers import AutoencoderKL
 
-    part, c = checkpoint.part(component), checkpoint.vae
-    height, width = c.latent_size(resolution)
+    part = checkpoint.part(component)
+    checkpoint.vae.latent_size(resolution)  # or an error
     whole = _load(lambda: AutoencoderKL.from_config(dict(part.config)), part)
     # One half is enough to trace; a quantizing convolution may be absent.
-    if component == "vae_decoder":
+    if COMPONENTS[component].kind == "vae_decoder":
         halves = [whole.post_quant_conv, whole.decoder]
-        inputs = {"z": np.ones((1, c.latent_channels, height, width), dtype)}
     else:
         halves = [whole.encoder, whole.quant_conv]
-        inputs = {"x": np.ones((1, c.in_channels, resolution.height, resolution.width), dtype)}
-    return nn.Sequential(*(h for h in halves if h is not None)).eval(), inputs
+    network = nn.Sequential(*(h for h in halves if h is not None)).eval()
+    return network, _ones(checkpoint, component, resolution, dtype)
 
 
 def text_encoder(checkpoint: Checkpoint, component: str) -> Traceable:
@@ -168,7 +159,14 @@ def text_encoder(checkpoint: Checkpoint, component: str) -> Traceable:
     settings = CLIPTextConfig.from_dict(dict(part.config))
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
     network = _TextEncoder(_load(lambda: cls(settings), part), projected)
-    return network.eval(), {"input_ids": np.ones((1, MAX_TOKENS), np.float32)}
+    return network.eval(), _ones(checkpoint, component, None, np.dtype(np.float32))
+
+
+def _ones(
+    checkpoint: Checkpoint, component: str, resolution: Resolution | None, dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    shapes, _ = checkpoint.shapes(component, resolution)
+    return {name: np.ones(shape, dtype) for name, shape in shapes.items()}
 
 
 class _TextEncoder(nn.Module):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.checkpoint.configs import UNetConfig
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.memory import cgroup_limit, physical_memory
 from convert.plan.plan import Job, Plan
@@ -136,9 +137,10 @@ def count_ops(plan: Plan, job: Job) -> int:
     """About how many ops the graph of a job has, constants included."""
     checkpoint = plan.checkpoint
     tensors = len(checkpoint.component_tensors(job.component))
-    if job.component in checkpoint.text_encoders:
+    kind = COMPONENTS[job.component].kind
+    if kind == "text_encoder":
         return tensors + 60 + 21 * checkpoint.text_encoders[job.component].layers
-    if job.component.startswith("vae"):
+    if kind != "unet":
         return 3 * tensors + 60
     assert job.resolution is not None
     height, width = checkpoint.vae.latent_size(job.resolution)

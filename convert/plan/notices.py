@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from convert.checkpoint.checkpoint import Checkpoint, embedding_rows
 from convert.checkpoint.configs import LEGACY_EOS
-from convert.components import MAX_TOKENS
+from convert.components import COMPONENTS, MAX_TOKENS
 from convert.latents import DEFAULT
 from convert.tokenizer.app import chained
 from convert.tokenizer.bpe import END
@@ -55,7 +55,7 @@ class Notice:
 
 def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, ...]:
     """What there is to say when these components are converted."""
-    folders = {"vae" if name.startswith("vae") else name for name in components}
+    folders = {COMPONENTS[name].part for name in components}
     folders |= {"scheduler"} if "unet" in folders else set()
     folders |= {n for n, encoder in TOKENIZERS.items() if encoder in folders}
     found = (

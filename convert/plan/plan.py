@@ -253,15 +253,14 @@ def _job(
     engine: Engine,
     compressions: Mapping[tuple[str, Bits], Compression],
 ) -> Job:
-    is_text = component.startswith("text_encoder")
-    is_vae = component.startswith("vae")
+    spec = COMPONENTS[component]
     return Job(
         component=component,
-        resolution=None if is_text else artifact.resolution,
-        attention=artifact.attention if component == "unet" else None,
+        resolution=artifact.resolution if spec.has_resolution else None,
+        attention=artifact.attention if spec.has_attention else None,
         bits=component_bits(component, artifact.bits, recipe.compress),
         compression=compressions[component, artifact.bits],
-        precision=recipe.target.vae_precision if is_vae else "float16",
+        precision="float16" if spec.is_half else recipe.target.vae_precision,
         deployment=recipe.target.deployment,
         engine=engine,
     )
@@ -290,7 +289,7 @@ def _check(
     if (
         engine == "apple"
         and not vae.scaling.is_standard
-        and {"vae_decoder", "vae_encoder"} & {*components}
+        and any(COMPONENTS[name].part == "vae" for name in components)
     ):
         raise InputError(
             f"scales latents by {vae.scaling}, which Apple's engine cannot fold into the VAE",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor
+from convert.components import COMPONENTS
 from convert.errors import InputError, nearest
 from convert.recipe.sections import Compress, TensorBits
 from convert.values import Bits
@@ -26,7 +27,7 @@ def component_bits(component: str, artifact: Bits, compress: Compress) -> Bits:
         return artifact
     if own is not None:
         return own
-    return UNCOMPRESSED if component.startswith("vae") else artifact
+    return artifact if COMPONENTS[component].is_compressed else UNCOMPRESSED
 
 
 def choose_methods(

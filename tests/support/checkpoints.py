@@ -280,7 +280,7 @@ def write_component(
         deployment=deployment,
         compression=Compression.uniform(checkpoint.component_tensors(component), bits),
     )
-    about = Description("a test", "nobody", "none", "1", spec.inputs, spec.outputs)
+    about = Description("a test", "nobody", "none", "1", *spec.texts)
     write_package(path, network, about, format=FORMATS[deployment])
     return path
 

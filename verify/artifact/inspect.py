@@ -157,7 +157,9 @@ def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
     return Model(
         file=path.name,
         component=component,
-        attention=infer_attention(program) if component == "unet" else None,
+        attention=infer_attention(program)
+        if component and COMPONENTS[component].has_attention
+        else None,
         image_size=image_size(program, component),
         inputs=program.inputs,
         outputs=program.outputs,

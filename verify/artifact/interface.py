@@ -1,50 +1,17 @@
-"""The interface that a checkpoint's configs ask of each component, and what a package has of it."""
+"""What a package has of the interface that the table of components asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TypeVar
 
-from convert.checkpoint.checkpoint import Checkpoint
-from convert.components import BATCH, INPUT_ALIASES, MAX_TOKENS, OUTPUT_ALIASES
+from convert.checkpoint.checkpoint import Checkpoint, Shape
+from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
 from convert.values import Resolution
 from verify.mil import Program
 
-Shape = tuple[int, ...]
 T = TypeVar("T")
 QUERY_CHUNK = 512  # of split_einsum_v2; told again, so that a slip of convert's shows
-
-
-def expected_shapes(
-    source: Checkpoint, component: str, resolution: Resolution | None
-) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """The inputs' and the outputs' shapes, from the checkpoint's configs alone.
-
-    Text encoders need no resolution. Where it is None, sizes that depend on it are -1.
-    """
-    if component in source.text_encoders:
-        clip = source.text_encoders[component]
-        pooled = clip.projection or clip.width
-        tokens: dict[str, Shape] = {"input_ids": (1, MAX_TOKENS)}
-        return tokens, {"hidden_embeds": (1, MAX_TOKENS, clip.width), "pooled_outputs": (1, pooled)}
-    unet, vae = source.unet, source.vae
-    image, latent = (-1, -1), (-1, -1)
-    if resolution is not None:
-        image = (resolution.height, resolution.width)
-        latent = (resolution.height // vae.factor, resolution.width // vae.factor)
-    if component == "unet":
-        inputs = {
-            "sample": (BATCH, unet.in_channels, *latent),
-            "timestep": (BATCH,),
-            "encoder_hidden_states": (BATCH, unet.cross_attention_dim, 1, MAX_TOKENS),
-            "time_ids": (BATCH, unet.time_ids),
-            "text_embeds": (BATCH, unet.text_embed_dim),
-        }
-        return inputs, {"noise_pred": (BATCH, unet.out_channels, *latent)}
-    if component == "vae_decoder":
-        decoded = (1, vae.out_channels, *image)
-        return {"z": (1, vae.latent_channels, *latent)}, {"image": decoded}
-    return {"x": (1, vae.in_channels, *image)}, {"latent": (1, 2 * vae.latent_channels, *latent)}
 
 
 def with_aliases(
@@ -79,16 +46,19 @@ def fits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> bool:
 
 def infer_resolution(program: Program, component: str, source: Checkpoint) -> Resolution | None:
     """The image size that a package is made for; None for a text encoder."""
+    if not COMPONENTS[component].has_resolution:
+        return None
+    name, pattern = next(
+        (name, feature.shape)
+        for name, feature in COMPONENTS[component].inputs.items()
+        if {"h", "H"} & {*feature.shape}
+    )
     shapes = {f.name: f.shape for f in program.inputs}
-    name, factor = {
-        "unet": ("sample", source.vae.factor),
-        "vae_decoder": ("z", source.vae.factor),
-        "vae_encoder": ("x", 1),
-    }.get(component, ("", 1))
     alias = INPUT_ALIASES.get(component, {}).get(name, name)
     shape = shapes.get(name) or shapes.get(alias, ())
-    if len(shape) != 4 or min(shape) < 1:
+    if len(shape) != len(pattern) or min(shape) < 1:
         return None
+    factor = source.vae.factor if "h" in pattern else 1
     return Resolution(shape[3] * factor, shape[2] * factor)
 
 

@@ -49,7 +49,7 @@ def probe_package(
     shipped = Path(program.path)
     weights = shipped / WEIGHTS
     require_probeable({component: program})
-    attention = infer_attention(program) if component == "unet" else None
+    attention = infer_attention(program) if COMPONENTS[component].has_attention else None
     target = _target(program)
     network = build_network(
         source,
@@ -75,7 +75,7 @@ def probe_package(
             hint=SHORT_CHECK,
         )
     spec = COMPONENTS[component]
-    about = Description("a probe", "", "", "", spec.inputs, spec.outputs)
+    about = Description("a probe", "", "", "", *spec.texts)
     package = folder / f"{spec.file}.mlpackage"
     assemble(package, serialise(network, plan, about, format=FORMATS[target]), weights)
     return package
@@ -91,7 +91,7 @@ def probe_programs(
     """The programs with those that have a size replaced by their probes."""
     return {
         name: program
-        if name.startswith("text_encoder")
+        if not COMPONENTS[name].has_resolution
         else load_program(probe_package(program, name, source, folder, size=size))
         for name, program in programs.items()
     }
@@ -100,7 +100,7 @@ def probe_programs(
 def require_probeable(programs: Mapping[str, Program]) -> None:
     """Raise InputError for a model whose size matters and that is no `.mlpackage`."""
     for name, program in programs.items():
-        if not name.startswith("text_encoder") and not (Path(program.path) / WEIGHTS).is_file():
+        if COMPONENTS[name].has_resolution and not (Path(program.path) / WEIGHTS).is_file():
             raise not_probeable(program.path)
 
 

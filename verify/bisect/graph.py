@@ -29,7 +29,7 @@ def clean_graph(
     from convert.weights.weight_file import layout
 
     target = next((t for t, f in FORMATS.items() if f.opset == program.opset), None)
-    attention = infer_attention(program) if component == "unet" else None
+    attention = infer_attention(program) if COMPONENTS[component].has_attention else None
     if target is None or attention not in (None, *ATTENTIONS):
         return None
     try:
@@ -44,7 +44,7 @@ def clean_graph(
     except InputError:
         return None
     about = COMPONENTS[component]
-    description = Description("", "", "", "", inputs=about.inputs, outputs=about.outputs)
+    description = Description("", "", "", "", *about.texts)
     model = serialise(network, layout(network.blobs.values()), description, format=FORMATS[target])
     with tempfile.TemporaryDirectory(prefix="sdxl-bisect-") as folder:
         file = Path(folder) / "model.mlmodel"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor
+from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.run.manifest import Asked
 from convert.weights.compress import BLOCK, PALETTES, SMALLEST
@@ -67,7 +68,7 @@ def deviations(
                 yield f"{name} is compressed, which is no weight of the checkpoint's"
     if bits == "16":
         asked = Asked()
-    wanted = asked.bits or ("16" if component.startswith("vae") else bits)
+    wanted = asked.bits or (bits if COMPONENTS[component].is_compressed else "16")
     mixed = wanted.startswith("mixed-")
     for name, tensor in tensors.items():
         own = asked.tensors.get(name)

@@ -22,7 +22,6 @@ from convert.values import FORMATS, Format, Resolution
 from verify.artifact.artifact import Artifact
 from verify.artifact.graph import count_weights, infer_attention
 from verify.artifact.interface import (
-    expected_shapes,
     fits,
     has_long_attention,
     infer_resolution,
@@ -162,15 +161,13 @@ def check_package(
     claims = claims or {}
     # In a folder, another package's resolution or the manifest's may be the one that is asked.
     resolution = resolution or infer_resolution(program, component, source)
-    inputs, outputs = with_aliases(
-        program, component, *expected_shapes(source, component, resolution)
-    )
+    inputs, outputs = with_aliases(program, component, *source.shapes(component, resolution))
     float_type = "fp32" if claims.get("vae_precision", "float32") == "float32" else "fp16"
-    dtype = {"unet": "fp16", "text_encoder": "fp32", "text_encoder_2": "fp32"}.get(component)
-    if dtype is None:
-        dtypes = (float_type,) if "vae_precision" in claims else ("fp32", "fp16")
-    else:
-        dtypes = (dtype,)
+    spec = COMPONENTS[component]
+    dtypes: tuple[str, ...] = ("fp32",)
+    if spec.input_dtype == "computed":
+        claimed = (float_type,) if "vae_precision" in claims else ("fp32", "fp16")
+        dtypes = ("fp16",) if spec.is_half else claimed
     declared: dict[str, TensorType | None] = dict(program.main.inputs)
     problem = _features(program.inputs, declared, inputs, dtypes)
     yield _verdict(component, "inputs", _described(inputs, dtypes), problem)
@@ -179,8 +176,8 @@ def check_package(
     problem = _features(program.outputs, declared, outputs, ("fp32",))
     yield _verdict(component, "outputs", _described(outputs, ("fp32",)), problem)
     yield _format(program, component, claims.get("deployment"))
-    if component == "unet":
-        yield _attention(program, claims.get("attention"))
+    if spec.has_attention:
+        yield _attention(program, component, claims.get("attention"))
     else:
         einsums = sum(op.type == "einsum" for op in program.ops)
         yield _verdict(component, "ops", "no einsum", f"{einsums} einsum ops" if einsums else "")
@@ -198,7 +195,7 @@ def check_package(
     yield _verdict(
         component, "metadata", "description, author, license, version", problem and f"no {problem}"
     )
-    if component.startswith("vae"):
+    if spec.part == "vae":
         found = program.user_defined.get("scaling_factor")
         problem = "" if found in (None, str(SCALING_FACTOR)) else f"it says {found}"
         gate = f"apps scale by {SCALING_FACTOR}"
@@ -258,7 +255,7 @@ def _format(program: Program, component: str, deployment: str | None) -> Check:
     return _verdict(component, "format", gate, problem, text)
 
 
-def _attention(program: Program, claimed: str | None) -> Check:
+def _attention(program: Program, component: str, claimed: str | None) -> Check:
     found = infer_attention(program)
     same = {"split_einsum"} if has_long_attention(program) else {"split_einsum", "split_einsum_v2"}
     names = same if found in same else {found}
@@ -266,12 +263,12 @@ def _attention(program: Program, claimed: str | None) -> Check:
     problem = ""
     if found == "unknown" or claimed not in (None, *names):
         problem = f"the graph's is {text}"
-    return _verdict("unet", "attention", claimed or "a known one", problem, text)
+    return _verdict(component, "attention", claimed or "a known one", problem, text)
 
 
 def _precision(program: Program, component: str, claimed: str | None) -> Check:
     found = precision(program)
-    wanted = claimed if component.startswith("vae") else "fp16"
+    wanted = "fp16" if COMPONENTS[component].is_half else claimed
     problem = "" if wanted in (None, found) else f"it computes in {found}"
     return _verdict(component, "precision", wanted or "any", problem, found)
 

@@ -19,11 +19,7 @@ VERDICTS: dict[Verdict, str] = {
 }
 
 NAMES = {
-    "text_encoder": "Text encoder",
-    "text_encoder_2": "Text encoder 2",
-    "unet": "UNet",
-    "vae_decoder": "VAE decoder",
-    "vae_encoder": "VAE encoder",
+    **{name: spec.label for name, spec in COMPONENTS.items()},
     "pipeline": "Whole pipeline",
     "artifact": "Files",
 }

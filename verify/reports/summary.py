@@ -15,14 +15,7 @@ from verify.reports.report import MARKS, STYLES, failures
 
 Report = dict[str, Any]
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.
-SHORT = {
-    "text_encoder": "text",
-    "text_encoder_2": "text 2",
-    "unet": "UNet",
-    "vae_decoder": "VAE dec",
-    "vae_encoder": "VAE enc",
-    PIPELINE: "pictures",
-}
+SHORT = {name: spec.short for name, spec in COMPONENTS.items()} | {PIPELINE: "pictures"}
 
 
 def summary_json(report: Report) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory):
 
 def describe(component):
     spec = COMPONENTS[component]
-    return Description("short", "who", "licence", "1", spec.inputs, spec.outputs, {"key": "value"})
+    return Description("short", "who", "licence", "1", *spec.texts, {"key": "value"})
 
 
 def both(checkpoint, component, folder, *, attention="original", dtype=np.float16):

@@ -64,7 +64,7 @@ def make(tmp_path_factory):
             )
             path = root / f"{len(made)}" / f"{spec.file}.mlpackage"
             path.parent.mkdir()
-            about = Description("short", "who", "mine", "7", spec.inputs, spec.outputs, {"k": "v"})
+            about = Description("short", "who", "mine", "7", *spec.texts, {"k": "v"})
             write_package(path, network, about, format=FORMATS["macOS14"])
             made[key] = path
         return made[key]
@@ -86,7 +86,7 @@ def test_component_and_image_size_come_from_the_interface(make, component, tmp_p
     assert model.image_size == (None if component.startswith("text") else (128, 192))
     assert (model.specification_version, model.opset) == (8, "CoreML7")
     assert [f.name for f in model.inputs] == list(COMPONENTS[component].inputs)
-    assert model.inputs[0].description == next(iter(COMPONENTS[component].inputs.values()))
+    assert model.inputs[0].description == next(iter(COMPONENTS[component].texts[0].values()))
 
 
 @pytest.mark.parametrize("attention", ["original", "split_einsum", "split_einsum_v2"])

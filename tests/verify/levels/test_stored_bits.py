@@ -80,7 +80,7 @@ def program_of(folder: Path, checkpoint: Checkpoint, job: Job) -> Program:
         deployment=job.deployment,
         compression=job.compression,
     )
-    about = Description("a test", "nobody", "none", "1", component.inputs, component.outputs)
+    about = Description("a test", "nobody", "none", "1", *component.texts)
     plan = layout(network.blobs.values())
     folder.joinpath(MODEL).parent.mkdir(parents=True)
     model = serialise(network, plan, about, format=FORMATS[job.deployment])
