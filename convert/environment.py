@@ -6,11 +6,13 @@ import traceback
 from collections.abc import Mapping
 from importlib import import_module
 from itertools import chain
+from ssl import SSLError
 from urllib.parse import urlsplit
 
 from convert.errors import InputError
 
 HTTP_CLIENTS = {"httpx", "httpx2"}  # of huggingface_hub 1 and 2
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXIES = {"all_proxy", "http_proxy", "https_proxy"}
 
 
@@ -27,7 +29,7 @@ def blame(error: Exception, environment: Mapping[str, str]) -> InputError | None
     modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames}
     if client := next(iter(HTTP_CLIENTS & modules), None):
         return _proxy(client, environment) or _request(error, environment)
-    if "huggingface_hub" in modules and _is_unusable(environment.get("HF_ENDPOINT", "")):
+    if "huggingface_hub" in modules and _has_no_endpoint(environment):
         return _ENDPOINT
     if isinstance(error, ValueError) and any(f.f_code.co_name == "<module>" for f in frames):
         return _number(error, environment)
@@ -57,7 +59,7 @@ def _proxy(client: str, environment: Mapping[str, str]) -> InputError | None:
 
 
 def _request(error: Exception, environment: Mapping[str, str]) -> InputError | None:
-    """What goes into every request beside the proxy: the Hub's address and the login."""
+    """What goes into every request beside the proxy: the Hub's address, certificates, the login."""
     if isinstance(error, UnicodeError):
         tokens = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
         return InputError(
@@ -66,12 +68,18 @@ def _request(error: Exception, environment: Mapping[str, str]) -> InputError | N
             hint="Copy it again from https://huggingface.co/settings/tokens, or log in again.",
         )
     if type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
-        if environment.get("HF_ENDPOINT"):
+        if "HF_ENDPOINT" in environment:
             return _ENDPOINT
         if name := next((n for n in environment if n.lower() == "no_proxy"), None):
             return InputError(
                 "is not a list of hosts", where=name, hint="Unset it, or put it right."
             )
+    if is_of_certificates(error):
+        return InputError(
+            "is not a file of certificates, or a folder of them",
+            where=next((n for n in CERTIFICATES if environment.get(n)), "the certificates"),
+            hint="Give one that `openssl x509` reads, or unset the variable.",
+        )
     return None
 
 
@@ -82,9 +90,18 @@ _ENDPOINT = InputError(
 )
 
 
-def _is_unusable(url: str) -> bool:
+def is_of_certificates(error: Exception) -> bool:
+    """Whether no connection could be made, because trusted certificates cannot be read."""
+    is_missing = isinstance(error, FileNotFoundError) and error.filename is None
+    return isinstance(error, SSLError) or is_missing
+
+
+def _has_no_endpoint(environment: Mapping[str, str]) -> bool:
     try:
-        return bool(url) and not urlsplit(url).hostname
+        url = urlsplit(environment["HF_ENDPOINT"])
+        return not url.hostname or url.port == 0
+    except KeyError:
+        return False
     except ValueError:
         return True
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from convert.environment import is_of_certificates
 from convert.errors import InputError
 from convert.files.disk import disk_error
 from convert.files.json_files import LARGEST
@@ -264,6 +265,8 @@ def explain(error: Exception, repo: Repo) -> Exception:
             429: "Too many requests: wait some minutes, and `hf auth login` for a higher limit.",
         }
         return say(f"the Hub refused with status {status}", hints.get(status, "Try again later."))
+    if is_of_certificates(error):
+        return error  # the variable that names them is told of by whoever reads the environment
     if isinstance(error, OSError) and error.errno is not None:
         return disk_error(error, repo)
     if isinstance(error, OSError):  # http_get's size check, which comes without an errno

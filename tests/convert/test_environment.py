@@ -37,6 +37,19 @@ CASES = {
         "HF_ENDPOINT: is not the URL of a Hub",
     ),
     "half a Hub": ({"HF_ENDPOINT": "http://[::1"}, "HF_ENDPOINT: is not the URL of a Hub"),
+    "a Hub's port that is a word": (
+        {"HF_ENDPOINT": "http://127.0.0.1:geheim"},
+        "HF_ENDPOINT: is not the URL of a Hub",
+    ),
+    "an empty Hub": ({"HF_ENDPOINT": ""}, "HF_ENDPOINT: is not the URL of a Hub"),
+    "certificates that are not there": (
+        {"SSL_CERT_FILE": "/nowhere/geheim.pem", "HF_ENDPOINT": "https://127.0.0.1:9"},
+        "SSL_CERT_FILE: is not a file of certificates",
+    ),
+    "certificates that are none": (
+        {"SSL_CERT_FILE": __file__, "HF_ENDPOINT": "https://127.0.0.1:9"},
+        "SSL_CERT_FILE: is not a file of certificates",
+    ),
     "letters in a token": (
         {"HF_TOKEN": "hf_gehéim", "HF_ENDPOINT": "http://127.0.0.1:9"},
         "HF_TOKEN: is not a token",
