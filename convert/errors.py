@@ -43,7 +43,7 @@ class InputError(UserError):
 
 
 class CannotExecute(UserError):
-    """A model that cannot be read or run: unsupported op, unreadable package (exit code 4)."""
+    """A model that cannot be run: an unsupported op or kind of model (exit code 4)."""
 
     exit_code = 4
 

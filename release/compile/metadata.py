@@ -150,8 +150,10 @@ def _stored(decoder: str, parts: dict[str, Any]) -> str:
         shape = [d.constant.size for d in parts["lut"].type.tensorType.dimensions]
         entries = shape[0] if len(shape) == 1 else shape[-2]
         return f"Palettized ({entries.bit_length() - 1} bits)"
-    data = next(parts[k] for k in ("quantized_data", "data", "source_val") if k in parts)
-    return _dtype(data.type.tensorType.dataType)
+    data = [parts[k] for k in ("quantized_data", "data", "source_val") if k in parts]
+    if not data:
+        raise CannotExecute(f"{decoder} has no data to decode")
+    return _dtype(data[0].type.tensorType.dataType)
 
 
 def _dtype(number: int) -> str:

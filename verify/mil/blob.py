@@ -56,7 +56,7 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 UNREADABLE = {"bf16": 2, "fp8e4m3fn": 1, "fp8e5m2": 1}  # bytes; no op here can read them
 SUB_BYTE_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
-_REMEDY = "Download or convert the package again; a checkout may need `git lfs pull`."
+REMEDY = "Download or convert the package again; a checkout may need `git lfs pull`."
 
 
 def packed_size(dtype: str, count: int) -> int:
@@ -198,4 +198,4 @@ class WeightFile:
         return self._bytes
 
     def _bad(self, problem: str) -> InputError:
-        return InputError(problem, where=self.path, hint=_REMEDY)
+        return InputError(problem, where=self.path, hint=REMEDY)

@@ -13,7 +13,7 @@ from convert.errors import CannotExecute, InputError
 from convert.files.documents import Document, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_json, shown
-from verify.mil.blob import NUMPY_DTYPES, SUB_BYTE_BITS, WeightFile, decode, packed_size
+from verify.mil.blob import NUMPY_DTYPES, REMEDY, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
 
 
@@ -21,14 +21,14 @@ def read_model(path: Path) -> tuple[Path, Any, bytes]:
     """A package's model file, the `Model` message in it, and its bytes; it is an ML Program.
 
     Raises:
-        InputError: there is no such package.
-        CannotExecute: it is not readable, or is no ML Program.
+        InputError: there is no such package, or its model file is missing or damaged.
+        CannotExecute: it is no ML Program.
     """
     if not path.exists():
         raise InputError("no such package", where=path)
     model_file = _root_model(path) if path.is_dir() else path
     if not model_file.is_file():
-        raise CannotExecute("the package's model file is missing", where=model_file)
+        raise InputError("the package's model file is missing", where=model_file, hint=REMEDY)
 
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -39,11 +39,13 @@ def read_model(path: Path) -> tuple[Path, Any, bytes]:
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise CannotExecute("not a Core ML model", where=model_file) from error
+        raise InputError("not a Core ML model", where=model_file, hint=REMEDY) from error
     kind = model.WhichOneof("Type")
+    if kind is None:
+        raise InputError("holds no model", where=model_file, hint=REMEDY)
     if kind != "mlProgram":
         raise CannotExecute(
-            f"an ML Program is needed, this model is {kind or 'empty'}",
+            f"an ML Program is needed, this model is {kind}",
             where=model_file,
             hint="Neural networks and pipelines are not supported; convert to an ML Program.",
         )
@@ -158,7 +160,10 @@ class _Reader:
             int(d.constant.size) if d.WhichOneof("dimension") == "constant" else -1
             for d in tensor.dimensions
         )
-        return TensorType(self.dtypes[tensor.dataType], shape)
+        dtype = self.dtypes.get(tensor.dataType)
+        if dtype is None or any(size < -1 for size in shape):
+            raise self.damaged(f"a tensor of the data type {tensor.dataType} and shape {shape}")
+        return TensorType(dtype, shape)
 
     def block(self, block: Any) -> Block:
         return Block(
@@ -170,6 +175,8 @@ class _Reader:
     def op(self, op: Any) -> Op:
         attributes = {k: self.constant(v) for k, v in op.attributes.items()}
         outputs = [(o.name, self.type(o.type)) for o in op.outputs]
+        if op.type == "const" and not (outputs and "val" in attributes):
+            raise self.damaged("a `const` without a value")
         name = str(attributes.pop("name").item()) if "name" in attributes else ""
         return Op(
             type=op.type,
@@ -201,6 +208,8 @@ class _Reader:
         count = int(np.prod(type_.shape, dtype=np.int64))
         values: Any = getattr(tensor, kind).values if kind else []
         if type_.dtype == "string":
+            if len(values) != count:
+                raise self.damaged(f"a constant of type {type_} with {len(values)} texts")
             return np.array(list(values), dtype=np.str_).reshape(type_.shape)
         if type_.dtype not in NUMPY_DTYPES and type_.dtype not in SUB_BYTE_BITS:
             raise CannotExecute(
@@ -220,7 +229,14 @@ class _Reader:
         if kind == "bytes":
             return decode(np.frombuffer(values, np.uint8), type_.dtype, type_.shape).copy()
         dtype = NUMPY_DTYPES.get(type_.dtype, np.dtype(np.int8))
-        return np.fromiter(values, dtype, count).reshape(type_.shape)
+        try:
+            return np.fromiter(values, dtype, count).reshape(type_.shape)
+        except (ValueError, OverflowError):
+            raise self.damaged(f"a constant of type {type_} with other values") from None
+
+    def damaged(self, what: str) -> InputError:
+        """The error for a message that no program has."""
+        return InputError(f"is damaged: it has {what}", where=self.model_file, hint=REMEDY)
 
     def file(self, name: str) -> WeightFile:
         relative = name.removeprefix("@model_path/")

@@ -223,7 +223,7 @@ def test_what_is_no_ml_program_is_refused(package: Path, tmp_path: Path) -> None
     with pytest.raises(CannotExecute, match="this model is neuralNetwork"):
         native(broken, tmp_path / "out")
     (broken / MODEL).write_bytes(b"not a model")
-    with pytest.raises(CannotExecute, match="not a Core ML model"):
+    with pytest.raises(InputError, match="not a Core ML model"):
         native(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.errors import CannotExecute, InputError
+from tests.support.packages import MODEL, edit_model
 from verify.mil import TensorType, histogram, load_program
 from verify.mil.blob import WeightFile, packed_size, unpack_bits
 
@@ -124,6 +126,50 @@ def test_damaged_weights_are_an_error_with_the_path(copy, break_it, says):
     assert error.value.hint
 
 
+def first(model: Any, type_: str) -> Any:
+    function = next(iter(model.mlProgram.functions.values()))
+    block = function.block_specializations[function.opset]
+    return next(op for op in block.operations if op.type == type_)
+
+
+def tensor_of(model: Any, dtype: int) -> Any:
+    """The value of a `const` of a data type, whose elements stand in the program."""
+    function = next(iter(model.mlProgram.functions.values()))
+    block = function.block_specializations[function.opset]
+    values = (op.attributes["val"] for op in block.operations if op.type == "const")
+    return next(v for v in values if v.type.tensorType.dataType == dtype)
+
+
+STRING, INT32 = 2, 23  # MIL.proto's DataType
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda m: first(m, "const").attributes.pop("val"), "a `const` without a value"),
+        (lambda m: first(m, "const").ClearField("outputs"), "a `const` without a value"),
+        (
+            lambda m: setattr(first(m, "conv").outputs[0].type.tensorType, "dataType", 97),
+            "data type 97",
+        ),
+        (
+            lambda m: tensor_of(m, STRING).immediateValue.tensor.strings.ClearField("values"),
+            "with 0 texts",
+        ),
+        (
+            lambda m: tensor_of(m, INT32).immediateValue.tensor.strings.values.extend("abcd"),
+            "with other values",
+        ),
+    ],
+)
+def test_a_damaged_program_is_an_error_with_the_path(copy, break_it, says):
+    edit_model(copy, break_it)
+    with pytest.raises(InputError, match=f"is damaged: it has .*{says}") as error:
+        load_program(copy)
+    assert error.value.where == str(copy / MODEL)
+    assert error.value.hint
+
+
 def test_unreadable_packages_are_typed_errors(copy, tmp_path):
     with pytest.raises(InputError, match="no such package"):
         load_program(tmp_path / "nothing.mlpackage")
@@ -145,10 +191,13 @@ def test_unreadable_packages_are_typed_errors(copy, tmp_path):
 
     model = copy / "Data/com.apple.CoreML/model.mlmodel"
     model.write_bytes(b"\xff" * 40)
-    with pytest.raises(CannotExecute, match="not a Core ML model"):
+    with pytest.raises(InputError, match="not a Core ML model"):
+        load_program(copy)
+    model.write_bytes(b"")
+    with pytest.raises(InputError, match="holds no model"):
         load_program(copy)
     model.unlink()
-    with pytest.raises(CannotExecute, match="missing"):
+    with pytest.raises(InputError, match="missing"):
         load_program(copy)
 
 
