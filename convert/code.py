@@ -74,6 +74,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         "convert/run/manifest.py",
         "convert/schedulers.py",
         "verify/artifact/artifact.py",
+        "verify/artifact/folder.py",
         "verify/artifact/graph.py",
         "verify/artifact/interface.py",
         "verify/artifact/stored.py",

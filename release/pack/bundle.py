@@ -47,8 +47,8 @@ class Digests:
         return self._known[identity]
 
 
-def open_artifact(path: Path) -> dict[str, Any]:
-    """The manifest of a finished artifact folder.
+def finished_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact folder of packages, which are all there.
 
     Raises:
         InputError: not an artifact of ours, or files of it are missing.
@@ -82,7 +82,7 @@ def find_report(artifact: Path) -> dict[str, Any] | None:
     A report of other bytes than the artifact's counts as none; whether this version would say the
     same is for `is_current` to tell.
     """
-    manifest = open_artifact(artifact)
+    manifest = finished_manifest(artifact)
     file = artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
     return read_report(file, manifest)
 
@@ -116,7 +116,7 @@ def make_bundle(
     """
     from release.compile.mlmodelc import compile_package
 
-    manifest = open_artifact(artifact)
+    manifest = finished_manifest(artifact)
     digests = Digests() if digests is None else digests
     _require_unchanged(artifact, manifest, digests)
     components = {}

@@ -31,7 +31,7 @@ from convert.run import manifest as artifact_manifests
 from convert.units import size
 from release.pack.archive import split as split_archive
 from release.pack.archive import write_archive
-from release.pack.bundle import Digests, find_report, is_current, make_bundle, open_artifact
+from release.pack.bundle import Digests, find_report, finished_manifest, is_current, make_bundle
 from release.pack.documents import ReleaseManifest
 from release.pack.manifest import (
     FILE,
@@ -107,7 +107,7 @@ def pack(
     """
     progress = progress or Silent()
     require_packable(artifacts, release, allow_unverified=allow_unverified)
-    manifests = {path: open_artifact(path) for path in artifacts}
+    manifests = {path: finished_manifest(path) for path in artifacts}
     found = {path: find_report(path) for path in artifacts}
     reports = {path: r if r is not None and is_current(r) else None for path, r in found.items()}
     earlier = _earlier(release)
@@ -148,7 +148,7 @@ def require_packable(
     Raises:
         NotVerified, InputError: as `pack` does.
     """
-    manifests = {path: open_artifact(path) for path in artifacts}
+    manifests = {path: finished_manifest(path) for path in artifacts}
     release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
     if not allow_unverified:
         _require_verified(manifests, {path: find_report(path) for path in artifacts})

@@ -99,6 +99,7 @@ def verify(
 
         from verify import golden as bundles
         from verify.artifact.artifact import artifact_name
+        from verify.artifact.folder import SUFFIXES
         from verify.artifact.probe import PROBE
         from verify.judge.policy import load_policy
         from verify.page import page as html_report
@@ -109,7 +110,6 @@ def verify(
         from verify.run import require_possible
         from verify.run import verify as check
         from verify.runtime.runtimes import choose
-        from verify.sampling.pipeline import SUFFIXES
 
     to_stdout = json_file == Path("-")
     terminal = Terminal(quiet=quiet, as_json=to_stdout)

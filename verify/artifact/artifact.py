@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.components import COMPONENTS
 from convert.errors import InputError, nearest
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing, read_object, shown
 from convert.run.manifest import Asked
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
+from verify.artifact.folder import MANIFEST, SUFFIXES, models_by_component
 from verify.artifact.graph import infer_component
 from verify.mil import Program, load_program
 
-MANIFEST = "manifest.json"
-LONE = (".mlpackage", ".mlmodelc", ".mlmodel")  # how a model by itself is called
+LONE = (*SUFFIXES, ".mlmodel")  # how a model by itself is called
 CLAIMS = ("artifact", "attention", "bits", "resolution", "deployment", "vae_precision")
 
 
@@ -71,12 +70,8 @@ def open_artifact(
         if component not in wanted:
             raise InputError(f"is the {component}, not {' or '.join(wanted)}", where=path)
         return Artifact(path, path.stem, {component: path}, (component,), is_folder=False)
-    packages = {
-        name: file
-        for name in wanted
-        for suffix in (".mlmodelc", ".mlpackage")  # the package, where there are both
-        if (file := path / f"{COMPONENTS[name].file}{suffix}").exists()
-    }
+    found = models_by_component(path)
+    packages = {name: found[name] for name in wanted if name in found}
     if not path.is_dir() or (not packages and not (path / MANIFEST).exists()):
         raise InputError(
             "neither an .mlpackage or .mlmodelc nor an artifact folder",

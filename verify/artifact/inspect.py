@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.disk import digest_file
 from convert.files.json_files import read_object
+from verify.artifact.folder import MANIFEST, SUFFIXES, models_in
 from verify.artifact.graph import (
     Weights,
     count_weights,
@@ -123,9 +123,9 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
     if not path.exists():
         raise InputError("no such package or folder", where=path)
     # Only a folder that is not itself a model can hold some; the rest is for load_program to name.
-    if not path.is_dir() or path.suffix in (".mlpackage", ".mlmodelc"):
+    if not path.is_dir() or path.suffix in SUFFIXES:
         return Inspection(path, [inspect_package(path, by_layer=by_layer)], None)
-    packages = sorted([*path.glob("*.mlpackage"), *path.glob("*.mlmodelc")])
+    packages = models_in(path)
     if not packages:
         inner = sorted({p.parent.name for p in path.glob("*/*.mlpackage")})
         inner += sorted({p.parent.name for p in path.glob("*/*.mlmodelc")} - set(inner))
@@ -136,8 +136,6 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
             if inner
             else "Give an artifact's folder, as `run` and `convert` leave them, or a .mlpackage.",
         )
-    order = [spec.file for spec in COMPONENTS.values()]
-    packages.sort(key=lambda p: order.index(p.stem) if p.stem in order else len(order))
     models = [inspect_package(p, by_layer=by_layer) for p in packages]
     return Inspection(path, models, _manifest(path))
 
@@ -179,7 +177,7 @@ def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / "manifest.json"
+    file = folder / MANIFEST
     if not file.exists():
         return None
     return read_object(file, infinities=True)

@@ -22,15 +22,14 @@ from convert.errors import InputError
 from convert.files.documents import checked
 from convert.files.json_files import read_object
 from convert.values import Resolution
+from verify.artifact.folder import MANIFEST, models_by_component
 from verify.mil import load_program
 from verify.reference.reference import quiet
 from verify.runtime.runtimes import Model, Runtime, choose
 from verify.sampling.schedulers import make_scheduler
 from verify.sampling.tokenizers import tokenizer
 
-MANIFEST = "manifest.json"
 REMEDY = "Convert again with this version: the packages are kept, the manifest is new."
-SUFFIXES = (".mlpackage", ".mlmodelc")
 
 # A component with its Core ML interface: named inputs → named outputs, float32 on the CPU.
 Network = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -104,11 +103,7 @@ def packages(artifact: Path) -> dict[str, Path]:
     """The models of an artifact folder, by component; raises InputError if it is none."""
     if not artifact.is_dir():
         raise InputError("no such artifact folder", where=artifact)
-    found: dict[str, Path] = {}
-    for name, component in COMPONENTS.items():
-        for file in (artifact / f"{component.file}{suffix}" for suffix in SUFFIXES):
-            if file.exists():
-                found.setdefault(name, file)
+    found = models_by_component(artifact)
     if not found:
         raise InputError(
             "is not an artifact folder",
