@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.disk import digest_file
 from convert.files.json_files import read_object
