@@ -41,11 +41,11 @@ class LatentScaling:
     @staticmethod
     def parse(values: Mapping[str, Any], where: Path, channels: int) -> LatentScaling:
         """Read a VAE's config.json; raises InputError for a scaling that no latents can have."""
-        factor = _number(values, "scaling_factor", where, values.get("scaling_factor", DEFAULT))
+        factor = _number("scaling_factor", where, values.get("scaling_factor", DEFAULT))
         if factor <= 0:
             raise _error("scaling_factor", factor, "a number above 0", where)
         shift = values.get("shift_factor")
-        shift = 0.0 if shift is None else _number(values, "shift_factor", where, shift)
+        shift = 0.0 if shift is None else _number("shift_factor", where, shift)
         mean = _numbers(values, "latents_mean", where, channels)
         std = _numbers(values, "latents_std", where, channels)
         if std is not None and min(std) <= 0:
@@ -109,7 +109,7 @@ def _channels(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32).reshape(1, -1, 1, 1)
 
 
-def _number(values: Mapping[str, Any], key: str, where: Path, value: Any) -> float:
+def _number(key: str, where: Path, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _error(key, value, "a number", where)
     try:
@@ -129,7 +129,7 @@ def _numbers(
         return None
     if not isinstance(value, list | tuple) or len(value) != channels:
         raise _error(key, value, f"{channels} numbers, one a channel of the latents", where)
-    return tuple(_number(values, key, where, number) for number in value)
+    return tuple(_number(f"{key}[{i}]", where, number) for i, number in enumerate(value))
 
 
 def _error(key: str, value: Any, allowed: str, where: Path) -> InputError:

@@ -31,6 +31,11 @@ SCHEDULE = {
     "beta_end": 0.012,
     "num_train_timesteps": 1000,
 }
+# What schedulers whose names begin so ask of a UNet, and no app's do.
+WAYS = {
+    "EDM": "whose inputs are scaled in EDM's way",
+    "FlowMatch": "which draws along straight paths from noise to image",
+}
 UNSET = 1e20  # above it, transformers means that nobody has said a length
 SHOWN = 5  # tokens that are named one by one
 
@@ -97,8 +102,9 @@ def _prediction(scheduler: Mapping[str, Any]) -> Iterator[Notice]:
         effect = f"{APPLES} take it for noise and draw nothing but noise; Guernika is told"
         yield Notice("warning", "scheduler", "prediction", text, effect)
     name = scheduler.get("_class_name")
-    if isinstance(name, str) and name.startswith("EDM"):
-        text = f"the UNet is made for {name}, whose inputs are scaled in EDM's way"
+    way = next((w for w in WAYS if isinstance(name, str) and name.startswith(w)), None)
+    if way is not None:
+        text = f"the UNet is made for {name}, {WAYS[way]}"
         effect = "no app has such a scheduler, and all of them draw nothing usable"
         yield Notice("warning", "scheduler", "prediction", text, effect)
 

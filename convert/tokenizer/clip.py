@@ -81,7 +81,7 @@ def read_tokenizers(checkpoint: Path, rows: Mapping[str, int]) -> dict[str, Toke
     for name in list(found)[1:]:
         for what, ours, theirs in (
             ("vocabulary", found[first].ids, found[name].ids),
-            ("merges", found[first].pairs, found[name].pairs),
+            ("list of merges", found[first].pairs, found[name].pairs),
         ):
             if ours != theirs:
                 raise InputError(
@@ -145,7 +145,9 @@ def require_vocabulary(value: Any, where: Path) -> dict[str, int]:
             )
     for token in (START, END):
         if token not in ids:
-            raise InputError(f"is no vocabulary of CLIP: it lacks `{token}`", where=where)
+            raise InputError(
+                f"is no vocabulary of CLIP: it lacks `{token}`", where=where, hint=AGAIN
+            )
     if sorted(ids.values()) != list(range(len(ids))):
         missing = min(set(range(len(ids))) - set(ids.values()))
         raise InputError(
@@ -221,7 +223,7 @@ def _files_of(whole: Mapping[str, Any], where: Path) -> tuple[str, str]:
     """vocab.json and merges.txt that say what a tokenizer.json says."""
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise InputError("is not a BPE tokenizer, as CLIP's is", where=where)
+        raise InputError("is not a BPE tokenizer, as CLIP's is", where=where, hint=AGAIN)
     vocab, merges = require_object(model.get("vocab"), where), model.get("merges")
     pairs = []
     for index, pair in enumerate(merges if isinstance(merges, list) else []):

@@ -60,6 +60,7 @@ SAID: list[tuple[Callable[[Path], None], str, str]] = [
     (edited("vae/config.json", latents_mean=[1, 2, 3, 4]), "latents", "`latents_mean` stands al"),
     (scheduler(prediction_type="v_prediction"), "prediction", "`v_prediction`.*nothing but noise"),
     (scheduler(_class_name="EDMDPMSolverMultistepScheduler"), "prediction", "EDM"),
+    (scheduler(_class_name="FlowMatchEulerDiscreteScheduler"), "prediction", "straight paths"),
     (scheduler(rescale_betas_zero_snr=True), "schedule", "`rescale_betas_zero_snr`"),
     (scheduler(beta_schedule="linear", beta_end=0.02), "schedule", "`beta_schedule` linear, `beta"),
     (scheduler(timestep_spacing="trailing"), "schedule", "trailing"),

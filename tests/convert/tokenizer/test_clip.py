@@ -195,8 +195,8 @@ def test_every_token_has_an_embedding_in_its_text_encoder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (merges(lambda b: b.replace(b"t h\na n\n", b"a n\nt h\n")), "merges"),
-        (merges(lambda b: b[: b.rindex(b"low r")]), "merges"),
+        (merges(lambda b: b.replace(b"t h\na n\n", b"a n\nt h\n")), "list of merges"),
+        (merges(lambda b: b[: b.rindex(b"low r")]), "list of merges"),
         (vocab(lambda v: v.update({"a": v["b"], "b": v["a"]})), "vocabulary"),
     ],
 )
