@@ -12,6 +12,7 @@ from convert.files.json_files import shown
 REQUIRED = object()
 MOST = 1 << 20  # of a width or count; a mistyped one must not fill memory before it is noticed
 MOST_BLOCKS = 16
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "relu", "quick_gelu")  # `convert.networks`
 KINDS: dict[type, str] = {
     bool: "true or false",
     int: "an integer",
@@ -72,6 +73,13 @@ class Config:
         value = self.get(key, default)
         if not isinstance(value, str):
             raise self.error(key, value, "a text")
+        return value
+
+    def activation(self, key: str, default: str) -> str:
+        """The value of `key`, which must be the name of an activation that the networks have."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise self.error(key, value, " or ".join(ACTIVATIONS))
         return value
 
     def integers(self, key: str, default: Any = REQUIRED) -> list[int]:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.config_reader import ACTIVATIONS
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
+from convert.networks import layers
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from verify.reference.reference import Reference
@@ -52,6 +54,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("text_encoder", "text_config", {"hidden_size": 32}, "whole CLIP model"),
     ("text_encoder_2", "projection_dim", None, "null"),
     ("text_encoder_2", "hidden_act", 3, "3"),
+    ("text_encoder", "hidden_act", "", '""'),
+    ("vae", "act_fn", "mish", '"mish"'),
     ("text_encoder_2", "architectures", {"a": 1}, '{"a": 1}'),
 ]
 
@@ -80,6 +84,10 @@ def test_a_plan_names_the_file_the_key_and_the_value(
     assert str(caught.value.where) == str(file)
     assert says in caught.value.problem
     assert key in caught.value.problem or key == "architectures"
+
+
+def test_the_activations_that_configs_may_name_are_those_that_the_networks_have() -> None:
+    assert {*layers.ACTIVATIONS, "quick_gelu"} == set(ACTIVATIONS)
 
 
 def test_what_is_switched_off_for_every_block_is_switched_off(copy: Path) -> None:
