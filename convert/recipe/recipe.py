@@ -208,7 +208,10 @@ def load_recipe(path: Path) -> Recipe:
                 where=where,
                 hint="A recipe is a TOML file; `sdxl-coreml convert` takes a checkpoint.",
             )
-        content = path.read_bytes()
+        with path.open("rb") as file:  # a pipe or device has no size
+            content = file.read(_LARGEST_RECIPE + 1)
+        if len(content) > _LARGEST_RECIPE:
+            raise InputError(f"has no end within {_LARGEST_RECIPE / 1e6:,.0f} MB", where=where)
         refuse_pointer(path, content)
         text = content.decode()
     except FileNotFoundError as error:

@@ -257,6 +257,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
         (tmp_path, f"is a folder, not a recipe\ndid you mean `{recipe}`?"),
         (latin, "is not UTF-8 text (byte 8)"),
         (checkpoint, "is 8,590 MB, not a recipe"),
+        (Path("/dev/zero"), "has no end within 1 MB"),
         (recipe / "x", "cannot be read: Not a directory"),
     ]:
         with pytest.raises(InputError) as caught:
