@@ -181,7 +181,7 @@ def _asked(component: str, artifact: Artifact, recipe: Recipe, checkpoint: Check
     compress = recipe.compress
     own = own_bits(checkpoint.component_tensors(component), component, compress)
     return Asked(
-        bits=getattr(compress.components, component),
+        bits=getattr(compress.components, component, None),
         group_size=compress.group_size,
         tensors={
             name: AskedOfTensor(bits=o.bits, group_size=o.group_size) for name, o in own.items()

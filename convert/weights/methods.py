@@ -22,7 +22,7 @@ UNCOMPRESSED = Bits("16")
 
 def component_bits(component: str, artifact: Bits, compress: Compress) -> Bits:
     """The bits of a component in an artifact of some bits."""
-    own: Bits | None = getattr(compress.components, component)
+    own: Bits | None = getattr(compress.components, component, None)
     if artifact == UNCOMPRESSED:
         return artifact
     if own is not None:

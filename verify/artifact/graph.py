@@ -48,7 +48,7 @@ def infer_component(program: Program) -> str | None:
     while op is not None and op.type in ("cast", "identity", "reshape"):
         op = producers.get(_argument(op, "x"))
     projected = op is not None and op.type in ("linear", "matmul")
-    return "text_encoder_2" if projected else "text_encoder"
+    return next(name for name in found if COMPONENTS[name].projected == projected)
 
 
 def _has_names_of(program: Program, component: str) -> bool:

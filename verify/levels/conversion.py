@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.components import BATCH, COMPONENTS
 from convert.errors import CannotExecute
 from convert.progress import Say, silent
 from verify.artifact.interface import with_aliases
@@ -120,7 +121,8 @@ def _compare(
 
 def _parts(component: str) -> list[tuple[str, slice]]:
     """The parts of an output's batch that are judged by themselves."""
-    if component != "unet":
+    batches = {feature.shape[0] for feature in COMPONENTS[component].outputs.values()}
+    if batches != {BATCH}:
         return [("", slice(None))]
     return [(suffix, slice(i, i + 1)) for i, suffix in enumerate(GUIDED)]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.components import MAX_TOKENS
+from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
 from convert.progress import Say, silent
@@ -66,11 +66,12 @@ class Recording:
 
 def case_names(component: str, timesteps: Sequence[int] = TIMESTEPS) -> tuple[str, ...]:
     """What `record` calls the cases of a component."""
-    if component.startswith("text_encoder"):
-        return ("prompt", "negative prompt", "empty prompt", "full prompt")
-    if component == "unet":
-        return tuple(f"t={timestep}" for timestep in timesteps)
-    return ("final latents",) if component == "vae_decoder" else ("decoded image",)
+    return {
+        "text_encoder": ("prompt", "negative prompt", "empty prompt", "full prompt"),
+        "unet": tuple(f"t={timestep}" for timestep in timesteps),
+        "vae_decoder": ("final latents",),
+        "vae_encoder": ("decoded image",),
+    }[COMPONENTS[component].kind]
 
 
 def record(
@@ -99,7 +100,7 @@ def record(
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
-    denoise = bool({"unet", "vae_decoder", "vae_encoder"} & set(components))
+    denoise = any(COMPONENTS[name].has_resolution for name in components)
     if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True):
         raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
     run = _Run(checkpoint, resolution, guidance, seed, tuple(timesteps), device, say)
@@ -107,13 +108,13 @@ def record(
         run.latent_size()  # or an error before anything is loaded
     texts = {"prompt": prompt, "negative prompt": negative_prompt}
     cases: dict[str, tuple[Case, ...]] = {}
-    for encoder in (n for n in ("text_encoder", "text_encoder_2") if n in checkpoint.parts):
+    for encoder in checkpoint.text_encoders:
         more = {"empty prompt": "", "full prompt": LONG_PROMPT} if encoder in components else {}
         if denoise or more:
             cases[encoder] = run.text_encoder(encoder, texts | more)
     if denoise:
         cases["unet"], latents = run.unet(cases)
-    if {"vae_decoder", "vae_encoder"} & set(components):
+    if any(COMPONENTS[name].part == "vae" for name in components):
         cases["vae_decoder"], image = run.vae_decoder(latents)
         if "vae_encoder" in components:
             cases["vae_encoder"] = run.vae_encoder(image)
@@ -185,7 +186,7 @@ class _Run:
         named = {name: {c.name: c.outputs for c in found} for name, found in cases.items()}
         hidden, pooled = [], []
         for text in ("negative prompt", "prompt"):
-            parts = [named[n][text]["hidden_embeds"] for n in named if n.startswith("text")]
+            parts = [of[text]["hidden_embeds"] for of in named.values()]
             hidden.append(torch.cat(parts, dim=-1))
             pooled.append(named["text_encoder_2"][text]["pooled_outputs"])
         states = torch.cat(hidden).transpose(1, 2)[:, :, None]  # [2, C, 1, 77]

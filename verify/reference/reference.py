@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
-from convert.components import COMPONENTS
+from convert.components import COMPONENTS, Kind
 from convert.errors import InputError
 from convert.files.json_files import reason
 from convert.latents import SCALING_FACTOR
@@ -55,6 +55,7 @@ class Reference:
         folded: bool = True,
     ) -> None:
         self.component = component
+        self._kind = COMPONENTS[component].kind
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
@@ -112,7 +113,7 @@ class Reference:
         if rescaled and "z" in given:
             given["z"] = _own_latents(self._model.config, given["z"])
         with self._arithmetic(), quiet():
-            outputs: dict[str, Tensor] = _FORWARD[self.component](self._model, given, self.dtype)
+            outputs: dict[str, Tensor] = _FORWARD[self._kind](self._model, given, self.dtype)
         if rescaled and "latent" in outputs:
             outputs["latent"] = _apps_latents(self._model.config, outputs["latent"].float())
         return outputs
@@ -200,9 +201,8 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
 
 
 Forward = Callable[[Any, dict[str, Tensor], torch.dtype], dict[str, Tensor]]
-_FORWARD: dict[str, Forward] = {
+_FORWARD: dict[Kind, Forward] = {
     "text_encoder": _text_encoder,
-    "text_encoder_2": _text_encoder,
     "unet": _unet,
     "vae_decoder": _vae_decoder,
     "vae_encoder": _vae_encoder,
@@ -273,16 +273,16 @@ def _is_large_and_half(part: Part) -> bool:
 
 def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
     with quiet(), tempfile.TemporaryDirectory(prefix="sdxl-reference-") as folder:
-        if COMPONENTS[component].part.startswith("text_encoder"):
+        spec = COMPONENTS[component]
+        if spec.kind == "text_encoder":
             from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-            projected = component == "text_encoder_2"
-            kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
+            kind: Any = CLIPTextModelWithProjection if spec.projected else CLIPTextModel
             options = {"dtype": dtype}
         else:
             from diffusers import AutoencoderKL, UNet2DConditionModel
 
-            kind = UNet2DConditionModel if component == "unet" else AutoencoderKL
+            kind = AutoencoderKL if spec.part == "vae" else UNet2DConditionModel
             options = {"torch_dtype": dtype}
         # diffusers looks for indexes of older spelling by splitting the whole path at its dots.
         place = Path(folder, "part")
