@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 HALLS = ("convert", "verify", "release", "recipes", "sdxl_coreml")
@@ -28,11 +25,3 @@ def test_the_wheel_holds_every_file_of_the_product(tmp_path: Path) -> None:
     with ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == wanted
-
-
-@pytest.mark.parametrize("hall", HALLS)
-def test_every_hall_is_a_package_of_its_own(hall: str) -> None:
-    """Else an editable install of setuptools' newer mode has no folder for its data files."""
-    spec = find_spec(hall)
-    assert spec is not None
-    assert spec.origin == str(ROOT / hall / "__init__.py")

@@ -249,7 +249,7 @@ def test_a_mark_among_the_weights_is_called_that(
     [
         {"only_cross_attention": [False, False, False]},
         {"mid_block_only_cross_attention": False, "class_embeddings_concat": False},
-        {"dual_cross_attention": [False] * 3, "num_class_embeds": None, "time_cond_proj_dim": []},
+        {"dual_cross_attention": [False] * 3, "num_class_embeds": None},
         {"cross_attention_dim": [64] * 3, "attention_head_dim": [1, 2, 4]},
     ],
 )
