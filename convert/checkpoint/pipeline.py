@@ -70,6 +70,8 @@ def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str,
         part: {key: checkpoint.parts[part].config.get(key, DEFAULTS.get(key)) for key in keys}
         for part, keys in CONFIGS.items()
     }
+    # Switched off in whatever way; see `convert.checkpoint.config_reader`.
+    found["unet"]["time_cond_proj_dim"] = found["unet"]["time_cond_proj_dim"] or None
     for part, kind in PARTS.items():
         checked(kind, found[part], checkpoint.parts[part].path / "config.json")
     if folded:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from convert.errors import InputError
 from convert.files.documents import Document, LocalName, checked
@@ -18,7 +18,7 @@ from verify.reports.report import SCHEMA
 Report = dict[str, Any]  # as `verify.reports.report.to_json` makes it
 SUMMARY = "summary.json"
 
-Number = Annotated[float, Field()] | Literal["inf", "-inf"] | None
+Number = float | Literal["inf", "-inf"] | None
 
 
 class SavedMetrics(Document):
@@ -36,7 +36,15 @@ class SavedCheck(Document):
     """One check."""
 
     level: Level
-    component: str
+    component: Literal[
+        "text_encoder",
+        "text_encoder_2",
+        "unet",
+        "vae_decoder",
+        "vae_encoder",
+        "artifact",
+        "pipeline",
+    ]
     case: str
     output: str | None
     metrics: SavedMetrics | None
