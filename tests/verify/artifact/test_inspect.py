@@ -295,7 +295,7 @@ def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
     with pytest.raises(CannotExecute, match="compiled ML Program"):
         inspect(tmp_path / "Unet.mlmodelc")
     (artifact / "Unet.mlpackage" / MODEL).unlink()
-    with pytest.raises(CannotExecute, match="missing"):
+    with pytest.raises(InputError, match="model file is missing"):
         inspect(artifact / "Unet.mlpackage")
 
 
