@@ -211,7 +211,7 @@ def user_metadata(
     """
     spec = COMPONENTS[component]
     if spec.kind == "text_encoder":
-        return {"hidden_size": str(config["hidden_size"])}
+        return {"hidden_size": str(config.get("hidden_size", 512))}  # transformers' default
     if spec.part == "vae":
         return {"scaling_factor": str(SCALING_FACTOR)}  # others are folded into the networks
     found: dict[str, str] = {}

@@ -6,18 +6,18 @@ settings that they carry.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.checkpoint.pipeline import FOLDED
+from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
 from convert.plan.notices import APPLES
 from release.lint import apps
 from release.lint.reading import exists
 from release.lint.rules import Finding
 from release.lint.swift import Undecodable, metadata, strings
-from release.lint.tree import Tree, read
+from release.lint.tree import Tree, read_json
 from release.pack.manifest import FILE
 
 SCALED = (apps.APPLE, apps.MOCHI, apps.DIFFUSERS)  # by 0.13025, without asking the model
@@ -81,7 +81,7 @@ def _number(text: str) -> float | None:
 
 def _manifest(tree: Tree) -> dict[str, Any]:
     try:
-        found = json.loads(read(tree, FILE))
-    except (OSError, ValueError):
-        return {}
+        found = read_json(tree, FILE)
+    except (OSError, InputError):
+        return {}  # that it cannot be read is told by the checks of provenance
     return found if isinstance(found, dict) else {}
