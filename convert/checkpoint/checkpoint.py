@@ -19,6 +19,7 @@ from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
 from convert.checkpoint.tensors import Tensor, read_header
 from convert.components import COMPONENTS, Feature, belongs
 from convert.errors import InputError
+from convert.files.disk import name_as_given
 from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
 from convert.source.select import WeightFiles, select_files, weight_files
 from convert.source.snapshot import require_target, select_local
@@ -205,7 +206,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     _require_sdxl(parts["unet"])
     return Checkpoint(
         path=path,
-        name=name or readable(path.resolve().name),
+        name=name or readable(name_as_given(path)),
         files={file: path / file for file in files},
         parts=parts,
         tokenizers=_tokenizers(path, parts),

@@ -46,3 +46,8 @@ def disk_error(error: OSError, where: object) -> InputError:
         where=error.filename or where,
         hint="Check its permissions, or choose another folder.",
     )
+
+
+def name_as_given(path: Path) -> str:
+    """The name that somebody has given a file or folder; a link has its own, not its target's."""
+    return Path(os.path.abspath(path)).name  # noqa: PTH100  `resolve` follows links

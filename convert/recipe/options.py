@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from convert.files.disk import name_as_given
 from convert.files.json_files import readable
 from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.recipe import Recipe, make_recipe
@@ -85,7 +86,7 @@ def own_name(source: str, revision: str | None = None) -> str:
     """What a source is called: its folder's name, or its repo's without the owner."""
     found = parse_source(source, revision)
     if found.kind == "path":
-        return Path(found.location).resolve().name
+        return name_as_given(Path(found.location))
     return found.location.rstrip("/").rpartition("/")[2]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from convert.errors import InputError
 from convert.recipe.fields import check_file_name
-from convert.recipe.options import artifact_name, recipe_from_options
+from convert.recipe.options import artifact_name, own_name, recipe_from_options
 from convert.recipe.recipe import parse_recipe
 from convert.run.manifest import read
 from sdxl_coreml import app
@@ -146,3 +146,14 @@ def test_another_name_is_given_by_an_option(
     assert run(monkeypatch, "convert", str(toy), "--out", str(out), "--name", "x", *options) == 0
     assert (out / "x_original_16-bit_64x64").is_dir()
     assert "Artifacts are called" not in capsys.readouterr().err
+
+
+def test_a_link_is_called_by_its_own_name(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repaired").symlink_to(source)
+    (tmp_path / "inside").mkdir()
+    assert own_name(str(tmp_path / "repaired")) == "repaired"
+    monkeypatch.chdir(source)
+    assert own_name(".") == "model"
+    assert own_name("../inside") == "inside"
