@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from convert.errors import InputError
 from convert.files.documents import Document, LocalName, checked
@@ -100,14 +100,14 @@ class SavedReport(Document):
     runtime: str
     scope: str
     policy: str
-    versions: dict[str, str] | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
     fingerprint: str | None = None
     measured_of: str | None = None
-    code: dict[str, str] | None = None
-    asked: dict[str, Any] | None = None
+    code: dict[str, str] = Field(default_factory=dict)
+    asked: dict[str, Any] = Field(default_factory=dict)
     verdict: Verdict
     checks: list[SavedCheck]
-    generations: list[SavedGeneration] | None = None
+    generations: list[SavedGeneration] = Field(default_factory=list)
 
 
 class SavedResult(Document):
