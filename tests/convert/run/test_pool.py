@@ -144,6 +144,7 @@ def test_a_script_may_be_read_from_standard_input_and_warnings_be_errors(tmp_pat
     assert out.splitlines()[-1] == "[(2, 4), (3, 9)]"
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_workers_end_with_their_parent(number: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(script(tmp_path, wait=True))
