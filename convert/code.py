@@ -125,7 +125,6 @@ OUTSIDE: tuple[str, ...] = (
     "convert/environment.py",
     "convert/plan/text.py",
     "convert/source/headers.py",
-    "convert/streams.py",
     "convert/units.py",
     "verify/page/*.py",
     "verify/reports/summary.py",

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 
-DEBUG = "SDXL_COREML_DEBUG"
+_silenced = False
 
 
 def silence_libraries() -> None:
-    """Libraries speak of their own affairs; what concerns the user is said by us.
-
-    Not where SDXL_COREML_DEBUG is set.
-    """
-    if os.environ.get(DEBUG):
-        return
+    """Stop their warnings: what concerns the user is said by us. For this process and workers."""
+    global _silenced
     warnings.simplefilter("ignore")
     for name in ("coremltools", "diffusers", "transformers", "huggingface_hub", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _silenced = True
+
+
+def are_libraries_silent() -> bool:
+    """Whether this process has silenced them."""
+    return _silenced

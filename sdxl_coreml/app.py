@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from typer import Typer
 
 DEBUG = "SDXL_COREML_DEBUG"
+QUIET = {  # what libraries read when they are imported, and worker processes inherit
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 ISSUES = "please open an issue with the traceback that SDXL_COREML_DEBUG=1 shows"
 
 
@@ -34,7 +39,7 @@ def main() -> None:
     """Run the command line and exit with its code (see the README, "Exit codes")."""
     try:
         with deferred_interrupt():
-            from convert.streams import standard_streams
+            from sdxl_coreml.streams import standard_streams
         with orderly_ends(), standard_streams() as streams:
             code = _run()
             for stream in streams:
@@ -53,7 +58,10 @@ def _run() -> int:
             from convert.errors import UserError
             from convert.libraries import silence_libraries
 
-            silence_libraries()
+            if not os.environ.get(DEBUG):
+                silence_libraries()
+                for name, value in QUIET.items():
+                    os.environ.setdefault(name, value)
             app = application()
         code = app(standalone_mode=False)
         if code == 130:  # how typer ends on Ctrl-C

@@ -31,7 +31,6 @@ convert.progress       what long work reports to
 convert.memory         of the machine
 convert.interrupts     Ctrl-C and its kin
 convert.libraries      libraries that speak of their own affairs
-convert.streams        standard output and error that end no work
 convert.environment    variables that a library cannot use
 convert.code           which of our code has made what is kept
 convert.files          files from outside: JSON with types, Git LFS pointers
@@ -115,6 +114,52 @@ def test_the_reader_of_imports_sees_what_is_wrong(tmp_path: Path) -> None:
     assert list(imported(tmp_path / "low.py", {"high", "low"})) == ["high"]
     (tmp_path / "low.py").write_text("if TYPE_CHECKING:\n    from high import Thing\n")
     assert not list(imported(tmp_path / "low.py", {"high", "low"}))
+
+
+# What only the command line may do, and the modules below it that must do one of it themselves.
+COMMAND_LINE_ONLY = {
+    "input", "print", "exit", "quit", "SystemExit",
+    "os._exit", "os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv",
+    "sys.argv", "sys.exit", "sys.stdin", "sys.stdout", "sys.stderr",
+}  # fmt: skip
+EXCEPTIONS = {
+    ("convert.interrupts", "SystemExit"),  # a signal ends a process with the shell's exit code
+    ("convert.run.pool", "os._exit"),  # a worker, whose parent was killed
+    ("convert.toy.train", "sys.stdout"),  # a program of its own, which trains for hours
+}
+
+
+def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
+    found = {
+        (module, name)
+        for module, file in modules().items()
+        if module.split(".")[0] not in ("sdxl_coreml", "bench")
+        for name in used(file) & COMMAND_LINE_ONLY
+    }
+    assert found == EXCEPTIONS
+
+
+def test_the_reader_of_names_sees_what_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "low.py"
+    file.write_text("import os as o\nfrom sys import exit as end\nprint(o.environ['A'])\nend()\n")
+    assert used(file) & COMMAND_LINE_ONLY == {"print", "os.environ", "sys.exit"}
+
+
+def used(file: Path) -> set[str]:
+    """The names that a file uses; those of modules that it imports as `module.name`."""
+    tree = ast.parse(file.read_text("utf-8"))
+    modules, found = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.add(f"{modules.get(node.value.id)}.{node.attr}")
+    return found
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any
 
 from convert.errors import CannotExecute, UserError
 from convert.interrupts import without_interrupts
-from convert.libraries import silence_libraries
+from convert.libraries import are_libraries_silent, silence_libraries
 from convert.progress import Advance
 
 Task = Callable[[Any, Advance], Any]
@@ -87,7 +87,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         # Only the pipe travels with the start: what is larger than a pipe holds would wait for ever
         # for a process that has died, because `start` keeps the reading end open itself.
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        arguments = (theirs, are_libraries_silent())
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
         ensure_running()  # here, because it unblocks what the next line blocks
         with without_interrupts(), _importable_main():
             self.process.start()
@@ -138,8 +139,9 @@ def _importable_main() -> Iterator[None]:
 # ---- in the worker ----
 
 
-def _work(pipe: Connection) -> None:
-    silence_libraries()
+def _work(pipe: Connection, silent: bool) -> None:
+    if silent:
+        silence_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionError):  # nothing more to do, or nobody to do it for
         _serve(pipe)

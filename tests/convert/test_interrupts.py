@@ -86,7 +86,7 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
     ("module", "number"),
     [
         ("convert.interrupts", signal.SIGINT),  # before any handler of ours
-        ("convert.streams", signal.SIGINT),
+        ("sdxl_coreml.streams", signal.SIGINT),
         ("typer", signal.SIGINT),
         ("sdxl_coreml.commands", signal.SIGINT),
         ("sdxl_coreml.commands", signal.SIGTERM),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from convert import libraries
 from convert.errors import CannotExecute, InputError
 from convert.run.pool import run_tasks
 
@@ -97,6 +98,18 @@ def test_a_worker_may_die_at_any_moment(
     with pytest.raises(CannotExecute, match="ended with code -9"):
         list(run_tasks(begin, items, count, lambda count: None))
     assert time.monotonic() - began < 10
+
+
+def start_asking() -> Callable[[int, Callable[[int], None]], bool]:
+    return lambda item, advance: libraries.are_libraries_silent()
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_libraries_speak_in_a_worker_as_in_its_parent(
+    silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries, "_silenced", silent)
+    assert list(run_tasks(start_asking, [1], 1, lambda count: None)) == [(1, silent)]
 
 
 def script(tmp_path: Path, *, wait: bool = False) -> str:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.streams import Stream
+from sdxl_coreml.streams import Stream
 from sdxl_coreml.terminal import Terminal
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "koi8-r", "utf-8"]
@@ -205,7 +205,7 @@ def test_a_pipe_that_must_not_wait_is_waited_for(tmp_path: Path) -> None:
     )
     os.close(reader)
     code = (
-        "from convert.streams import standard_streams\n"
+        "from sdxl_coreml.streams import standard_streams\n"
         "with standard_streams() as (out, err):\n"
         "    for _ in range(300): print('x' * 999, flush=True)\n"
         "    assert out.lost() is None\n"
