@@ -1,11 +1,13 @@
 """What a package exports without loading it (PEP 562: `__getattr__` of a module)."""
 
+from __future__ import annotations
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def face(package: str, names: "Mapping[str, tuple[str, str]]") -> "Callable[[str], object]":
+def face(package: str, names: Mapping[str, tuple[str, str]]) -> Callable[[str], object]:
     """The `__getattr__` of `package`: each name is loaded when it is asked for.
 
     Args:

@@ -3,6 +3,8 @@
 Each parser accepts one spelling only and says which one was probably meant.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import Literal, NewType, get_args
@@ -91,7 +93,7 @@ class Resolution:
         return f"{self.width}x{self.height}"
 
     @classmethod
-    def parse(cls, text: str) -> "Resolution":
+    def parse(cls, text: str) -> Resolution:
         """The resolution written as "WIDTHxHEIGHT" in pixels; anything else is an `InputError`."""
         if re.fullmatch(RESOLUTION_PATTERN, text):
             width, height = text.split("x")

@@ -3,6 +3,8 @@
 Imports next to nothing before `main`: Python answers Ctrl-C with a traceback until we can.
 """
 
+from __future__ import annotations
+
 import sys
 
 AGAIN = "run the same command again to go on"
@@ -87,7 +89,7 @@ def _run() -> int:
         return _fail(f"{type(error).__name__}: {error}\nA mistake of ours: {ISSUES}.", 4)
 
 
-def application() -> "Typer":
+def application() -> Typer:
     """The command line with all its commands."""
     import typer
 

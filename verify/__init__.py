@@ -3,6 +3,8 @@
 What a script needs stands here, and is loaded when it is asked for; the rooms have the rest.
 """
 
+from __future__ import annotations
+
 from convert.face import face
 
 TYPE_CHECKING = False

@@ -1,5 +1,7 @@
 """pydantic's validation errors, told in the words of a recipe: key, value, what is allowed."""
 
+from __future__ import annotations
+
 import json
 import re
 import types

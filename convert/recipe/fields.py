@@ -1,5 +1,7 @@
 """The types of a recipe's fields: checked values that say what is wrong with a bad one."""
 
+from __future__ import annotations
+
 import re
 from typing import Annotated, Any, TypeVar
 

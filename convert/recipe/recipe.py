@@ -4,6 +4,8 @@ A recipe is strict TOML. Whatever is unknown, misspelt or impossible is an error
 file and the key; nothing is guessed.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re

@@ -1,5 +1,7 @@
 """The sections of a recipe: source, matrix, target, verify and release."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from string import Formatter
 from typing import ClassVar, Literal, Self

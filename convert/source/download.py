@@ -4,6 +4,8 @@ A revision is resolved to a commit once, and every file is fetched at that commi
 write holds a record of what it is, written last: no record, not done.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -6,6 +6,8 @@ for a UNet; so requests, login and the cache's layout are its work, the partial 
 Cache layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -294,7 +296,7 @@ def _bar(done: int, report: Callable[[int], None]) -> type:
         def __init__(self, *_: object, **__: object) -> None:
             self.done = done
 
-        def __enter__(self) -> "Bar":
+        def __enter__(self) -> Bar:
             return self
 
         def __exit__(self, *_: object) -> None:

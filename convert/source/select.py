@@ -5,6 +5,8 @@ one set of safetensors per folder is enough. Which one is not ours to decide: it
 loads of `unet` and `vae`, and transformers of the text encoders.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,6 +5,8 @@ a staging folder says whose files these are, so that a killed run can go on and 
 remove what it replaces.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import re

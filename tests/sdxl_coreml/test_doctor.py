@@ -1,5 +1,7 @@
 """The diagnosis is quick, never fails, and tells no secret."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from importlib import metadata
@@ -14,11 +16,11 @@ from sdxl_coreml.doctor import diagnose
 ROOT = Path(__file__).parents[2]
 
 
-def finding(name):
+def finding(name: str) -> doctor.Finding:
     return next(f for f in diagnose() if f.name == name)
 
 
-def test_every_finding_is_complete():
+def test_every_finding_is_complete() -> None:
     findings = diagnose()
     assert {"Python", "numpy", "coremltools", "disk", "memory", "Core ML", "Hub login"} <= {
         f.name for f in findings
@@ -29,7 +31,7 @@ def test_every_finding_is_complete():
         assert f.status == "ok" or f.remedy, f
 
 
-def test_nothing_heavy_is_imported_and_it_takes_less_than_a_second():
+def test_nothing_heavy_is_imported_and_it_takes_less_than_a_second() -> None:
     code = (
         "import sys, time; start = time.perf_counter()\n"
         "from sdxl_coreml.doctor import diagnose; diagnose()\n"
@@ -58,11 +60,13 @@ def test_nothing_heavy_is_imported_and_it_takes_less_than_a_second():
         ("3.11.7", "", True),
     ],
 )
-def test_ranges(version, allowed, inside):
+def test_ranges(version: str, allowed: str, inside: bool) -> None:
     assert doctor._within(version, allowed) is inside
 
 
-def test_numpy_too_new_for_coremltools_is_named_with_its_reason(monkeypatch):
+def test_numpy_too_new_for_coremltools_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda n: "2.4.1" if n == "numpy" else real(n))
     found = finding("numpy")
@@ -71,8 +75,8 @@ def test_numpy_too_new_for_coremltools_is_named_with_its_reason(monkeypatch):
     assert 'pip install "numpy>=1.26,<2.4"' in found.remedy
 
 
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
-    def version(name):
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
@@ -81,7 +85,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     assert found.remedy.startswith('pip install "torch>=')
 
 
-def test_a_token_is_found_but_never_told(monkeypatch, tmp_path):
+def test_a_token_is_found_but_never_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -95,17 +99,17 @@ def test_a_token_is_found_but_never_told(monkeypatch, tmp_path):
     assert "secret" not in str(diagnose())
 
 
-def test_little_disk_is_worth_a_note(monkeypatch):
+def test_little_disk_is_worth_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_WANTED", 1e30)
     assert finding("disk").status == "note"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     found = next(f for f in diagnose(tmp_path / "gone") if f.name == "disk")
     assert found.status == "missing"
 
 
-def test_memory_is_that_of_the_control_group(monkeypatch):
+def test_memory_is_that_of_the_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "physical_memory", lambda: (64 << 30, 60 << 30))
     monkeypatch.setattr(doctor, "cgroup_limit", lambda: 4 << 30)
     found = finding("memory")
@@ -125,7 +129,9 @@ def test_memory_is_that_of_the_control_group(monkeypatch):
         ("4:cpu:/x", {"memory/memory.limit_in_bytes": "4096"}, None),
     ],
 )
-def test_control_group_limits(tmp_path, line, files, limit):
+def test_control_group_limits(
+    tmp_path: Path, line: str, files: dict[str, str], limit: int | None
+) -> None:
     for name, text in files.items():
         file = tmp_path / "cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -134,13 +140,15 @@ def test_control_group_limits(tmp_path, line, files, limit):
     assert memory.cgroup_limit(tmp_path / "cgroup", tmp_path / "mine") == limit
 
 
-def test_memory_of_a_system_without_proc(tmp_path):
+def test_memory_of_a_system_without_proc(tmp_path: Path) -> None:
     total, available = memory.physical_memory(tmp_path / "absent")
     assert total is None or total > 1 << 20
     assert available is None
 
 
-def test_a_gpu_that_torch_cannot_use_is_worth_a_note(monkeypatch, tmp_path):
+def test_a_gpu_that_torch_cannot_use_is_worth_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0/information").write_text("Model: \t NVIDIA H200\nIRQ: 1\n")
     monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")

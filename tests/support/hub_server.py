@@ -4,6 +4,8 @@ It speaks what `HfApi.model_info` and `/resolve/` ask for, sends LFS files by a 
 Hub's CDN does, announces no Xet, keeps a log of requests, and can drop a connection on purpose.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -44,7 +46,7 @@ class HubServer:
     commits: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     uploads: Uploads = field(default_factory=Uploads)
 
-    def __enter__(self) -> "HubServer":
+    def __enter__(self) -> HubServer:
         # As on the Hub, the CDN is another origin: no login may be sent there.
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
         self.url, self.cdn = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)

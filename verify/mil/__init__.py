@@ -1,5 +1,7 @@
 """An ML Program read from its package; `verify.runtime.evaluator` runs it with PyTorch."""
 
+from __future__ import annotations
+
 from verify.mil.load import load_program
 from verify.mil.program import (
     Block,

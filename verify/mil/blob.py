@@ -5,6 +5,8 @@ version u32), then per blob a 64-byte record (sentinel u32, dtype u32, size u64,
 unused bits u64) and its data, each aligned to 64 bytes. A program refers to the record's offset.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 

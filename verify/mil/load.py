@@ -1,5 +1,7 @@
 """A program from its files, whichever of the two forms they have."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from verify.mil.program import Program

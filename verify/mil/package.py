@@ -3,6 +3,8 @@
 Source: coremltools `mlmodel/format/MIL.proto`, `Model.proto` and `FeatureTypes.proto`.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -4,6 +4,8 @@ Nothing here depends on how it was written: `verify.mil.package` reads the proto
 `.mlpackage`, `verify.mil.compiled` the text of a `.mlmodelc`, and both give the same `Program`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +61,7 @@ class Block:
     """Ops in order of execution; the names they take from outside and give back."""
 
     inputs: dict[str, TensorType]
-    ops: list["Op"]
+    ops: list[Op]
     outputs: list[str]
 
 

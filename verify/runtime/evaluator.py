@@ -4,6 +4,8 @@ What it proves is the program: its graph, weights and palettes. It does not prov
 particular Core ML backend makes of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -73,7 +75,7 @@ class Evaluator:
         self._steps = {id(step.op): step for step in (*self._plan, *decoders)}
 
     def run(
-        self, inputs: Mapping[str, "np.ndarray | Tensor"], *, keep: Collection[str] = ()
+        self, inputs: Mapping[str, np.ndarray | Tensor], *, keep: Collection[str] = ()
     ) -> dict[str, Tensor]:
         """The program's outputs, and the intermediates and constants named in `keep`.
 
@@ -100,7 +102,7 @@ class Evaluator:
         return {name: self._lookup(name, values) for name in sorted(wanted)}
 
     def steps(
-        self, inputs: Mapping[str, "np.ndarray | Tensor"]
+        self, inputs: Mapping[str, np.ndarray | Tensor]
     ) -> Iterator[tuple[Op, dict[str, Tensor]]]:
         """Run op by op, yielding each op with its outputs; nothing yielded is overwritten later.
 
@@ -332,7 +334,7 @@ class Evaluator:
         return values.tensors[name] if name in values.tensors else self.constant(name)
 
     def _feed(
-        self, inputs: Mapping[str, "np.ndarray | Tensor"], memory: Memory | None = None
+        self, inputs: Mapping[str, np.ndarray | Tensor], memory: Memory | None = None
     ) -> Values:
         values = Values(memory)
         for name, value in checked_inputs(self.program, inputs).items():

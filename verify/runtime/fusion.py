@@ -6,6 +6,8 @@ diffusers: the weights, 1.3 GB at 1024×1024, are never in memory as a whole. Ro
 the declared types, a chain is another program and runs as it stands.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

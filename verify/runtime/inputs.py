@@ -1,5 +1,7 @@
 """What a program is given to run: checked against what it declares."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -11,7 +13,7 @@ from verify.mil.program import Program
 
 
 def checked_inputs(
-    program: Program, inputs: Mapping[str, "np.ndarray | Tensor"]
+    program: Program, inputs: Mapping[str, np.ndarray | Tensor]
 ) -> dict[str, Tensor]:
     """One tensor per input of the program, in the declared shape, still in its own dtype.
 

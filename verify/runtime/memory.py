@@ -5,6 +5,8 @@ each of which the kernel has to map and to clear at its first touch. For a UNet 
 takes as long as a third of the matrix products. CUDA and MPS keep freed memory themselves.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

@@ -7,6 +7,8 @@ parameters are about memory: `out` asks for a tensor to write the result into, o
 one of the inputs; `empty` for a function like `fresh` that uses memory again.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,7 +84,7 @@ def op(*types: str, kind: Kind = "math") -> Callable[[F_], F_]:
     def register(function: F_) -> F_:
         parameters: dict[str, How] = {}
         required = set()
-        signature = inspect.signature(function).parameters
+        signature = inspect.signature(function, eval_str=True).parameters
         for name, parameter in signature.items():
             if name in ("out", "empty"):
                 continue

@@ -4,6 +4,8 @@ Where iOS16 and iOS18 give one name to two forms, their inputs tell them apart.
 Source: coremltools `ops/defs/iOS16/constexpr_ops.py`, `ops/defs/iOS18/compression.py`.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

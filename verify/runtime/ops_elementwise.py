@@ -1,5 +1,7 @@
 """Elementwise MIL ops: arithmetic, comparison, logic, activations, casts."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -1,5 +1,7 @@
 """MIL ops that multiply and accumulate: convolution, matrix products, attention, pooling."""
 
+from __future__ import annotations
+
 import re
 
 import torch

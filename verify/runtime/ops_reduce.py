@@ -1,5 +1,7 @@
 """MIL ops over axes: reductions, sorting, softmax and the normalizations."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

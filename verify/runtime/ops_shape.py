@@ -1,5 +1,7 @@
 """MIL ops that move elements: reshaping, slicing, joining, gathering, padding, filling."""
 
+from __future__ import annotations
+
 import math
 
 import torch

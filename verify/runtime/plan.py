@@ -1,5 +1,7 @@
 """What is known of every op before a program runs: its function, arguments, what dies with it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,5 +1,7 @@
 """The values that are alive while a program runs, and who shares their memory."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 from torch import Tensor

@@ -1,17 +1,23 @@
 """The peer engine: Apple's networks, our interface, and clear words where it cannot."""
 
+from __future__ import annotations
+
 import enum
 import logging
 import math
 import sys
 import types
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
@@ -25,7 +31,7 @@ from convert.values import FORMATS, Resolution
 from convert.weights.compress import Compression
 from tests.support.checkpoints import edit_checkpoint
 from tests.support.packages import write_package
-from verify.artifact.inspect import inspect_package
+from verify.artifact.inspect import Model, inspect_package
 from verify.mil import load_program
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator
@@ -51,18 +57,25 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("apple") / "tiny"
     write_checkpoint(folder, TINY, words=["cat"])
     return open_checkpoint(folder)
 
 
-def describe(component):
+def describe(component: str) -> Description:
     spec = COMPONENTS[component]
     return Description("short", "who", "licence", "1", *spec.texts, {"key": "value"})
 
 
-def both(checkpoint, component, folder, *, attention="original", dtype=np.float16):
+def both(
+    checkpoint: Checkpoint,
+    component: str,
+    folder: Path,
+    *,
+    attention: str = "original",
+    dtype: type[np.floating] = np.float16,
+) -> tuple[Path, Path]:
     """The component's packages: Apple's and ours."""
     apple, native = folder / "apple.mlpackage", folder / "native.mlpackage"
     size = Resolution(16, 16)
@@ -88,7 +101,7 @@ def both(checkpoint, component, folder, *, attention="original", dtype=np.float1
     return apple, native
 
 
-def same_interface(apple, native):
+def same_interface(apple: Path, native: Path) -> tuple[Model, Model]:
     a, n = inspect_package(apple), inspect_package(native)
     assert a.inputs == n.inputs
     assert sorted(a.outputs, key=lambda f: f.name) == sorted(n.outputs, key=lambda f: f.name)
@@ -104,19 +117,19 @@ def same_interface(apple, native):
     return a, n
 
 
-def snr(candidate, reference):
+def snr(candidate: Tensor, reference: Tensor) -> float:
     error = (candidate.double() - reference.double()).square().sum()
     signal = reference.double().square().sum()
     return float("inf") if not error else float(10 * (signal / error).log10())
 
 
-def outputs(package, inputs):
+def outputs(package: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return Evaluator(package).run(inputs)
 
 
 def test_text_encoder_is_ours_in_interface_and_value_and_nothing_is_said(
-    checkpoint, tmp_path, capfd
-):
+    checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     apple, native = both(checkpoint, "text_encoder_2", tmp_path)
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
@@ -131,7 +144,7 @@ def test_text_encoder_is_ours_in_interface_and_value_and_nothing_is_said(
     assert all(np.isfinite(values).all() for values in floats), "the mask is finite"
 
 
-def test_vae_is_ours_in_interface_and_value(checkpoint, tmp_path):
+def test_vae_is_ours_in_interface_and_value(checkpoint: Checkpoint, tmp_path: Path) -> None:
     apple, native = both(checkpoint, "vae_encoder", tmp_path, dtype=np.float32)
     a, n = same_interface(apple, native)
     assert a.ops == n.ops
@@ -141,7 +154,9 @@ def test_vae_is_ours_in_interface_and_value(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["original", "split_einsum"])
-def test_unet_has_our_interface_and_ops_and_nearly_our_values(checkpoint, tmp_path, attention):
+def test_unet_has_our_interface_and_ops_and_nearly_our_values(
+    checkpoint: Checkpoint, tmp_path: Path, attention: str
+) -> None:
     pytest.importorskip(
         APPLE, reason="Apple's converter is not installed: its UNet was not compared with ours"
     )
@@ -159,7 +174,7 @@ def test_unet_has_our_interface_and_ops_and_nearly_our_values(checkpoint, tmp_pa
     assert snr(left, right) > 35
 
 
-def test_verification_shows_apples_larger_error_at_high_timesteps(tmp_path):
+def test_verification_shows_apples_larger_error_at_high_timesteps(tmp_path: Path) -> None:
     """Its embeddings are float16, whose steps near 999 are half a radian; SDXL's have 320 channels.
 
     In networks of a tenth of that, most frequencies are too low for it to show.
@@ -180,7 +195,7 @@ def test_verification_shows_apples_larger_error_at_high_timesteps(tmp_path):
     assert worst["apple", 37] > worst["native", 37] - 3, worst
 
 
-def test_other_numbers_of_groups_are_built(checkpoint, tmp_path):
+def test_other_numbers_of_groups_are_built(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Apple's own script would leave 32, and say nothing."""
     pytest.importorskip(APPLE)
     changed = edit_checkpoint(checkpoint, tmp_path, "unet", config={"norm_num_groups": 8})
@@ -191,8 +206,8 @@ def test_other_numbers_of_groups_are_built(checkpoint, tmp_path):
 
 
 def test_without_apples_package_the_error_names_how_to_install_it(
-    checkpoint, tmp_path, monkeypatch
-):
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, APPLE, None)
     with pytest.raises(InputError, match="not installed") as caught:
         both(checkpoint, "unet", tmp_path)
@@ -200,14 +215,16 @@ def test_without_apples_package_the_error_names_how_to_install_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_names_the_same_installation():
+def test_the_doctor_names_the_same_installation() -> None:
     from sdxl_coreml.doctor import diagnose
 
     (found,) = (f for f in diagnose() if f.name == "Apple's converter")
     assert found.status == "ok" or INSTALL in found.remedy
 
 
-def test_a_dependency_of_apples_package_that_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_dependency_of_apples_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / APPLE).mkdir()
     (tmp_path / APPLE / "__init__.py").touch()
     (tmp_path / APPLE / "unet.py").write_text("import no_such_module")
@@ -231,7 +248,9 @@ def test_a_dependency_of_apples_package_that_is_missing_is_named(tmp_path, monke
         ("mid_block_type", "UNetMidBlock2D"),
     ],
 )
-def test_what_apples_network_would_ignore_is_refused(checkpoint, key, value):
+def test_what_apples_network_would_ignore_is_refused(
+    checkpoint: Checkpoint, key: str, value: Any
+) -> None:
     part = checkpoint.part("unet")
     other = replace(part, config={**part.config, key: value})
     changed = replace(checkpoint, parts={**checkpoint.parts, "unet": other})
@@ -239,7 +258,7 @@ def test_what_apples_network_would_ignore_is_refused(checkpoint, key, value):
         unet(None, changed, Resolution(16, 16), "original", np.dtype(np.float16))
 
 
-def test_sizes_at_which_apples_network_fails_are_refused(checkpoint):
+def test_sizes_at_which_apples_network_fails_are_refused(checkpoint: Checkpoint) -> None:
     part = checkpoint.part("vae_decoder")
     config = {**part.config, "block_out_channels": [32] * 4}
     config |= {name: config[name] * 2 for name in ("down_block_types", "up_block_types")}
@@ -252,7 +271,7 @@ def test_sizes_at_which_apples_network_fails_are_refused(checkpoint):
         unet(None, checkpoint, Resolution(104, 96), "split_einsum_v2", np.dtype(np.float16))
 
 
-def test_the_attention_in_effect_is_restored_even_after_an_error():
+def test_the_attention_in_effect_is_restored_even_after_an_error() -> None:
     kinds = enum.Enum("Kinds", ["ORIGINAL", "SPLIT_EINSUM"])
     apple = types.SimpleNamespace(
         AttentionImplementations=kinds, ATTENTION_IMPLEMENTATION_IN_EFFECT=kinds.SPLIT_EINSUM
@@ -264,13 +283,15 @@ def test_the_attention_in_effect_is_restored_even_after_an_error():
     assert apple.ATTENTION_IMPLEMENTATION_IN_EFFECT is kinds.SPLIT_EINSUM
 
 
-def test_other_libraries_are_left_as_they_were(checkpoint, tmp_path, monkeypatch):
+def test_other_libraries_are_left_as_they_were(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tqdm import tqdm
 
-    def state():
+    def state() -> tuple[object, int, list[Any]]:
         return tqdm.__init__, logging.root.manager.disable, list(warnings.filters)
 
-    def fail(*args, **kwargs):
+    def fail(*args: Any, **kwargs: Any) -> None:
         warnings.warn("a word", stacklevel=1)
         raise RuntimeError("no such op")
 
@@ -282,13 +303,13 @@ def test_other_libraries_are_left_as_they_were(checkpoint, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_package_is_not_overwritten(checkpoint, tmp_path):
+def test_an_existing_package_is_not_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "apple.mlpackage").mkdir()
     with pytest.raises(InputError, match="exists already"):
         both(checkpoint, "text_encoder", tmp_path)
 
 
-def test_a_job_of_fewer_bits_is_refused(checkpoint, tmp_path):
+def test_a_job_of_fewer_bits_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sixes = Compression.uniform(checkpoint.component_tensors("unet"), "6")
     job = Job("unet", Resolution(16, 16), "original", "6", sixes, "float16", "macOS14", "apple")
     with pytest.raises(InputError, match="16-bit packages, not 6-bit"):

@@ -1,5 +1,7 @@
 """Downloading: what is fetched, how it goes on after an interruption, what the errors say."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

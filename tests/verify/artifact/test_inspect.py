@@ -1,11 +1,15 @@
 """What a package is said to be is what its files say, and never a guess."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +24,12 @@ from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
 from tests.support.packages import write_package
 from verify.artifact.graph import infer_attention, infer_component
-from verify.artifact.inspect import inspect
-from verify.mil import Constant, TensorType, load_program
+from verify.artifact.inspect import Model, inspect
+from verify.mil import Constant, Op, TensorType, load_program
 
 ct = pytest.importorskip("coremltools")
+
+Make = Callable[..., Path]  # component, attention, size → a package
 
 # One level with attention, so that 192×192 pixels make 576 queries: two chunks of 512.
 TINY = replace(
@@ -43,14 +49,16 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory):
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """component, attention → its package, made once."""
     root = tmp_path_factory.mktemp("inspect")
     write_checkpoint(root / "tiny", TINY, words=["cat"])
     checkpoint = open_checkpoint(root / "tiny")
     made = {}
 
-    def package(component, attention="original", size=(128, 192)):
+    def package(
+        component: str, attention: str = "original", size: tuple[int, int] = (128, 192)
+    ) -> Path:
         key = component, attention, size
         if key not in made:
             spec = COMPONENTS[component]
@@ -72,13 +80,15 @@ def make(tmp_path_factory):
     return package
 
 
-def one(path):
+def one(path: Path) -> Model:
     (model,) = inspect(path).models
     return model
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_component_and_image_size_come_from_the_interface(make, component, tmp_path):
+def test_component_and_image_size_come_from_the_interface(
+    make: Make, component: str, tmp_path: Path
+) -> None:
     renamed = tmp_path / "anything.mlpackage"
     shutil.copytree(make(component), renamed)
     model = one(renamed)
@@ -90,37 +100,37 @@ def test_component_and_image_size_come_from_the_interface(make, component, tmp_p
 
 
 @pytest.mark.parametrize("attention", ["original", "split_einsum", "split_einsum_v2"])
-def test_attention_is_read_from_the_graph(make, attention):
+def test_attention_is_read_from_the_graph(make: Make, attention: str) -> None:
     model = one(make("unet", attention, (192, 192)))
     assert model.attention == attention
     assert bool(model.ops.get("einsum")) == (attention != "original")
 
 
-def test_v2_without_a_second_chunk_is_the_same_graph_as_split_einsum(make):
+def test_v2_without_a_second_chunk_is_the_same_graph_as_split_einsum(make: Make) -> None:
     assert one(make("unet", "split_einsum_v2", (64, 64))).attention == "split_einsum"
 
 
-def test_only_a_unet_has_an_attention_implementation(make):
+def test_only_a_unet_has_an_attention_implementation(make: Make) -> None:
     assert one(make("vae_decoder")).attention is None
     assert one(make("text_encoder")).attention is None
 
 
-def changed(make, attention, change):
+def changed(make: Make, attention: str, change: Callable[[list[Op]], None]) -> str | None:
     program = load_program(make("unet", attention, (192, 192)))
     change([op for op in program.ops if op.type in ("softmax", "matmul", "einsum")])
     return infer_attention(program)
 
 
-def test_a_graph_that_is_none_of_ours_is_unknown_not_guessed(make):
-    def first_of(kind, **to):
-        def change(ops):
+def test_a_graph_that_is_none_of_ours_is_unknown_not_guessed(make: Make) -> None:
+    def first_of(kind: str, **to: Any) -> Callable[[list[Op]], None]:
+        def change(ops: list[Op]) -> None:
             op = next(op for op in ops if op.type == kind)
             for key, value in to.items():
                 setattr(op, key, value)
 
         return change
 
-    def other_equation(ops):
+    def other_equation(ops: list[Op]) -> None:
         op = next(op for op in ops if op.type == "einsum")
         text = Constant(TensorType("string", ()), np.array("nchw,nwhu->nuhc"))
         op.inputs["equation"] = [text]
@@ -132,8 +142,8 @@ def test_a_graph_that_is_none_of_ours_is_unknown_not_guessed(make):
     assert changed(make, "split_einsum", other_equation) == "unknown"
 
 
-def test_letters_of_an_einsum_do_not_matter(make):
-    def rename(ops):
+def test_letters_of_an_einsum_do_not_matter(make: Make) -> None:
+    def rename(ops: list[Op]) -> None:
         text = Constant(TensorType("string", ()), np.array("bkhc,bchq->bkhq"))
         for op in ops:
             if op.type == "einsum":
@@ -142,13 +152,13 @@ def test_letters_of_an_einsum_do_not_matter(make):
     assert changed(make, "split_einsum_v2", rename) == "split_einsum_v2"
 
 
-def test_an_interface_that_is_none_of_ours_has_no_component(make):
+def test_an_interface_that_is_none_of_ours_has_no_component(make: Make) -> None:
     program = load_program(make("vae_decoder"))
     program.inputs[0] = replace(program.inputs[0], name="latent")
     assert infer_component(program) is None
 
 
-def test_weights_and_digests_are_those_of_the_files(make):
+def test_weights_and_digests_are_those_of_the_files(make: Make) -> None:
     path = make("vae_encoder")
     model = one(path)
     weights = path / WEIGHTS
@@ -164,11 +174,11 @@ def test_weights_and_digests_are_those_of_the_files(make):
     assert model.bytes == sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
-def compressed(tmp_path, target, compress):
+def compressed(tmp_path: Path, target: str, compress: Callable[[Any], Any]) -> Model:
     from coremltools.converters.mil import Builder as mb
 
     @mb.program(input_specs=[mb.TensorSpec((1, 32, 8, 8))], opset_version=target)
-    def program(x):
+    def program(x: Any) -> Any:
         weight = np.random.default_rng(0).standard_normal((64, 32, 3, 3)).astype(np.float32)
         return mb.conv(x=x, weight=weight)
 
@@ -178,14 +188,14 @@ def compressed(tmp_path, target, compress):
     return one(path)
 
 
-def config(cls, **settings):
+def config(cls: str, **settings: Any) -> Any:
     import coremltools.optimize.coreml as cto
 
     return cto.OptimizationConfig(global_config=getattr(cto, cls)(**settings))
 
 
-def test_bits_per_weight_of_a_palette_are_those_on_disk(tmp_path):
-    def palettize(model):
+def test_bits_per_weight_of_a_palette_are_those_on_disk(tmp_path: Path) -> None:
+    def palettize(model: Any) -> Any:
         settings = config("OpPalettizerConfig", mode="uniform", nbits=6)
         return ct.optimize.coreml.palettize_weights(model, settings)
 
@@ -194,8 +204,8 @@ def test_bits_per_weight_of_a_palette_are_those_on_disk(tmp_path):
     assert 6 < model.weights.bits_per_weight < 6.5
 
 
-def test_grouped_palettes_and_integers_of_ios18(tmp_path):
-    def palettize(model):
+def test_grouped_palettes_and_integers_of_ios18(tmp_path: Path) -> None:
+    def palettize(model: Any) -> Any:
         settings = config(
             "OpPalettizerConfig",
             mode="uniform",
@@ -205,7 +215,7 @@ def test_grouped_palettes_and_integers_of_ios18(tmp_path):
         )
         return ct.optimize.coreml.palettize_weights(model, settings)
 
-    def quantize(model):
+    def quantize(model: Any) -> Any:
         settings = config("OpLinearQuantizerConfig", dtype="int4", granularity="per_channel")
         return ct.optimize.coreml.linear_quantize_weights(model, settings)
 
@@ -219,7 +229,7 @@ def test_grouped_palettes_and_integers_of_ios18(tmp_path):
 
 
 @pytest.fixture
-def artifact(make, tmp_path):
+def artifact(make: Make, tmp_path: Path) -> Path:
     """A folder with three linked packages and a manifest."""
     for component in ("vae_decoder", "unet", "text_encoder"):
         package = make(component)
@@ -229,7 +239,7 @@ def artifact(make, tmp_path):
     return tmp_path / "name"
 
 
-def test_an_artifact_lists_its_models_in_the_bundles_order(artifact):
+def test_an_artifact_lists_its_models_in_the_bundles_order(artifact: Path) -> None:
     found = inspect(artifact)
     assert [m.file for m in found.models] == [
         "TextEncoder.mlpackage",
@@ -247,7 +257,7 @@ def test_an_artifact_lists_its_models_in_the_bundles_order(artifact):
     assert unet["user_defined"] == {"k": "v"}
 
 
-def test_the_text_reads_well_at_any_width(artifact):
+def test_the_text_reads_well_at_any_width(artifact: Path) -> None:
     text = inspect(artifact).lines(80)
     assert text[0].startswith("tiny_original: 3 models, ")
     unet = text[text.index("Unet.mlpackage") :]
@@ -275,12 +285,12 @@ def test_the_text_reads_well_at_any_width(artifact):
         (12_340_000, "12.3 MB"),
     ],
 )
-def test_sizes_for_people(count, text):
+def test_sizes_for_people(count: int, text: str) -> None:
     assert units.size(count) == text
     assert units.count(2_567_000_000) == "2.57 G"
 
 
-def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
+def test_what_cannot_be_inspected_is_named(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such package or folder"):
         inspect(tmp_path / "absent")
     with pytest.raises(InputError, match=r"holds no .mlpackage or .mlmodelc\n.*: name\."):
@@ -299,7 +309,7 @@ def test_what_cannot_be_inspected_is_named(artifact, tmp_path):
         inspect(artifact / "Unet.mlpackage")
 
 
-def test_a_package_without_its_weights_is_named(make, tmp_path):
+def test_a_package_without_its_weights_is_named(make: Make, tmp_path: Path) -> None:
     package = Path(shutil.copytree(make("text_encoder"), tmp_path / "a.mlpackage"))
     (package / WEIGHTS).unlink()
     with pytest.raises(InputError, match="the weight file is missing"):

@@ -1,8 +1,11 @@
 """Packages are read as coremltools wrote them, and broken ones are named as such."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ ct = pytest.importorskip("coremltools")
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory):
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 3×3 convolution with a 4 KiB weight, and everything the interface can say."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
@@ -29,7 +32,7 @@ def package(tmp_path_factory):
         input_specs=[mb.TensorSpec((1, 8, 6, 6), dtype=types.fp16)],
         opset_version=ct.target.iOS17,
     )
-    def program(x):
+    def program(x: Any) -> Any:
         weight = np.arange(16 * 8 * 9, dtype=np.float16).reshape(16, 8, 3, 3) / 1024
         y = mb.conv(x=x, weight=weight, pad_type="custom", pad=[1, 1, 1, 1], name="conv_1")
         return mb.relu(x=y, name="y")
@@ -50,7 +53,7 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(package, tmp_path):
+def copy(package: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(package, tmp_path / "copy.mlpackage"))
 
 
@@ -58,7 +61,7 @@ def weights_of(package: Path) -> Path:
     return package / "Data/com.apple.CoreML/weights/weight.bin"
 
 
-def test_program_says_what_the_package_says(package):
+def test_program_says_what_the_package_says(package: Path) -> None:
     program = load_program(package)
     assert program.opset == "CoreML7"
     assert program.specification_version == 8
@@ -78,7 +81,7 @@ def test_program_says_what_the_package_says(package):
     assert conv.inputs["x"] == ["x"]
 
 
-def test_constants_are_exact_and_read_only_when_asked(package):
+def test_constants_are_exact_and_read_only_when_asked(package: Path) -> None:
     program = load_program(package)
     constants = dict(program.constants())
     (conv,) = (op for op in program.ops if op.type == "conv")
@@ -91,7 +94,7 @@ def test_constants_are_exact_and_read_only_when_asked(package):
     assert constants[conv.inputs["pad_type"][0]].item() == "custom"
 
 
-def test_reading_a_weight_never_changes_the_file(copy):
+def test_reading_a_weight_never_changes_the_file(copy: Path) -> None:
     before = weights_of(copy).read_bytes()
     constant = next(c for _, c in load_program(copy).constants() if c.file)
     constant.array()[...] = 0
@@ -117,7 +120,9 @@ def damage(path: Path, offset: int, data: bytes) -> None:
         (lambda w: damage(w, 0, b"version https://git-lfs.github.com/spec/v1"), "Git LFS"),
     ],
 )
-def test_damaged_weights_are_an_error_with_the_path(copy, break_it, says):
+def test_damaged_weights_are_an_error_with_the_path(
+    copy: Path, break_it: Callable[[Any], object], says: str
+) -> None:
     break_it(weights_of(copy))
     constant = next(c for _, c in load_program(copy).constants() if c.file)
     with pytest.raises(InputError, match=says) as error:
@@ -162,7 +167,9 @@ STRING, INT32 = 2, 23  # MIL.proto's DataType
         ),
     ],
 )
-def test_a_damaged_program_is_an_error_with_the_path(copy, break_it, says):
+def test_a_damaged_program_is_an_error_with_the_path(
+    copy: Path, break_it: Callable[[Any], object], says: str
+) -> None:
     edit_model(copy, break_it)
     with pytest.raises(InputError, match=f"is damaged: it has .*{says}") as error:
         load_program(copy)
@@ -170,7 +177,7 @@ def test_a_damaged_program_is_an_error_with_the_path(copy, break_it, says):
     assert error.value.hint
 
 
-def test_unreadable_packages_are_typed_errors(copy, tmp_path):
+def test_unreadable_packages_are_typed_errors(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such package"):
         load_program(tmp_path / "nothing.mlpackage")
     (tmp_path / "empty.mlpackage").mkdir()
@@ -201,7 +208,7 @@ def test_unreadable_packages_are_typed_errors(copy, tmp_path):
         load_program(copy)
 
 
-def test_other_kinds_of_model_are_typed_errors(copy):
+def test_other_kinds_of_model_are_typed_errors(copy: Path) -> None:
     from coremltools.proto import Model_pb2
 
     model = copy / "Data/com.apple.CoreML/model.mlmodel"
@@ -221,7 +228,7 @@ def test_other_kinds_of_model_are_typed_errors(copy):
     bits=st.sampled_from([1, 2, 3, 4, 6, 8]),
     values=st.lists(st.integers(0, 255), min_size=1, max_size=40),
 )
-def test_bits_unpack_as_coremltools_packs_them(bits, values):
+def test_bits_unpack_as_coremltools_packs_them(bits: int, values: list[int]) -> None:
     from coremltools.optimize._utils import pack_elements_into_bits
 
     elements = np.array(values, np.uint8) & ((1 << bits) - 1)
@@ -230,7 +237,7 @@ def test_bits_unpack_as_coremltools_packs_them(bits, values):
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint1", "uint2", "uint3", "uint4", "uint6"])
-def test_blobs_read_as_coremltools_writes_them(tmp_path, dtype):
+def test_blobs_read_as_coremltools_writes_them(tmp_path: Path, dtype: str) -> None:
     writer_of = pytest.importorskip("coremltools.libmilstoragepython")._BlobStorageWriter
     bits = int(dtype.lstrip("uint"))
     low = -8 if dtype == "int4" else 0

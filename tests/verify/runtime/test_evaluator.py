@@ -1,12 +1,18 @@
 """The evaluator gives what the program says: against PyTorch, coremltools and numpy."""
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from convert.errors import CannotExecute, InputError
 from verify.mil import Block, Constant, Op, Program, TensorType, load_program
@@ -14,6 +20,8 @@ from verify.runtime.evaluator import Evaluator
 from verify.runtime.ops import OPS, TORCH_DTYPES
 
 ct = pytest.importorskip("coremltools")
+
+Traced = tuple[Any, Tensor, Tensor]  # a traced network, its input, its output
 
 NAMES = {np.dtype(t): n for n, t in {"fp16": np.float16, "fp32": np.float32, "int32": np.int32,
          "bool": np.bool_, "int8": np.int8, "uint8": np.uint8, "int16": np.int16,
@@ -26,7 +34,7 @@ NAMES = {np.dtype(t): n for n, t in {"fp16": np.float16, "fp32": np.float32, "in
 class Net(torch.nn.Module):
     """A little of everything that an SDXL network is made of."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(4, 32, 3, padding=1)
         self.group_norm = torch.nn.GroupNorm(8, 32)
@@ -36,7 +44,7 @@ class Net(torch.nn.Module):
         self.out = torch.nn.Linear(64, 64)
         self.point = torch.nn.Conv2d(64, 32, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = torch.nn.functional.silu(self.group_norm(self.conv(x)))
         h = self.down(h)
         b, c, height, width = h.shape
@@ -49,14 +57,14 @@ class Net(torch.nn.Module):
 
 
 @pytest.fixture(scope="session")
-def network():
+def network() -> Traced:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 4, 16, 16)
     with torch.no_grad():
         return torch.jit.trace(net, x), x, net(x)
 
 
-def convert(network, precision="FLOAT16", target="iOS17"):
+def convert(network: Traced, precision: str = "FLOAT16", target: str = "iOS17") -> Any:
     return ct.convert(
         network[0],
         inputs=[ct.TensorType("x", shape=network[1].shape)],
@@ -68,40 +76,44 @@ def convert(network, precision="FLOAT16", target="iOS17"):
 
 
 @pytest.fixture(scope="session")
-def models(network):
+def models(network: Traced) -> dict[str, Any]:
     return {p: convert(network, p) for p in ("FLOAT16", "FLOAT32")} | {
         "iOS18": convert(network, target="iOS18")
     }
 
 
 @pytest.fixture(scope="session")
-def packages(models, tmp_path_factory):
+def packages(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("evaluator")
     for name, model in models.items():
         model.save(str(folder / f"{name}.mlpackage"))
     return {name: folder / f"{name}.mlpackage" for name in models}
 
 
-def snr(reference, out):
+def snr(reference: Tensor, out: Tensor) -> float:
     error = (reference.double() - out.double()).square().sum()
     return float(10 * torch.log10(reference.double().square().sum() / error))
 
 
 @pytest.mark.parametrize("mode", ["typed", "fp32"])
-def test_fp32_program_agrees_with_pytorch(network, packages, mode):
+def test_fp32_program_agrees_with_pytorch(
+    network: Traced, packages: dict[str, Path], mode: Literal["typed", "fp32"]
+) -> None:
     y = Evaluator(packages["FLOAT32"], mode=mode).run({"x": network[1]})["y"]
     assert y.dtype == torch.float32
     assert float((y - network[2]).abs().max()) < 1e-5
 
 
-def test_fp16_program_agrees_with_pytorch(network, packages):
+def test_fp16_program_agrees_with_pytorch(network: Traced, packages: dict[str, Path]) -> None:
     typed = Evaluator(packages["FLOAT16"]).run({"x": network[1]})["y"]
     exact = Evaluator(packages["FLOAT16"], mode="fp32").run({"x": network[1]})["y"]
     assert snr(network[2], typed) > 50
     assert snr(network[2], exact) > snr(network[2], typed) + 3
 
 
-def test_typed_mode_rounds_every_value_to_its_declared_dtype(network, packages):
+def test_typed_mode_rounds_every_value_to_its_declared_dtype(
+    network: Traced, packages: dict[str, Path]
+) -> None:
     program = load_program(packages["FLOAT16"])
     for op, outputs in Evaluator(program).steps({"x": network[1]}):
         for name, type_ in op.outputs:
@@ -111,7 +123,9 @@ def test_typed_mode_rounds_every_value_to_its_declared_dtype(network, packages):
 
 
 @pytest.mark.parametrize("smallest", [1 << 20, 1])
-def test_in_place_work_changes_nothing(network, packages, monkeypatch, smallest):
+def test_in_place_work_changes_nothing(
+    network: Traced, packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, smallest: int
+) -> None:
     """`run` overwrites dying values and uses memory again, `steps` and `run_op` never do."""
     monkeypatch.setattr("verify.runtime.memory.SMALLEST", smallest)
     for mode in ("typed", "fp32"):
@@ -134,7 +148,9 @@ def test_in_place_work_changes_nothing(network, packages, monkeypatch, smallest)
         assert torch.equal(plain["y"], again["y"])
 
 
-def test_memory_is_used_again_and_freed_at_the_end(network, packages, monkeypatch):
+def test_memory_is_used_again_and_freed_at_the_end(
+    network: Traced, packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("verify.runtime.memory.SMALLEST", 1)
     evaluator = Evaluator(packages["FLOAT16"])
     taken = []
@@ -145,7 +161,9 @@ def test_memory_is_used_again_and_freed_at_the_end(network, packages, monkeypatc
     assert evaluator._memory.idle == 0
 
 
-def test_kept_values_are_returned_and_others_dropped(network, packages):
+def test_kept_values_are_returned_and_others_dropped(
+    network: Traced, packages: dict[str, Path]
+) -> None:
     evaluator = Evaluator(packages["FLOAT16"])
     names = [name for step in evaluator._plan for name, _ in step.op.outputs]
     out = evaluator.run({"x": network[1]}, keep=[names[0], names[5]])
@@ -162,7 +180,7 @@ def test_kept_values_are_returned_and_others_dropped(network, packages):
     assert most <= 5 < len(names)
 
 
-def test_constants_can_be_kept(network, packages):
+def test_constants_can_be_kept(network: Traced, packages: dict[str, Path]) -> None:
     evaluator = Evaluator(packages["FLOAT16"])
     weight = next(n for n, c in evaluator.program.constants() if c.type.shape == (32, 4, 3, 3))
     kept = evaluator.run({"x": network[1]}, keep=[weight])[weight]
@@ -178,12 +196,14 @@ def test_constants_can_be_kept(network, packages):
         ({"x": np.zeros((2, 4, 16))}, "'x' has the shape"),
     ],
 )
-def test_wrong_inputs_are_named(packages, inputs, says):
+def test_wrong_inputs_are_named(
+    packages: dict[str, Path], inputs: dict[str, np.ndarray], says: str
+) -> None:
     with pytest.raises(InputError, match=says):
         Evaluator(packages["FLOAT16"]).run(inputs)
 
 
-def test_wrong_names_and_modes_are_named(network, packages):
+def test_wrong_names_and_modes_are_named(network: Traced, packages: dict[str, Path]) -> None:
     evaluator = Evaluator(packages["FLOAT16"])
     with pytest.raises(InputError, match="Did you mean 'y'"):
         evaluator.run({"x": network[1]}, keep=["yy"])
@@ -194,20 +214,20 @@ def test_wrong_names_and_modes_are_named(network, packages):
 # ---- compressed weights ----
 
 
-def sign_palette(weight):
+def sign_palette(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.float16([-0.125, 0.25]), (weight.reshape(-1) > 0).astype(np.uint8)
 
 
-def compressions():
+def compressions() -> Iterator[tuple[str, str, tuple[Any, Any]]]:
     import coremltools.optimize.coreml as cto
 
-    def config(op_config):
+    def config(op_config: Any) -> Any:
         return cto.OptimizationConfig(global_config=op_config)
 
-    def palette(**kw):
+    def palette(**kw: Any) -> tuple[Any, Any]:
         return cto.palettize_weights, config(cto.OpPalettizerConfig(weight_threshold=64, **kw))
 
-    def linear(**kw):
+    def linear(**kw: Any) -> tuple[Any, Any]:
         return cto.linear_quantize_weights, config(
             cto.OpLinearQuantizerConfig(weight_threshold=64, **kw)
         )
@@ -242,7 +262,7 @@ def compressions():
 
 
 @pytest.fixture(scope="session")
-def compressed(models):
+def compressed(models: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     return {name: lambda m=model, c=c: c[0](models[m], c[1]) for name, model, c in compressions()}
 
 
@@ -253,7 +273,9 @@ CASES = ["palette 8", "palette 6", "palette 4", "palette 2", "palette 1", "int8 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_decode_bit_for_bit_as_in_coremltools(compressed, network, tmp_path, case):
+def test_weights_decode_bit_for_bit_as_in_coremltools(
+    compressed: dict[str, Callable[[], Any]], network: Traced, tmp_path: Path, case: str
+) -> None:
     import coremltools.optimize.coreml as cto
 
     model = compressed[case]()
@@ -275,10 +297,17 @@ def test_weights_decode_bit_for_bit_as_in_coremltools(compressed, network, tmp_p
 # ---- single ops ----
 
 
-def evaluate(op_type, outputs, *, run_mode="typed", opset="CoreML7", **inputs):
+def evaluate(
+    op_type: str,
+    outputs: Sequence[tuple[str, tuple[int, ...]]],
+    *,
+    run_mode: Literal["typed", "fp32"] = "typed",
+    opset: str = "CoreML7",
+    **inputs: Any,
+) -> list[np.ndarray]:
     """Run one op: numpy arrays of rank > 0 come in as inputs, the rest is constant."""
 
-    def constant(value):
+    def constant(value: Any) -> Constant:
         array = np.asarray(value)
         array = array.astype({"f": np.float32, "i": np.int32}.get(array.dtype.kind, array.dtype)) \
             if not isinstance(value, np.ndarray | np.generic) else array  # fmt: skip
@@ -308,14 +337,16 @@ def evaluate(op_type, outputs, *, run_mode="typed", opset="CoreML7", **inputs):
     return [out[name].numpy() for name, _ in types]
 
 
-def oracle(op_type, target="iOS17", **inputs):
+def oracle(
+    op_type: str, target: str = "iOS17", **inputs: Any
+) -> tuple[list[np.ndarray | None], list[tuple[str, tuple[int, ...]]]]:
     """What coremltools' own value inference says, and the types it infers."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
     found = []
 
-    def body():
+    def body() -> Any:
         inputs_ = {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}
         out = getattr(mb, op_type)(**inputs_)
         found.extend(out if isinstance(out, list | tuple) else [out])
@@ -326,7 +357,7 @@ def oracle(op_type, target="iOS17", **inputs):
     return values, [(types.builtin_to_string(v.dtype), tuple(v.shape)) for v in found]
 
 
-def agrees(op_type, tolerance=1e-5, target="iOS17", **inputs):
+def agrees(op_type: str, tolerance: float = 1e-5, target: str = "iOS17", **inputs: Any) -> None:
     values, types = oracle(op_type, target, **inputs)
     for mode in ("typed", "fp32"):
         found = evaluate(op_type, types, run_mode=mode, **inputs)
@@ -337,7 +368,7 @@ def agrees(op_type, tolerance=1e-5, target="iOS17", **inputs):
             )
 
 
-def random(*shape, low=None):
+def random(*shape: int, low: float | None = None) -> np.ndarray:
     values = np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
     return values if low is None else np.abs(values) + np.float32(low)
 
@@ -439,29 +470,29 @@ REDUCE = [
 
 
 @pytest.mark.parametrize(("op_type", "inputs"), ELEMENTWISE + SHAPE + REDUCE)
-def test_op_agrees_with_coremltools(op_type, inputs):
+def test_op_agrees_with_coremltools(op_type: str, inputs: dict[str, Any]) -> None:
     agrees(op_type, **inputs)
 
 
-def test_silu_is_x_times_its_sigmoid():
+def test_silu_is_x_times_its_sigmoid() -> None:
     (out,) = evaluate("silu", [("fp32", X.shape)], x=X)
     np.testing.assert_allclose(out, X / (1 + np.exp(-X.astype(np.float64))), atol=1e-6)
 
 
-def test_attention_agrees_with_coremltools():
+def test_attention_agrees_with_coremltools() -> None:
     inputs = {"query": random(2, 3, 4, 8), "key": random(2, 3, 5, 8), "value": random(2, 3, 5, 6)}
     agrees("scaled_dot_product_attention", target="iOS18", **inputs)
     for mask in (random(4, 5), random(4, 5) > -1.5):
         agrees("scaled_dot_product_attention", target="iOS18", **inputs, attn_mask=mask)
 
 
-def test_interleaved_concat_alternates():
+def test_interleaved_concat_alternates() -> None:
     a, b = np.float32([[1, 2], [3, 4], [5, 6]]), np.float32([[7, 8], [9, 10], [11, 12]])
     (out,) = evaluate("concat", [("fp32", (6, 2))], values=(a, b), axis=0, interleave=True)
     np.testing.assert_array_equal(out, [[1, 2], [7, 8], [3, 4], [9, 10], [5, 6], [11, 12]])
 
 
-def test_exclusive_cumsum_starts_with_zero():
+def test_exclusive_cumsum_starts_with_zero() -> None:
     x = np.float32([[1, 2, 3]])
     for reverse, expected in ((False, [[0, 1, 3]]), (True, [[5, 3, 0]])):
         (out,) = evaluate(
@@ -470,7 +501,7 @@ def test_exclusive_cumsum_starts_with_zero():
         np.testing.assert_array_equal(out, expected)
 
 
-def test_gather_nd_follows_its_batch_dims():
+def test_gather_nd_follows_its_batch_dims() -> None:
     x, indices = random(2, 3, 4), np.int32([[[2, 1]], [[0, -1]]])
     (out,) = evaluate("gather_nd", [("fp32", (2, 1))], x=x, indices=indices, batch_dims=1)
     np.testing.assert_array_equal(out, [[x[0, 2, 1]], [x[1, 0, 3]]])
@@ -479,12 +510,12 @@ def test_gather_nd_follows_its_batch_dims():
     np.testing.assert_array_equal(out, x[[0, 1], [2, 1]])
 
 
-def test_indices_out_of_range_are_an_error():
+def test_indices_out_of_range_are_an_error() -> None:
     with pytest.raises(CannotExecute, match="gather 'op_1' failed"):
         evaluate("gather", [("fp32", (1, 3))], x=random(2, 3), indices=np.int32([2]))
 
 
-def test_norms_follow_their_definition():
+def test_norms_follow_their_definition() -> None:
     x = X.astype(np.float64)
     mean, variance, gamma, beta = random(3), random(3, low=0.1), random(3) + 2, random(3) - 1
     c = (slice(None), None, None)
@@ -499,7 +530,7 @@ def test_norms_follow_their_definition():
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 3), (2.0, 1.5)])
-def test_nearest_neighbours_repeat(height, width):
+def test_nearest_neighbours_repeat(height: int, width: int) -> None:
     (out,) = evaluate(
         "upsample_nearest_neighbor",
         [("fp32", (2, 3, int(4 * height), int(5 * width)))],
@@ -512,7 +543,7 @@ def test_nearest_neighbours_repeat(height, width):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_slices_agree_with_coremltools(data):
+def test_slices_agree_with_coremltools(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     columns = []
@@ -552,7 +583,7 @@ def test_slices_agree_with_coremltools(data):
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_reshapes_agree_with_coremltools(data):
+def test_reshapes_agree_with_coremltools(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     target = data.draw(st.permutations(shape)) if data.draw(st.booleans()) else [-1]
     if target != [-1]:
@@ -563,7 +594,14 @@ def test_reshapes_agree_with_coremltools(data):
            shape=np.int32(target))  # fmt: skip
 
 
-def numpy_conv(x, weight, pads, strides, dilations, groups):
+def numpy_conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    pads: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> np.ndarray:
     """Convolution from its definition, in float64."""
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *pads])
     reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
@@ -583,7 +621,7 @@ def numpy_conv(x, weight, pads, strides, dilations, groups):
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_convolutions_agree_with_their_definition(data):
+def test_convolutions_agree_with_their_definition(data: st.DataObject) -> None:
     draw, small = data.draw, st.integers(1, 3)
     rank, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2]))
     kernel, strides, dilations = (draw(st.tuples(*[small] * rank)) for _ in range(3))
@@ -616,7 +654,7 @@ def test_convolutions_agree_with_their_definition(data):
 
 
 @pytest.mark.parametrize("case", ["valid", "custom", "same", "output_shape"])
-def test_transposed_convolutions_agree_with_pytorch(case):
+def test_transposed_convolutions_agree_with_pytorch(case: str) -> None:
     x, weight, bias = random(2, 4, 5, 6), random(4, 3, 3, 3), random(3)
     extra = {"pad_type": "valid"}
     torch_arguments = {}
@@ -644,7 +682,7 @@ def test_transposed_convolutions_agree_with_pytorch(case):
 @pytest.mark.parametrize("op_type", ["max_pool", "avg_pool"])
 @pytest.mark.parametrize("pad_type", ["valid", "custom", "same"])
 @pytest.mark.parametrize("exclude", [False, True])
-def test_pools_agree_with_their_definition(op_type, pad_type, exclude):
+def test_pools_agree_with_their_definition(op_type: str, pad_type: str, exclude: bool) -> None:
     x = random(2, 3, 7, 8)
     pads = {"valid": [(0, 0)] * 2, "custom": [(1, 0), (1, 1)], "same": [(1, 1), (0, 1)]}[pad_type]
     arguments = {"x": x, "kernel_sizes": np.int32([3, 3]), "strides": np.int32([2, 2]),
@@ -678,7 +716,7 @@ EVERY_HALF = torch.arange(65536).to(torch.int32).to(torch.int16).view(torch.floa
     sorted(t for t, i in OPS.items() if i.kind == "map" and i.required <= {"x", "y"}
            and t not in ("logical_not", "softmax")),
 )  # fmt: skip
-def test_map_ops_on_fp16_are_fp32_rounded_once(op_type):
+def test_map_ops_on_fp16_are_fp32_rounded_once(op_type: str) -> None:
     """What `kind="map"` promises, over all 65,536 halves."""
     implementation = OPS[op_type]
     arguments = [EVERY_HALF]
@@ -693,7 +731,9 @@ def test_map_ops_on_fp16_are_fp32_rounded_once(op_type):
 
 @pytest.mark.parametrize("vector", [1, 2, 3])
 @pytest.mark.parametrize("blocks", [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 1, 2)])
-def test_block_and_vector_palettes_decode_as_coremltools(vector, blocks):
+def test_block_and_vector_palettes_decode_as_coremltools(
+    vector: int, blocks: tuple[int, ...]
+) -> None:
     from coremltools.converters.mil.mil.ops.defs.iOS18 import compression
 
     generator = np.random.default_rng(0)
@@ -709,7 +749,7 @@ def test_block_and_vector_palettes_decode_as_coremltools(vector, blocks):
 @pytest.mark.parametrize(
     ("shape", "axis"), [((2, 3, 51, 1029), -1), ((2, 500, 1, 77), 1), ((3, 77, 5), -2)]
 )
-def test_softmax_on_fp16_accumulates_in_fp32(shape, axis):
+def test_softmax_on_fp16_accumulates_in_fp32(shape: tuple[int, ...], axis: int) -> None:
     x = (3 * torch.randn(shape, generator=torch.manual_seed(0))).half()
     exact = torch.softmax(x.double(), axis)
     half = OPS["softmax"].function(x.clone(), axis)
@@ -720,7 +760,7 @@ def test_softmax_on_fp16_accumulates_in_fp32(shape, axis):
     assert float(((half.double() - exact).abs() / spacing).max()) < 0.51
 
 
-def test_sparse_palettes_and_scales_decode_as_coremltools():
+def test_sparse_palettes_and_scales_decode_as_coremltools() -> None:
     """The iOS18 sparse-to-sparse ops: both of their outputs."""
     from coremltools.converters.mil.mil.ops.defs.iOS18 import compression
 
@@ -747,7 +787,7 @@ def test_sparse_palettes_and_scales_decode_as_coremltools():
             assert e.tobytes() == f.numpy().tobytes()
 
 
-def decode(op_type, expected, **inputs):
+def decode(op_type: str, expected: Sequence[np.ndarray], **inputs: Any) -> list[Tensor]:
     bindings = {k: [Constant(TensorType(NAMES[np.asarray(v).dtype.newbyteorder("=")
                 if not isinstance(v, int) else np.dtype(np.int32)], np.shape(v)), np.asarray(v))]
                 for k, v in inputs.items() if v is not None}  # fmt: skip
@@ -757,7 +797,7 @@ def decode(op_type, expected, **inputs):
     return [evaluator.constant(name) for name, _ in types]
 
 
-def test_unknown_ops_and_inputs_are_named():
+def test_unknown_ops_and_inputs_are_named() -> None:
     with pytest.raises(CannotExecute, match=r"lstm \(op 'op_1', opset CoreML7\)") as error:
         evaluate("lstm", [("fp32", (1,))], x=random(1))
     assert error.value.hint
@@ -769,7 +809,7 @@ def test_unknown_ops_and_inputs_are_named():
         evaluate("relu", [("fp32", (3,))], x=random(2, 3))
 
 
-def test_views_of_weights_and_inputs_are_never_overwritten():
+def test_views_of_weights_and_inputs_are_never_overwritten() -> None:
     """identity and reshape give views; what follows works in place."""
     weight = Constant(TensorType("fp32", (2, 3)), np.ones((2, 3), np.float32))
     type_ = TensorType("fp32", (2, 3))

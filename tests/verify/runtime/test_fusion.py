@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import coremltools as ct
 import numpy as np
@@ -63,7 +64,7 @@ def program(tmp_path: Path, *, scale: object = 0.25, axis: int = -1, twice: bool
     """One attention of matmuls, from inputs q, k and v."""
 
     @mb.program(input_specs=[mb.TensorSpec(SHAPE) for _ in range(3)], opset_version=ct.target.iOS16)
-    def attention(q, k, v):  # type: ignore[no-untyped-def]
+    def attention(q: Any, k: Any, v: Any) -> Any:
         logits = mb.matmul(x=q, y=k, transpose_x=True)
         weights = mb.softmax(x=mb.mul(x=logits, y=scale), axis=axis, name="weights")
         out = mb.matmul(x=v, y=weights, transpose_y=True, name="out")

@@ -1,5 +1,7 @@
 """Memory of dropped values is used again, and never while somebody uses it."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from verify.runtime.values import Values, storage
 COUNT = SMALLEST // 4  # fp32 elements of the smallest block that is kept
 
 
-def test_a_block_is_used_again_in_any_shape_and_dtype():
+def test_a_block_is_used_again_in_any_shape_and_dtype() -> None:
     memory = Memory()
     first = memory.empty((2, COUNT), torch.float32)
     place = storage(first)
@@ -24,7 +26,7 @@ def test_a_block_is_used_again_in_any_shape_and_dtype():
     assert storage(memory.empty((COUNT, 4), torch.float16)) != place
 
 
-def test_the_smallest_block_that_is_large_enough_is_taken():
+def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
     memory = Memory()
     blocks = [memory.empty((n, COUNT), torch.float32) for n in (4, 2, 3)]
     for block in blocks:
@@ -35,7 +37,7 @@ def test_the_smallest_block_that_is_large_enough_is_taken():
     assert storage(too_small) != storage(blocks[0])
 
 
-def test_what_lies_idle_is_bounded_and_the_oldest_goes_first():
+def test_what_lies_idle_is_bounded_and_the_oldest_goes_first() -> None:
     memory = Memory(spare=5 * SMALLEST)
     blocks = [memory.empty((2, COUNT), torch.float32) for _ in range(3)]
     for block in (*blocks, blocks[2]):  # given twice, kept once
@@ -48,14 +50,14 @@ def test_what_lies_idle_is_bounded_and_the_oldest_goes_first():
     assert memory.idle == 0
 
 
-def test_small_tensors_are_left_to_the_allocator():
+def test_small_tensors_are_left_to_the_allocator() -> None:
     memory = Memory()
     memory.give(memory.empty((COUNT - 1,), torch.float32))
     assert memory.idle == 0
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded"])
-def test_a_copy_has_the_values_and_a_dense_layout(layout):
+def test_a_copy_has_the_values_and_a_dense_layout(layout: str) -> None:
     x = torch.randn(512, 1024)
     x = {
         "contiguous": x,
@@ -70,7 +72,7 @@ def test_a_copy_has_the_values_and_a_dense_layout(layout):
     assert (dense_strides(x) is not None) == dense
 
 
-def test_a_value_gives_its_memory_when_its_last_view_is_dropped():
+def test_a_value_gives_its_memory_when_its_last_view_is_dropped() -> None:
     memory = Memory()
     values = Values(memory)
     values.put("x", torch.zeros(COUNT))
@@ -87,7 +89,7 @@ def test_a_value_gives_its_memory_when_its_last_view_is_dropped():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_attention_weights_are_laid_out_as_their_softmax_reads_them(dtype):
+def test_attention_weights_are_laid_out_as_their_softmax_reads_them(dtype: torch.dtype) -> None:
     """split_einsum's weights [B, T, 1, S], whose softmax goes over T."""
     key, query = torch.randn(2, 9, 1, 4), torch.randn(2, 4, 1, 12)
     weights = einsum([key, query], "nchw,nwhu->nchu")
