@@ -48,6 +48,11 @@ class Part:
     variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
 
     @property
+    def weight_files(self) -> frozenset[Path]:
+        """The files that its tensors are read from."""
+        return frozenset(file for tensor in self.tensors.values() for file in tensor.files)
+
+    @property
     def config_file(self) -> Path:
         """Where the config was read."""
         return self.path / "config.json"
@@ -97,6 +102,15 @@ class Checkpoint:
                     hint="The weights do not belong to this config.json.",
                 )
         return {name: t for name, t in part.tensors.items() if belongs(component, name)}
+
+    def tensor_keys(self, component: str, digests: Mapping[str, str]) -> dict[str, Any]:
+        """What determines the component's tensors, as JSON by their names; see `Tensor.key`.
+
+        Args:
+            digests: SHA-256 (hex) by the names in `files`, of all that the tensors are read from.
+        """
+        known = {self.files[name]: digest for name, digest in digests.items()}
+        return {name: t.key(known) for name, t in self.component_tensors(component).items()}
 
     @cached_property
     def unet(self) -> UNetConfig:

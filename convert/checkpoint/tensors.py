@@ -1,18 +1,20 @@
-"""Tensors of a checkpoint, by reference: their place in a safetensors file, read when needed.
+"""Tensors of a checkpoint, by reference: known by name and shape, read when needed.
 
-The header of a safetensors file (https://huggingface.co/docs/safetensors) gives every tensor's
-dtype, shape and byte range. Nothing else is read until `Tensor.read` or `Tensor.chunks` is called,
-so a checkpoint of any size is opened in milliseconds.
+Whoever needs a weight asks a `Tensor`; whether its values lie in a file as they are or are computed
+from those that do is the tensor's own affair. `StoredTensor` is the first kind: the header of a
+safetensors file (https://huggingface.co/docs/safetensors) gives every tensor's dtype, shape and
+byte range. Nothing else is read until `read` or `chunks` is called, so a checkpoint of any size is
+opened in milliseconds.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,12 +33,65 @@ CHUNK_BYTES = 4 << 20
 MOST_AXES = 16
 
 
+class Tensor(Protocol):
+    """One tensor of a checkpoint: what headers tell of it, and its values on request.
+
+    Worker processes get tensors as pickles, so one holds no more than it takes to find its values.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its file calls it, or the first of its files."""
+
+    @property
+    def dtype(self) -> str:
+        """That its values have before they are cast, as safetensors spells it: F16, BF16, F32."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    @property
+    def path(self) -> Path:
+        """The file that errors name."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that its values are read from."""
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """What determines its values and shape, as JSON: of equal keys, they are equal.
+
+        Args:
+            digests: SHA-256 (hex) of `files`, which stands for where they lie.
+        """
+
+    def reshape(self, shape: tuple[int, ...]) -> Tensor:
+        """The same elements under another shape; raises ValueError if their number differs."""
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """The elements in order, cast to `dtype`, as flat arrays of at most a few MiB.
+
+        A chunk is only valid until the next one is asked for (its memory may be used again).
+
+        Raises:
+            InputError: values that cannot be read, or one that is not finite (also one that
+                overflows `dtype`), with its index.
+        """
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """The whole tensor as a new array of `dtype` in its shape. Raises as `chunks` does."""
+
+
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of a safetensors file: shape and dtype from the header, data on request."""
+class StoredTensor:
+    """A tensor whose elements lie one after another in a file: a `Tensor`."""
 
     name: str
-    dtype: str  # as safetensors spells it: F16, BF16, F32, …
+    dtype: str
     shape: tuple[int, ...]
     path: Path
     offset: int  # of the first byte, from the start of the file
@@ -46,22 +101,28 @@ class Tensor:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def reshape(self, shape: tuple[int, ...]) -> Tensor:
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.path,)
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """The file by its SHA-256, and what lies where in it."""
+        return [digests[self.path], self.offset, self.dtype, self.shape]
+
+    def reshape(self, shape: tuple[int, ...]) -> StoredTensor:
         """The same elements under another shape; raises ValueError if their number differs."""
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
         return replace(self, shape=shape)
 
     def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
-        """The elements in order, cast to `dtype`, as flat arrays of at most a few MiB.
-
-        A chunk is only valid until the next one is asked for (the buffer is used again).
+        """As `Tensor.chunks`.
 
         Raises:
             InputError: a dtype that is not fp16, bf16 or fp32, a file that ends early, or a value
-                that is not finite (also one that overflows `dtype`), with its index.
+                that `finite` refuses.
         """
-        dtype = np.dtype(dtype)
         stored = FLOAT_DTYPES.get(self.dtype)
         if stored is None:
             raise InputError(
@@ -75,28 +136,70 @@ class Tensor:
             while done < self.size:
                 part = buffer[: min(count, self.size - done)]
                 _read_exactly(file.fileno(), part, self.offset + done * stored.itemsize, self)
-                values = self._cast(part, dtype)
-                _check_finite(values, part, done, self)
-                yield values
+                yield finite(_widened(part) if self.dtype == "BF16" else part, dtype, done, self)
                 done += len(part)
 
     def read(self, dtype: np.dtype | type) -> np.ndarray:
-        """The whole tensor as a new array of `dtype` in its shape. Raises as `chunks` does."""
-        out = np.empty(self.size, dtype)
-        done = 0
-        for chunk in self.chunks(dtype):
-            out[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return out.reshape(self.shape)
-
-    def _cast(self, part: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        if self.dtype == "BF16":
-            part = (part.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # an overflow is reported with its place instead
-            return part.astype(dtype, copy=False)
+        """As `Tensor.read`."""
+        return gathered(self.chunks(dtype), self.shape, dtype)
 
 
-def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: Tensor) -> None:
+def gathered(
+    chunks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype | type
+) -> np.ndarray:
+    """A tensor's chunks, one after another, as a new array of `dtype` and `shape`."""
+    out = np.empty(math.prod(shape), dtype)
+    done = 0
+    for chunk in chunks:
+        out[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    return out.reshape(shape)
+
+
+def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tensor) -> np.ndarray:
+    """Values of a tensor, float16 or float32, as `dtype`; not copied if they have it already.
+
+    Args:
+        values: flat.
+        start: the index of the first in the flattened tensor.
+
+    Raises:
+        InputError: one is not finite, or not any more in `dtype`; says its index.
+    """
+    with np.errstate(over="ignore"):  # an overflow is reported with its place instead
+        cast: np.ndarray = values.astype(dtype, copy=False)
+    # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
+    unsigned = np.uint16 if cast.itemsize == 2 else np.uint32
+    magnitude: np.ndarray = np.bitwise_and(
+        cast.view(unsigned), unsigned((1 << (8 * cast.itemsize - 1)) - 1)
+    )
+    infinity = 0x7C00 if cast.itemsize == 2 else 0x7F800000
+    if not len(cast) or int(magnitude.max()) < infinity:
+        return cast
+    first = int(np.argmax(magnitude >= infinity))
+    index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
+    source = np.float32(values[first])
+    problem = f"weight `{tensor.name}`{list(index)} is {source}"
+    if np.isfinite(source):
+        raise InputError(
+            f"{problem}, which overflows {cast.dtype} (at most {np.finfo(cast.dtype).max})",
+            where=tensor.path,
+            hint="float16 weights, and compressed ones, cannot hold it. A VAE can stay in float32: "
+            '`vae_precision = "float32"`, without bits of its own.',
+        )
+    raise InputError(
+        f"{problem}: not a finite number",
+        where=tensor.path,
+        hint="The checkpoint is damaged or a training run diverged; nothing can be made of it.",
+    )
+
+
+def _widened(codes: np.ndarray) -> np.ndarray:
+    """bfloat16, given as uint16, in float32."""
+    return (codes.astype(np.uint32) << 16).view(np.float32)
+
+
+def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: StoredTensor) -> None:
     view = out.view(np.uint8).data
     while view:
         count = os.preadv(fd, [view], offset)
@@ -109,34 +212,7 @@ def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: Tensor) -> None
         view, offset = view[count:], offset + count
 
 
-def _check_finite(values: np.ndarray, stored: np.ndarray, start: int, tensor: Tensor) -> None:
-    # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
-    unsigned = np.uint16 if values.itemsize == 2 else np.uint32
-    magnitude: np.ndarray = np.bitwise_and(
-        values.view(unsigned), unsigned((1 << (8 * values.itemsize - 1)) - 1)
-    )
-    infinity = 0x7C00 if values.itemsize == 2 else 0x7F800000
-    if not len(values) or int(magnitude.max()) < infinity:
-        return
-    first = int(np.argmax(magnitude >= infinity))
-    index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
-    source = tensor._cast(stored[first : first + 1], np.dtype(np.float32))[0]
-    problem = f"weight `{tensor.name}`{list(index)} is {source}"
-    if np.isfinite(source):
-        raise InputError(
-            f"{problem}, which overflows {values.dtype} (at most {np.finfo(values.dtype).max})",
-            where=tensor.path,
-            hint="float16 weights, and compressed ones, cannot hold it. A VAE can stay in float32: "
-            '`vae_precision = "float32"`, without bits of its own.',
-        )
-    raise InputError(
-        f"{problem}: not a finite number",
-        where=tensor.path,
-        hint="The checkpoint is damaged or a training run diverged; nothing can be made of it.",
-    )
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, by name, from its header alone.
 
     Raises:
@@ -170,7 +246,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> Tensor:
+def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> StoredTensor:
     """A tensor as the header has it; `start` is where the data begins in a file of `size`."""
     facts = entry if isinstance(entry, dict) else {}
     dtype, offsets = facts.get("dtype"), _counts(facts.get("data_offsets"), most=2)
@@ -190,7 +266,7 @@ def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> Tensor:
             where=path,
             hint="Download the file again.",
         )
-    return Tensor(name, dtype, tuple(shape), path, start + begin)
+    return StoredTensor(name, dtype, tuple(shape), path, start + begin)
 
 
 def _counts(values: Any, *, most: int) -> list[int] | None:

@@ -13,7 +13,7 @@ from convert import __version__
 from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.code import code_digest
-from convert.components import COMPONENTS, user_metadata
+from convert.components import user_metadata
 from convert.files.disk import digest_file
 from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Job
@@ -98,14 +98,10 @@ def _code(job: Job) -> str:
     return code_digest("apple" if job.engine == "apple" else "convert")
 
 
-def _sources(context: Context, job: Job) -> dict[str, str]:
-    """Digests of the files that a job reads."""
-    part = COMPONENTS[job.component].part
-    return {
-        name: digest
-        for name, digest in context.digests.items()
-        if name.startswith(f"{part}/") or name.endswith("config.json")
-    }
+def _sources(context: Context, job: Job) -> list[dict[str, Any]]:
+    """What a job reads: its tensors, and the digests of the configs."""
+    configs = {n: digest for n, digest in context.digests.items() if n.endswith("config.json")}
+    return [configs, context.checkpoint.tensor_keys(job.component, context.digests)]
 
 
 def describe(context: Context, job: Job) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.cache import Cache
+from convert.checkpoint.checkpoint import Part
 from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.plan.estimate import estimate, require_room
@@ -142,11 +143,12 @@ def checkpoint_digests(
 ) -> dict[str, str]:
     """SHA-256 of the files that the jobs read, by path; the Hub's where it vouches for them."""
     known = {f.name: f.sha256 for f in source.files if f.sha256}
-    parts = {plan.checkpoint.part(job.component).name for job in plan.jobs}
+    weights = _weight_files(plan.checkpoint.parts.values())
+    wanted = _weight_files(plan.checkpoint.part(job.component) for job in plan.jobs)
     files = {
         name: path
         for name, path in plan.checkpoint.files.items()
-        if path.suffix != ".safetensors" or name.split("/")[0] in parts
+        if path not in weights or path in wanted
     }
     unknown = {name: path for name, path in files.items() if name not in known}
     total = sum(path.stat().st_size for path in unknown.values())
@@ -154,6 +156,10 @@ def checkpoint_digests(
         found = cache.digests(unknown.values(), advance)
     known.update({name: found[path] for name, path in unknown.items()})
     return {name: known[name] for name in sorted(files)}
+
+
+def _weight_files(parts: Iterable[Part]) -> set[Path]:
+    return {file for part in parts for file in part.weight_files}
 
 
 def _make_all(

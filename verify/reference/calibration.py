@@ -313,7 +313,8 @@ def _measured(
     # The UNet's inputs come from the text encoders, so every file counts.
     given = [settings.prompts[0], settings.negative_prompt, settings.guidance]
     code = [code_digest("calibrate"), versions()]
-    common = [code, component, str(size), device, given, digests]
+    tensors = checkpoint.tensor_keys(component, digests)
+    common = [code, component, str(size), device, given, digests, tensors]
 
     def keep(what: str, measured: Callable[[], Any]) -> Any:
         def fill(folder: Path) -> None:

@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from bench.exact_palettes import optimal_error
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.tensors import Tensor, read_header
+from convert.checkpoint.tensors import StoredTensor, Tensor, read_header
 from convert.errors import InputError
 from convert.networks.graph import Input, Module, build
 from convert.package.mlpackage import Description
@@ -206,7 +206,7 @@ def test_any_finite_weight_is_kept_as_well_as_its_method_can(
     judge(weight, decoded_by(InMemory(weight), method), method, str(method))
 
 
-class InMemory(Tensor):
+class InMemory(StoredTensor):
     """A tensor whose values are there already."""
 
     def __init__(self, value: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from convert.checkpoint.tensors import Tensor
+from convert.checkpoint.tensors import StoredTensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.networks.build import build_network
@@ -192,7 +192,7 @@ def test_the_first_convolution_has_bytes_of_its_own(
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_what_would_take_no_fewer_bytes_stays(channels: int) -> None:
-    tensor = Tensor("a.weight", "F16", (4096, channels), Path("none"), 0)
+    tensor = StoredTensor("a.weight", "F16", (4096, channels), Path("none"), 0)
     for bits in ("int8", "int4"):
         assert choose_method(tensor, bits) is None
     assert choose_method(tensor, "4") == Method("4")
