@@ -28,6 +28,7 @@ PROJECT = "sdxl-coreml"
 # Why a range is as it is, where the numbers do not say it.
 REASONS = {"numpy": "coremltools 9.0 fails with numpy 2.4 and later. "}
 GIB = 1 << 30
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU, from NVIDIA's driver
 # A checkpoint and one 16-bit artifact are 7 GB each; the evaluator takes 8.5 GiB for the UNet.
 DISK_WANTED = 20e9
 MEMORY_WANTED = 10 * GIB
@@ -65,7 +66,7 @@ def diagnose(folder: Path | None = None) -> list[Finding]:
 def _versions() -> list[Finding]:
     python, requirements = _requirements()
     version = platform.python_version()
-    if not _within(version, python):
+    if not is_within(version, python):
         found = [Finding("Python", "missing", version, f"Use a Python {python}.")]
     else:
         found = [Finding("Python", "ok", f"{version} ({sys.executable})")]
@@ -76,7 +77,7 @@ def _versions() -> list[Finding]:
         except metadata.PackageNotFoundError:
             found.append(Finding(name, "missing", "not installed", wanted))
             continue
-        if _within(version, allowed):
+        if is_within(version, allowed):
             found.append(Finding(name, "ok", version))
         else:
             found.append(
@@ -111,7 +112,7 @@ def _text(allowed: SpecifierSet) -> str:
     return ",".join(sorted(map(str, allowed), reverse=True))
 
 
-def _within(version: str, allowed: str) -> bool:
+def is_within(version: str, allowed: str) -> bool:
     """Whether a version lies in a range, by its release numbers: no matter which build it is."""
     return SpecifierSet(allowed).contains(Version(version).base_version)
 
@@ -185,11 +186,11 @@ def _xcode() -> Finding:
     return Finding(name, "ok", found.stdout.strip())
 
 
-def _cuda(proc: Path = Path("/proc/driver/nvidia/gpus")) -> Finding:
+def _cuda() -> Finding:
     """Told by the driver's files, and by torch's version: importing torch takes seconds."""
     models = [
         match[1].strip()
-        for info in sorted(proc.glob("*/information"))
+        for info in sorted(NVIDIA.glob("*/information"))
         if (match := re.search(r"^Model:(.*)$", info.read_text(), re.M))
     ]
     if not models:

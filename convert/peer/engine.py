@@ -111,7 +111,7 @@ def convert_component(
                 apple = _import_unet()
                 user[VERSION_KEY] = _version()
                 network, inputs = unet(apple, checkpoint, resolution, attention, dtype)
-                with _attention(apple, attention):
+                with attention_in_effect(apple, attention):
                     program = _trace(network, inputs)
             else:
                 if not spec.has_resolution:
@@ -192,8 +192,13 @@ def _describe(package: Path, description: Description, user: Mapping[str, str]) 
 
 
 @contextmanager
-def _attention(apple: Any, attention: str) -> Iterator[None]:
-    """Apple's choice of attention is a global of its module, read while the network runs."""
+def attention_in_effect(apple: Any, attention: str) -> Iterator[None]:
+    """Sets Apple's attention, a global of its module `unet` that is read while the network runs.
+
+    Args:
+        apple: the module `python_coreml_stable_diffusion.unet`.
+        attention: as in a recipe. What was in effect before is in effect again afterwards.
+    """
     before = apple.ATTENTION_IMPLEMENTATION_IN_EFFECT
     apple.ATTENTION_IMPLEMENTATION_IN_EFFECT = apple.AttentionImplementations[attention.upper()]
     try:

@@ -61,7 +61,7 @@ def test_nothing_heavy_is_imported_and_it_takes_less_than_a_second() -> None:
     ],
 )
 def test_ranges(version: str, allowed: str, inside: bool) -> None:
-    assert doctor._within(version, allowed) is inside
+    assert doctor.is_within(version, allowed) is inside
 
 
 def test_numpy_too_new_for_coremltools_is_named_with_its_reason(
@@ -152,8 +152,9 @@ def test_a_gpu_that_torch_cannot_use_is_worth_a_note(
     (tmp_path / "0").mkdir()
     (tmp_path / "0/information").write_text("Model: \t NVIDIA H200\nIRQ: 1\n")
     monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cpu")
-    found = doctor._cuda(tmp_path)
+    monkeypatch.setattr(doctor, "NVIDIA", tmp_path)
+    found = finding("CUDA")
     assert found.status == "note"
     assert "NVIDIA H200" in found.value
     monkeypatch.setattr(metadata, "version", lambda name: "2.13.0")
-    assert doctor._cuda(tmp_path) == doctor.Finding("CUDA", "ok", "NVIDIA H200")
+    assert finding("CUDA") == doctor.Finding("CUDA", "ok", "NVIDIA H200")

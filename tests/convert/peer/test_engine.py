@@ -22,7 +22,7 @@ from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
 from convert.package.mlpackage import Description
-from convert.peer.engine import _attention, _import_unet, convert_component, convert_job
+from convert.peer.engine import attention_in_effect, convert_component, convert_job
 from convert.peer.networks import unet
 from convert.plan.engines import INSTALL
 from convert.plan.plan import Job
@@ -223,7 +223,7 @@ def test_the_doctor_names_the_same_installation() -> None:
 
 
 def test_a_dependency_of_apples_package_that_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / APPLE).mkdir()
     (tmp_path / APPLE / "__init__.py").touch()
@@ -232,7 +232,7 @@ def test_a_dependency_of_apples_package_that_is_missing_is_named(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CannotExecute, match="no_such_module"):
-        _import_unet()
+        both(checkpoint, "unet", tmp_path)
     for name in (APPLE, f"{APPLE}.unet"):
         sys.modules.pop(name, None)
 
@@ -276,9 +276,9 @@ def test_the_attention_in_effect_is_restored_even_after_an_error() -> None:
     apple = types.SimpleNamespace(
         AttentionImplementations=kinds, ATTENTION_IMPLEMENTATION_IN_EFFECT=kinds.SPLIT_EINSUM
     )
-    with _attention(apple, "original"):
+    with attention_in_effect(apple, "original"):
         assert apple.ATTENTION_IMPLEMENTATION_IN_EFFECT is kinds.ORIGINAL
-    with pytest.raises(KeyboardInterrupt), _attention(apple, "original"):
+    with pytest.raises(KeyboardInterrupt), attention_in_effect(apple, "original"):
         raise KeyboardInterrupt
     assert apple.ATTENTION_IMPLEMENTATION_IN_EFFECT is kinds.SPLIT_EINSUM
 

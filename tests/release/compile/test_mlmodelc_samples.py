@@ -2,6 +2,8 @@
 
 The pairs lie in `../shared/mlmodelc_samples` and are no part of the project; without them these
 tests are skipped by name, and `test_mil_text.py` holds the same rules to texts of its own.
+Source: FluidInference's repositories mobius (6bf7833, Silero VAD) and FluidAudio (8842adb,
+Parakeet EOU, whose 160 ms streaming encoder is `parakeet_eou_160ms`) on GitHub.
 Any further pair put there (`NAME/mlpackage`, `NAME/mlmodelc`) is tried, too.
 """
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from convert.errors import CannotExecute, InputError
 from verify.mil import Block, Constant, Op, Program, TensorType, load_program
 from verify.runtime.evaluator import Evaluator
+from verify.runtime.memory import Memory
 from verify.runtime.ops import OPS, TORCH_DTYPES
 
 ct = pytest.importorskip("coremltools")
@@ -131,7 +132,8 @@ def test_in_place_work_changes_nothing(
     for mode in ("typed", "fp32"):
         evaluator = Evaluator(packages["FLOAT16"], mode=mode)
         x = network[1].clone()
-        seen = {"x": evaluator._feed({"x": x}).tensors["x"]}
+        declared = TORCH_DTYPES[evaluator.program.main.inputs["x"].dtype]
+        seen = {"x": x.to(declared if mode == "typed" else torch.float32)}
         for op, outputs in evaluator.steps({"x": x}):
             alone = evaluator.run_op(op, seen)
             seen |= {name: tensor.clone() for name, tensor in outputs.items()}
@@ -152,32 +154,38 @@ def test_memory_is_used_again_and_freed_at_the_end(
     network: Traced, packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("verify.runtime.memory.SMALLEST", 1)
-    evaluator = Evaluator(packages["FLOAT16"])
-    taken = []
-    take = evaluator._memory._take
-    monkeypatch.setattr(evaluator._memory, "_take", lambda n: taken.append(take(n)) or taken[-1])
-    evaluator.run({"x": network[1]})
-    assert sum(block is not None for block in taken) > len(taken) / 2
-    assert evaluator._memory.idle == 0
+    again: list[bool] = []  # of each tensor made: whether in memory of one that is gone
+
+    class Watched(Memory):
+        def empty(self, *args: Any) -> Tensor:
+            before = self.idle
+            tensor = super().empty(*args)
+            again.append(self.idle < before)
+            return tensor
+
+    memory = Watched()
+    monkeypatch.setattr("verify.runtime.evaluator.Memory", lambda: memory)
+    Evaluator(packages["FLOAT16"]).run({"x": network[1]})
+    assert sum(again) > len(again) / 2
+    assert memory.idle == 0
 
 
 def test_kept_values_are_returned_and_others_dropped(
     network: Traced, packages: dict[str, Path]
 ) -> None:
     evaluator = Evaluator(packages["FLOAT16"])
-    names = [name for step in evaluator._plan for name, _ in step.op.outputs]
+    names = [name for _, outputs in evaluator.steps({"x": network[1]}) for name in outputs]
     out = evaluator.run({"x": network[1]}, keep=[names[0], names[5]])
     assert set(out) == {"y", names[0], names[5]}
 
-    alive, most = [], 0
-    values = evaluator._feed({"x": network[1]})
-    for _, outputs in evaluator._iterate(evaluator._plan, values, {"y"}, reuse=True):
-        alive = [r for r in alive if r() is not None] + [weakref.ref(t) for t in outputs.values()]
-        most = max(most, len(values.tensors))
-    del outputs, _
-    assert list(values.tensors) == ["y"]
-    assert sum(r() is not None for r in alive) <= 1
-    assert most <= 5 < len(names)
+    made: dict[str, weakref.ref[Tensor]] = {}
+    most = 0
+    for _, outputs in evaluator.steps({"x": network[1]}):
+        made |= {name: weakref.ref(tensor) for name, tensor in outputs.items()}
+        alive = [name for name, tensor in made.items() if tensor() is not None]
+        most = max(most, len(alive))
+    assert alive == ["y"]
+    assert most <= 4 < len(names)
 
 
 def test_constants_can_be_kept(network: Traced, packages: dict[str, Path]) -> None:
@@ -282,10 +290,12 @@ def test_weights_decode_bit_for_bit_as_in_coremltools(
     model.save(str(tmp_path / "small.mlpackage"))
     cto.decompress_weights(model).save(str(tmp_path / "plain.mlpackage"))
     small, plain = (Evaluator(tmp_path / f"{n}.mlpackage") for n in ("small", "plain"))
-    assert small._decoders
+    decoders = [op for op in small.program.ops if op.type.startswith("constexpr_")]
+    decoded = [name for op in decoders for name, _ in op.outputs]
+    assert decoded
     expected = {name: c for name, c in plain.program.constants()}
     checked = 0
-    for name in small._decoders:
+    for name in decoded:
         if name in expected:
             assert small.constant(name).numpy().tobytes() == expected[name].array().tobytes()
             checked += 1
