@@ -86,6 +86,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         "verify/judge/metrics.py",
         "verify/levels/*.py",
         "verify/mil/*.py",
+        "verify/question.py",
         "verify/reports/pictures.py",
         "verify/reports/report.py",
         "verify/run.py",
@@ -96,6 +97,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
     "judge": (
         "verify/judge/gates.py",
         "verify/judge/policy.py",
+        "verify/judge/rules.py",
         "verify/reports/figures.py",
         "verify/reports/recheck.py",
     ),

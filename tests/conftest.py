@@ -116,9 +116,10 @@ def recording(one_thread: None, base: Checkpoint) -> Recording:
 @pytest.fixture(scope="session")
 def good(base: Checkpoint, base_artifact: Path, recording: Recording) -> Results:
     """What verifying `base_artifact` gives."""
+    from verify.question import Evidence, Question
     from verify.run import verify
 
-    return verify(base_artifact, base, runtime="torch", recording=recording)
+    return verify(base_artifact, Evidence(base, recording=recording), Question(runtime="torch"))
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ def test_the_python_example_runs(
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["outcome"].verdict == "pass"
+    assert {check.component for check in names["results"].checks} == {"artifact", "unet"}
     assert {f.name for f in names["unet"].program.inputs} >= {"sample", "timestep"}
     assert names["picture"].size == (64, 64)
     assert [a.name for a in sorted((tmp_path / "release").glob("*.zip"))] == [

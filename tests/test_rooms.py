@@ -59,6 +59,7 @@ verify.reference       PyTorch's side, on recorded inputs
 verify.bisect          the first op that diverges
 verify.sampling        whole runs: diffusers' pipelines around any networks
 verify.golden          what the reference did, kept for machines without it
+verify.question        what is asked, and what there is to compare with
 verify.levels          structure, conversion, compression, generation, sanity
 verify.run             one artifact
 verify.campaign        all artifacts of a run

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from verify.campaign import verify_all
     from verify.judge.checks import Results
     from verify.mil.load import load_program
+    from verify.question import Evidence, Question
     from verify.reference.calibration import calibrate
     from verify.reference.recording import record
     from verify.run import verify
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _FACE = {
     "Evaluator": ("verify.runtime.evaluator", "Evaluator"),
+    "Evidence": ("verify.question", "Evidence"),
+    "Question": ("verify.question", "Question"),
     "Results": ("verify.judge.checks", "Results"),
     "calibrate": ("verify.reference.calibration", "calibrate"),
     "load_pipeline": ("verify.sampling.pipeline", "load_pipeline"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.cache import Cache, key_of
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.code import code_digest
 from convert.components import COMPONENTS
 from convert.errors import InputError
@@ -29,7 +30,7 @@ from verify.reports.saved import Report, read_reports
 from verify.reports.summary import summary_json, summary_markdown, summary_table
 
 if TYPE_CHECKING:
-    from verify.sampling.sampling import Trace
+    from verify.question import Evidence, Question
 
 
 @dataclass(frozen=True)
@@ -144,49 +145,25 @@ def _verified(
     if not artifacts:
         return
     with deferred_interrupt():  # torch is only imported where there is something to verify
-        from verify.judge.checks import PICTURE_LEVELS
-        from verify.reference.recording import record
+        from verify.question import Question
         from verify.reports import report
         from verify.run import verify
-        from verify.sampling.sampling import kinds_of, settings_for, trace_all
     asked = plan.recipe.verify
     by_resolution: dict[str, list[Result]] = {}
     for artifact in artifacts:
         by_resolution.setdefault(artifact.manifest["resolution"], []).append(artifact)
     for resolution, group in by_resolution.items():
-        components = list(group[0].manifest["components"])
-        recording = None
-        if {"conversion", "compression"} & set(asked.levels):
-            recording = record(
-                plan.checkpoint,
-                components,
-                resolution=Resolution.parse(resolution),
-                fp16=[c for c in components if _precision(group[0], c) == "float16"],
-                prompt=asked.prompts[0],
-                negative_prompt=asked.negative_prompt,
-                guidance=asked.guidance,
-                say=_prefixed(say, f"{resolution}: "),
-            )
-        traces: tuple[Trace, ...] = ()
-        if set(PICTURE_LEVELS) & set(asked.levels):
-            traces = trace_all(
-                plan.checkpoint,
-                settings_for(asked, kinds_of(components)),
-                Resolution.parse(resolution),
-                say=_prefixed(say, f"{resolution}: "),
-            )
+        question = Question(
+            levels=asked.levels,
+            components=list(group[0].manifest["components"]),
+            recipe=asked,
+            policy=policy,
+        )
+        told = _prefixed(say, f"{resolution}: ")
+        evidence = _evidence(plan.checkpoint, group[0], question, say=told)
         for artifact in group:
-            results = verify(
-                artifact.path,
-                plan.checkpoint,
-                components=components,
-                levels=asked.levels,
-                policy=policy,
-                recording=recording,
-                traces=traces,
-                asked=asked,
-                say=_prefixed(say, f"{artifact.path.name}: "),
-            )
+            told = _prefixed(say, f"{artifact.path.name}: ")
+            results = verify(artifact.path, evidence, question, say=told)
             document = report.to_json(results)
             marks = {
                 "measured_of": _looked_at(artifact),
@@ -194,6 +171,34 @@ def _verified(
                 "asked": _asked(asked),
             }
             yield artifact, {**document, **marks}, report.pictures(results)
+
+
+def _evidence(
+    checkpoint: Checkpoint, artifact: Result, question: Question, *, say: Say
+) -> Evidence:
+    """What all artifacts of this one's resolution are compared with."""
+    from verify.question import Evidence
+    from verify.reference.recording import record
+    from verify.sampling.sampling import kinds_of, settings_for, trace_all
+
+    asked, components = question.recipe, list(artifact.manifest["components"])
+    resolution = Resolution.parse(artifact.manifest["resolution"])
+    recording = traces = None
+    if question.compares:
+        recording = record(
+            checkpoint,
+            components,
+            resolution=resolution,
+            fp16=[c for c in components if _precision(artifact, c) == "float16"],
+            prompt=asked.prompts[0],
+            negative_prompt=asked.negative_prompt,
+            guidance=asked.guidance,
+            say=say,
+        )
+    if question.makes_pictures:
+        settings = settings_for(asked, kinds_of(components))
+        traces = trace_all(checkpoint, settings, resolution, say=say)
+    return Evidence(checkpoint, recording=recording, traces=traces)
 
 
 def _prefixed(say: Say, prefix: str) -> Say:

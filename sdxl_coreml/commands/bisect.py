@@ -48,7 +48,7 @@ def bisect(
     from sdxl_coreml.steps import fetch, open_snapshot
 
     with deferred_interrupt():
-        from verify.artifact.probe import probe_folder
+        from verify.artifact.probe import PROBE, probe_folder
         from verify.bisect.report import (
             bisect_artifact,
             findings_folders,
@@ -56,12 +56,15 @@ def bisect(
             require_case,
             write_findings,
         )
-        from verify.run import require_possible
+        from verify.question import Question, require_possible
         from verify.runtime.runtimes import require_device
 
     if not path.exists():
         raise InputError("no such file or folder", where=path)
-    require_possible(path, ("conversion",), components=component, probe=probe)
+    question = Question(
+        levels=("conversion",), components=component, probe=PROBE if probe else None
+    )
+    require_possible(path, question)
     require_case(case, component or tuple(COMPONENTS))
     require_device(device)
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -87,7 +88,6 @@ def verify(
 
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
-    from convert.components import COMPONENTS
     from convert.plan.gates import require_gates, require_gates_for
     from convert.recipe.sections import Verify
     from convert.run.manifest import read as read_manifest
@@ -103,11 +103,11 @@ def verify(
         from verify.artifact.probe import PROBE
         from verify.judge.policy import load_policy
         from verify.page import page as html_report
+        from verify.question import Evidence, Question, require_possible
         from verify.reports import diff_text as diff_report
         from verify.reports import report
         from verify.reports.baseline import read_baseline
         from verify.reports.diff import diff as compare
-        from verify.run import require_possible
         from verify.run import verify as check
         from verify.runtime.runtimes import choose
 
@@ -123,50 +123,38 @@ def verify(
             hint="Give the checkpoint it was made from with --source, or a recording of it with "
             "--golden.",
         )
-    levels = level or asked.levels
-    require_possible(
-        path,
-        levels,
+    question = Question(
+        levels=level or asked.levels,
         components=component,
-        golden=golden is not None,
-        probe=probe,
-        timesteps=bool(timesteps),
+        timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
+        probe=PROBE if probe else None,
+        recipe=asked,
+        policy=load_policy(policy),
+        runtime=choose(runtime, device=device),
+        device=device,
     )
+    require_possible(path, question, golden=golden is not None)
     require_writable(json_file, junit, markdown, html)
-    runner, rules = choose(runtime, device=device), load_policy(policy)
     before = None if baseline is None else read_baseline(baseline, artifact_name(path))
     recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
-        levels = LEVELS
+        question = replace(question, levels=LEVELS)
     checkpoint = None
     if source is not None:
         checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
-        known = checkpoint or (recorded and recorded.checkpoint)
-        require_gates(parsed, known.components if known else COMPONENTS)
+        require_gates(parsed, evidence.reference.components)
         made = read_manifest(path)
         if made is not None:
             require_gates_for(parsed, made["bits"], str(path))
     with terminal.working("Verifying") as say:
-        results = check(
-            path,
-            checkpoint,
-            runtime=runner,
-            device=device,
-            golden=recorded,
-            levels=levels,
-            policy=rules,
-            components=component,
-            asked=asked,
-            timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
-            probe=PROBE if probe else None,
-            say=say,
-        )
+        results = check(path, evidence, question, say=say)
     document, summary = report.to_json(results), report.markdown(results)
     shown = report.table(results)
     code = results.exit_code(strict=strict)
     if before is not None:
-        found = compare(before, [document], rules)
+        found = compare(before, [document], question.policy)
         document["diff"] = found.to_json()
         summary += "\n" + diff_report.markdown(found)
         shown = Group(shown, diff_report.table(found))

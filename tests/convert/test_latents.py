@@ -19,6 +19,7 @@ from convert.latents import LatentScaling
 from convert.values import Resolution
 from tests.support.checkpoints import edit_checkpoint, write_component
 from verify.mil import load_program
+from verify.question import Evidence, Question
 from verify.run import verify
 from verify.sampling.sampling import Settings, trace_all
 
@@ -94,7 +95,11 @@ def test_generation_proves_it_and_fails_where_nothing_is_folded(
     traces = trace_all(checkpoint, settings, SIZE)
 
     def failures() -> set[tuple[str, str]]:
-        found = verify(artifact, checkpoint, runtime="torch", levels=["generation"], traces=traces)
+        found = verify(
+            artifact,
+            Evidence(checkpoint, traces=traces),
+            Question(runtime="torch", levels=["generation"]),
+        )
         assert len(found.checks) == 4
         return {(c.case.split()[1], c.output) for c in found.failures}
 

@@ -14,6 +14,7 @@ from PIL import Image
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.values import Resolution
+from verify.question import Evidence, Question
 from verify.reference import recording as recordings
 from verify.reference.recording import Recording, case_names, record
 from verify.run import verify
@@ -38,7 +39,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "verify.run.digest_file",
         "verify.levels.structure.digest_file",
         "verify.artifact.artifact.load_program",
-        "verify.run.load_program",
+        "verify.levels.subject.load_program",
         "verify.sampling.pipeline.load_program",
         "verify.sampling.pipeline.open_network",
         "verify.reference.reference.Reference.__enter__",
@@ -140,18 +141,20 @@ def test_verification_refuses_what_does_not_fit(
     """What was recorded for another size, known from the manifests and headers alone."""
     from verify.mil import load_program
 
-    monkeypatch.setattr("verify.run.load_program", load_program)  # graphs without their weights
+    monkeypatch.setattr(
+        "verify.levels.subject.load_program", load_program
+    )  # graphs without their weights
     other = Recording(Resolution(64, 64), recording.cases)
     with pytest.raises(InputError, match="the recording is for 64x64, the artifact 64x96"):
-        verify(base_artifact, base, recording=other)
+        verify(base_artifact, Evidence(base, recording=other))
     with pytest.raises(InputError, match=r"pictures need text_encoder, .*, too"):
-        verify(base_artifact, base, levels=["sanity"], components=["unet"])
+        verify(base_artifact, base, Question(levels=["sanity"], components=["unet"]))
     with pytest.raises(InputError, match="no pictures were recorded"):
-        verify(base_artifact, base, levels=["structure", "sanity"], traces=())
+        verify(base_artifact, Evidence(base, traces=()), Question(levels=["structure", "sanity"]))
     compiled = artifact / "Unet.mlmodelc"
     shutil.copytree(artifact / "Unet.mlpackage", compiled)
     with pytest.raises(InputError, match=r"only \.mlpackage models can"):
-        verify(compiled, base, probe=Resolution(64, 64))
+        verify(compiled, base, Question(probe=Resolution(64, 64)))
 
 
 @pytest.mark.usefixtures("idle")

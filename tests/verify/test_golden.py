@@ -20,6 +20,7 @@ from convert.source.download import Snapshot
 from convert.values import Resolution
 from verify.golden import Golden, read_golden, write_golden
 from verify.judge.checks import Results
+from verify.question import Question
 from verify.reference.recording import Recording, record
 from verify.run import verify
 from verify.sampling.sampling import Trace
@@ -84,9 +85,8 @@ def test_a_replay_needs_no_checkpoint(
 ) -> None:
     results = verify(
         base_artifact,
-        golden=golden,
-        runtime="torch",
-        levels=("structure", "conversion", "generation", "sanity"),
+        golden,
+        Question(runtime="torch", levels=("structure", "conversion", "generation", "sanity")),
     )
     assert {c.level for c in results.failures} <= {"sanity"}
     assert "the reference is a recording, made with torch" in results.scope
@@ -109,9 +109,8 @@ def test_compressed_weights_need_the_checkpoint(toy: Path, tmp_path: Path) -> No
     write_golden(tmp_path / "golden", source, recording, ())
     results = verify(
         made.path / "TextEncoder.mlpackage",
-        golden=read_golden(tmp_path / "golden"),
-        runtime="torch",
-        levels=("conversion", "compression"),
+        read_golden(tmp_path / "golden"),
+        Question(runtime="torch", levels=("conversion", "compression")),
     )
     assert results.exit_code() == 3
     (unsure,) = [c for c in results.checks if c.verdict == "indeterminate"]
@@ -163,13 +162,13 @@ def test_a_bundle_of_something_else_is_refused(
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     rewrite("resolution", "96x64")(copy)
     with pytest.raises(InputError, match="96x64"):
-        verify(artifact, golden=read_golden(copy), runtime="torch")
+        verify(artifact, read_golden(copy), Question(runtime="torch"))
     manifest = json.loads((artifact / "manifest.json").read_text())
     name = next(n for n in manifest["source"]["files"] if n.endswith(".safetensors"))
     manifest["source"]["files"][name] = "0" * 64
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=f"another checkpoint than the artifact's: {name} differs"):
-        verify(artifact, golden=golden, runtime="torch")
+        verify(artifact, golden, Question(runtime="torch"))
 
 
 def test_a_bundle_is_not_written_over(bundle: Path, base: Checkpoint, recording: Recording) -> None:
@@ -181,5 +180,5 @@ def test_a_sampler_of_another_kind_is_noticed(golden: Golden, base_artifact: Pat
     trace = golden.traces[0]
     other = replace(golden, traces=(replace(trace, noise=trace.noise[:-1]),))
     with pytest.raises(CannotExecute, match="more than the 5 times"):
-        verify(base_artifact, golden=other, runtime="torch", levels=["generation"])
+        verify(base_artifact, other, Question(runtime="torch", levels=["generation"]))
     assert golden.recording.resolution == Resolution(64, 96)

@@ -13,6 +13,7 @@ from convert.errors import CannotExecute, InputError
 from convert.values import Resolution
 from tests.support.checkpoints import write_component
 from verify.judge.checks import Results
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording, record
 from verify.reference.schedule import TIMESTEPS
 from verify.run import verify
@@ -44,7 +45,7 @@ def test_other_kinds_of_checkpoint_are_verified_alike(
 ) -> None:
     source = open_checkpoint(shapes[shape])
     path = write_component(tmp_path / "a.mlpackage", source, "unet")
-    assert verify(path, source, runtime="torch")
+    assert verify(path, source, Question(runtime="torch"))
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "vae_decoder"])
@@ -52,7 +53,9 @@ def test_a_package_alone_is_recognised_by_its_interface(
     component: str, base_artifact: Path, base: Checkpoint, recording: Recording, tmp_path: Path
 ) -> None:
     write_component(tmp_path / "any.mlpackage", base, component)
-    results = verify(tmp_path / "any.mlpackage", base, runtime="torch", recording=recording)
+    results = verify(
+        tmp_path / "any.mlpackage", Evidence(base, recording=recording), Question(runtime="torch")
+    )
     assert results
     assert {check.component for check in results.checks} == {component}
 
@@ -78,7 +81,7 @@ def test_unknown_options_are_refused(
     options: dict[str, Any], problem: str, base_artifact: Path, base: Checkpoint
 ) -> None:
     with pytest.raises(InputError, match=problem):
-        verify(base_artifact, base, **{"runtime": "torch", **options})
+        verify(base_artifact, base, Question(**{"runtime": "torch", **options}))
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path, base: Checkpoint) -> None:
@@ -90,7 +93,7 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path, base: Checkpoint) -> Non
 
 def test_no_levels_at_all_is_not_a_pass(base_artifact: Path, base: Checkpoint) -> None:
     with pytest.raises(CannotExecute, match="nothing was checked"):
-        verify(base_artifact, base, levels=[])
+        verify(base_artifact, base, Question(levels=[]))
 
 
 @pytest.mark.skipif(can_predict(), reason="Core ML is there on macOS")

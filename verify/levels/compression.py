@@ -7,7 +7,7 @@ PyTorch on the model's own decoded weights, level `compression` those with the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,9 @@ from convert.progress import Say, silent
 from convert.weights.palette import Histogram, fit, fit_groups
 from verify.artifact.stored import PALETTE_SLACK, Palettes, compressed_names, palettes_of
 from verify.judge.checks import Check, failed, passed
-from verify.judge.gates import Gate
 from verify.judge.metrics import Metrics, compare
 from verify.judge.policy import Policy
+from verify.judge.rules import Rules
 from verify.mil import Program
 from verify.reference.recording import Case
 from verify.reference.reference import Reference
@@ -80,9 +80,7 @@ def check_compression(
     weights: Mapping[str, Decoded],
     original: tuple[Case, ...],
     decoded: tuple[Case, ...],
-    recipe: Sequence[Gate],
-    policy: Policy,
-    bits: str | None,
+    rules: Rules,
 ) -> Iterator[Check]:
     """Judge what compression did to the weights and to the outputs.
 
@@ -90,16 +88,14 @@ def check_compression(
         weights: of `compressed_weights`.
         original: cases with the outputs of the checkpoint's own weights.
         decoded: the same of `decoded_cases`.
-        recipe: its gates on outputs; there is no universal one, so without them the figures are
-            recorded and only what is not finite fails.
-        policy: whose gates on outputs, if it has any at this level, hold beside it.
-        bits: of the weights, for gates that name theirs.
+        rules: their gates on outputs, the recipe's and the policy's. No universal one is built in,
+            so without any the figures are recorded and only what is not finite fails.
     """
-    yield from _check_weights(checkpoint, component, weights, policy)
+    yield from _check_weights(checkpoint, component, weights, rules.policy)
     for case, other in zip(original, decoded, strict=True):
         for output, reference in case.outputs.items():
             metrics = compare(reference, other.outputs[output])
-            yield _judge(component, case.name, output, metrics, policy, recipe, bits)
+            yield _judge(component, case.name, output, metrics, rules)
 
 
 def _check_weights(
@@ -127,7 +123,7 @@ def _check_weights(
                 )
     if worst is not None:
         _, name, metrics = worst
-        yield _judge(component, f"{WORST_WEIGHT} {len(weights)}", name, metrics, policy)
+        yield _judge(component, f"{WORST_WEIGHT} {len(weights)}", name, metrics, Rules(policy))
     if any(decoded.palettes is not None for decoded in weights.values()):
         gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
         case = "palettes"
@@ -157,17 +153,7 @@ def _squared_errors(decoded: np.ndarray, weight: np.ndarray, groups: int) -> np.
     return np.einsum("gn,gn->g", difference, difference)
 
 
-def _judge(
-    component: str,
-    case: str,
-    output: str,
-    metrics: Metrics,
-    policy: Policy,
-    recipe: Sequence[Gate] = (),
-    bits: str | None = None,
-) -> Check:
-    judged = policy.judge(
-        "compression", component, metrics, output=output, bits=bits, recipe=recipe
-    )
+def _judge(component: str, case: str, output: str, metrics: Metrics, rules: Rules) -> Check:
+    judged = rules.judge("compression", component, metrics, output=output)
     check = Check("compression", component, case, judged.gate, judged.verdict)
     return replace(check, output=output, metrics=metrics, message=judged.message)

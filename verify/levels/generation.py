@@ -15,12 +15,10 @@ import numpy as np
 
 from convert.errors import CannotExecute
 from convert.progress import Say, silent
-from convert.values import Level
 from verify.judge.checks import PIPELINE, Check
-from verify.judge.gates import Gate
 from verify.judge.image_metrics import ImageMetrics, compare_images
 from verify.judge.metrics import Metrics, compare
-from verify.judge.policy import Policy
+from verify.judge.rules import Rules
 from verify.levels.sanity import degenerate
 from verify.sampling.pipeline import Network, build_pipeline
 from verify.sampling.sampling import Settings, Trace, replay, to_uint8
@@ -126,16 +124,7 @@ def generate(
     return made, found.image
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What pictures are judged by."""
-
-    policy: Policy
-    bits: str | None = None  # of the artifact's weights, for gates that name theirs
-    recipe: tuple[Gate, ...] = ()  # its own gates
-
-
-def check_generation(made: Generation, asked: Asked) -> list[Check]:
+def check_generation(made: Generation, rules: Rules) -> list[Check]:
     """Judge the final latents and the picture; SNR of every step is recorded in the report."""
     checks = []
     for output, metrics, likeness in (
@@ -144,14 +133,7 @@ def check_generation(made: Generation, asked: Asked) -> list[Check]:
     ):
         values = metrics.to_json() | {"problem": metrics.problem}
         values |= likeness.to_json() if likeness else {}
-        judged = asked.policy.judge(
-            "generation",
-            PIPELINE,
-            values,
-            output=output,
-            bits=asked.bits,
-            recipe=asked.recipe,
-        )
+        judged = rules.judge("generation", PIPELINE, values, output=output)
         checks.append(
             Check(
                 level="generation",
@@ -183,8 +165,8 @@ def check_sanity(trace: Trace, image: np.ndarray) -> Check:
 def check_pictures(
     candidate: Candidate,
     traces: Sequence[Trace],
-    asked: Asked,
-    levels: Collection[Level],
+    rules: Rules,
+    levels: Collection[str],
     *,
     name: str = "",
     say: Say = silent,
@@ -195,7 +177,7 @@ def check_pictures(
         made, image = generate(candidate, trace, name=name, say=say)
         generations.append(made)
         if "generation" in levels:
-            checks += check_generation(made, asked)
+            checks += check_generation(made, rules)
         if "sanity" in levels:
             checks.append(check_sanity(trace, image))
     return checks, tuple(generations)

@@ -33,6 +33,7 @@ from tests.support.checkpoints import edit_checkpoint
 from tests.support.packages import write_package
 from verify.artifact.inspect import Model, inspect_package
 from verify.mil import load_program
+from verify.question import Question
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator
 
@@ -185,7 +186,9 @@ def test_verification_shows_apples_larger_error_at_high_timesteps(tmp_path: Path
     source, worst = open_checkpoint(tmp_path / "wide"), {}
     for package in both(source, "unet", tmp_path):
         results = verify(
-            package, source, runtime="torch", levels=["conversion"], timesteps=(999, 500, 37)
+            package,
+            source,
+            Question(runtime="torch", levels=["conversion"], timesteps=(999, 500, 37)),
         )
         for check in results.checks:
             key = package.stem, int(check.case.split()[0].removeprefix("t="))
@@ -200,9 +203,13 @@ def test_other_numbers_of_groups_are_built(checkpoint: Checkpoint, tmp_path: Pat
     pytest.importorskip(APPLE)
     changed = edit_checkpoint(checkpoint, tmp_path, "unet", config={"norm_num_groups": 8})
     apple, _ = both(changed, "unet", tmp_path)
-    right = verify(apple, changed, runtime="torch", levels=["conversion"], timesteps=(37,))
+    right = verify(
+        apple, changed, Question(runtime="torch", levels=["conversion"], timesteps=(37,))
+    )
     assert right, [c.message for c in right.failures]
-    assert not verify(apple, checkpoint, runtime="torch", levels=["conversion"], timesteps=(37,))
+    assert not verify(
+        apple, checkpoint, Question(runtime="torch", levels=["conversion"], timesteps=(37,))
+    )
 
 
 def test_without_apples_package_the_error_names_how_to_install_it(

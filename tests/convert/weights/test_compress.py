@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import coremltools as ct
 import numpy as np
@@ -20,6 +21,7 @@ from convert.weights.palette import Histogram, fit
 from verify.judge.checks import Results
 from verify.levels.compression import compressed_weights
 from verify.mil import load_program
+from verify.question import Question
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator
 
@@ -196,8 +198,8 @@ def test_int8_keeps_more_than_a_palette_of_six_bits(
     assert lowest("int8") > lowest("6") + 3
 
 
-def check(package: Path, toy: Path, **options: object) -> Results:
-    return verify(package, open_checkpoint(toy), **options)  # type: ignore[arg-type]
+def check(package: Path, toy: Path, **options: Any) -> Results:
+    return verify(package, open_checkpoint(toy), Question(**options))
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -21,6 +21,7 @@ from verify.artifact.inspect import inspect_package
 from verify.artifact.stored import Palettes
 from verify.levels.compression import compressed_weights
 from verify.mil import Constant, load_program
+from verify.question import Question
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator
 
@@ -120,7 +121,7 @@ def test_inspect_shows_every_weight(grouped: Result) -> None:
 
 
 def test_the_folder_has_the_structure_that_it_claims(grouped: Result, source: Checkpoint) -> None:
-    results = verify(grouped.path, source, levels=("structure",))
+    results = verify(grouped.path, source, Question(levels=("structure",)))
     assert results, [c.message for c in results.failures]
 
 
@@ -150,7 +151,7 @@ def test_a_wrong_entry_is_found_in_its_group(
     data[start : start + 16] = lut.tobytes()
     file.unlink()
     file.write_bytes(data)
-    results = verify(package, source, levels=("compression",))
+    results = verify(package, source, Question(levels=("compression",)))
     (failure,) = results.failures
     assert failure.case == "palettes"
     assert "encoder.layers.1.mlp.fc1.weight, group 2: squared error" in failure.message

@@ -27,6 +27,7 @@ from tests.support.checkpoints import write_component
 from tests.support.packages import edit_model, failing, operations
 from verify.artifact.inspect import inspect
 from verify.mil import Program, histogram, load_program
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.run import verify
 from verify.runtime.evaluator import Evaluator
@@ -310,7 +311,7 @@ def test_verify_takes_one_and_finds_the_same(
     base: Checkpoint, base_artifact: Path, compiled_artifact: Path, recording: Recording
 ) -> None:
     results = [
-        verify(folder / name, base, runtime="torch", recording=recording)
+        verify(folder / name, Evidence(base, recording=recording), Question(runtime="torch"))
         for folder, name in (
             (base_artifact, "TextEncoder2.mlpackage"),
             (compiled_artifact, "TextEncoder2.mlmodelc"),
@@ -321,7 +322,7 @@ def test_verify_takes_one_and_finds_the_same(
 
 
 def test_verify_takes_a_folder_of_them(base: Checkpoint, compiled_artifact: Path) -> None:
-    results = verify(compiled_artifact, base, runtime="torch", levels=("structure",))
+    results = verify(compiled_artifact, base, Question(runtime="torch", levels=("structure",)))
     # There is no manifest, and there are no tokenizer files, in a folder of models alone.
     assert failing(results) == {
         "artifact/manifest",

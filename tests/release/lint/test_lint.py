@@ -330,9 +330,10 @@ def test_a_damaged_archive_is_told(bundle: Path, tmp_path: Path) -> None:
 def test_a_bundle_verifies_as_its_artifact_does(
     base: Any, base_bundle: Path, recording: Any
 ) -> None:
+    from verify.question import Evidence, Question
     from verify.run import verify
 
-    results = verify(base_bundle, base, runtime="torch", recording=recording)
+    results = verify(base_bundle, Evidence(base, recording=recording), Question(runtime="torch"))
     assert results.verdict == "pass", results.failures
     outputs = {(c.component, c.output) for c in results.checks if c.level == "conversion"}
     assert ("text_encoder", "last_hidden_state") in outputs

@@ -23,6 +23,7 @@ from tests.support.packages import edit_model, edit_weights, failing, operations
 from verify.artifact.inspect import inspect
 from verify.bisect.report import bisect_artifact
 from verify.mil.blob import RECORD
+from verify.question import Question
 from verify.run import verify
 from verify.runtime.runtimes import TorchRuntime
 from verify.sampling.pipeline import load_pipeline
@@ -177,7 +178,7 @@ def test_verify_names_component_and_tensor_of_a_changed_weight(
         data[data.tobytes().index(value)] ^= 1
 
     edit_weights(artifact / f"{package}.mlpackage", flip)
-    results = verify(artifact, base, levels=["structure"])
+    results = verify(artifact, base, Question(levels=["structure"]))
     assert failing(results) == {f"{component}/files"}
     (message,) = (check.message for check in results.failures)
     assert message.startswith(f"{package}.mlpackage/{WEIGHTS} has another SHA-256")
@@ -191,4 +192,4 @@ def test_verify_of_a_component_without_files_in_the_manifest_is_no_pass(
     manifest = json.loads(file.read_text())
     files = {k: v for k, v in manifest["files"].items() if not k.startswith("Unet.")}
     file.write_text(json.dumps({**manifest, "files": files}))
-    assert failing(verify(artifact, base, levels=["structure"])) == {"unet/files"}
+    assert failing(verify(artifact, base, Question(levels=["structure"]))) == {"unet/files"}

@@ -17,6 +17,7 @@ from tests.support.checkpoints import edit_checkpoint, write_component
 from verify.artifact.probe import probe_package
 from verify.artifact.stored import infer_compression
 from verify.mil import load_program
+from verify.question import Question
 from verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,8 +56,9 @@ def test_compressed_weights_are_probed_as_they_are(
     package = probe_package(program, "unet", base, tmp_path / "probe", size=SMALL)
     assert (package / WEIGHTS).samefile(shipped / WEIGHTS)
     assert infer_compression(load_program(package), base, "unet") == stored
-    results = verify(shipped, base, runtime="torch", levels=("conversion", "compression"),
-                     probe=SMALL, timesteps=(999,))  # fmt: skip
+    levels = ("conversion", "compression")
+    question = Question(runtime="torch", levels=levels, probe=SMALL, timesteps=(999,))
+    results = verify(shipped, base, question)
     assert results, [c.message for c in results.failures]
     assert {c.level for c in results.checks} == {"conversion", "compression"}
 
@@ -88,7 +90,7 @@ def test_a_probe_says_what_it_looked_at_and_leaves_nothing(
     package = base_artifact / "Unet.mlpackage"
     before = sorted(base_artifact.iterdir())
     results = verify(
-        package, base, runtime="torch", levels=LEVELS, probe=SMALL, timesteps=(999, 37)
+        package, base, Question(runtime="torch", levels=LEVELS, probe=SMALL, timesteps=(999, 37))
     )
     assert results, [c.message for c in results.failures]
     assert "the same weights at 64x64" in results.scope
@@ -103,7 +105,9 @@ def test_a_wrong_weight_shows_in_a_probe(base: Checkpoint, tmp_path: Path) -> No
 
     wrong = edit_checkpoint(base, tmp_path, "unet", change)
     package = write_component(tmp_path / "a.mlpackage", wrong, "unet")
-    results = verify(package, base, runtime="torch", levels=LEVELS, probe=SMALL, timesteps=(500,))
+    results = verify(
+        package, base, Question(runtime="torch", levels=LEVELS, probe=SMALL, timesteps=(500,))
+    )
     assert {c.component for c in results.failures} == {"unet"}
 
 
@@ -120,6 +124,6 @@ def test_weights_arranged_otherwise_are_not_probed(base: Checkpoint, tmp_path: P
 
 def test_pictures_are_not_probed(base: Checkpoint, base_artifact: Path) -> None:
     with pytest.raises(InputError, match="makes no pictures"):
-        verify(base_artifact, base, runtime="torch", levels=["sanity"], probe=SMALL)
+        verify(base_artifact, base, Question(runtime="torch", levels=["sanity"], probe=SMALL))
     with pytest.raises(InputError, match="do not fall"):
-        verify(base_artifact, base, runtime="torch", levels=LEVELS, timesteps=(1, 999))
+        verify(base_artifact, base, Question(runtime="torch", levels=LEVELS, timesteps=(1, 999)))

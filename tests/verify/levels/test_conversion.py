@@ -14,6 +14,7 @@ import torch
 from convert.checkpoint.checkpoint import Checkpoint
 from tests.support.checkpoints import edit_checkpoint, write_component
 from tests.support.packages import edit_model, edit_weights, failing, json_of, operations
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.reference.schedule import TIMESTEPS
 from verify.run import verify
@@ -63,7 +64,7 @@ def test_a_mistake_in_the_weights_fails(
     part = "vae" if component.startswith("vae") else component
     wrong = edit_checkpoint(base, tmp_path, part, change)
     path = write_component(tmp_path / "a.mlpackage", wrong, component)
-    results = verify(path, base, runtime="torch", recording=recording)
+    results = verify(path, Evidence(base, recording=recording), Question(runtime="torch"))
     assert results.verdict == "fail"
     assert {(c.component, c.level) for c in results.failures} == {(component, "conversion")}
 
@@ -76,7 +77,7 @@ def test_a_mistake_in_the_network_fails(
     part = "vae" if component.startswith("vae") else component
     wrong = edit_checkpoint(base, tmp_path, part, config=config)
     path = write_component(tmp_path / "a.mlpackage", wrong, component)
-    results = verify(path, base, runtime="torch", recording=recording)
+    results = verify(path, Evidence(base, recording=recording), Question(runtime="torch"))
     assert {(c.component, c.level) for c in results.failures} == {(component, "conversion")}
 
 
@@ -95,7 +96,9 @@ def test_unscaled_attention_fails(base: Checkpoint, recording: Recording, tmp_pa
     edit_model(path, unscale)
     assert any(
         case.startswith("unet/t=")
-        for case in failing(verify(path, base, runtime="torch", recording=recording))
+        for case in failing(
+            verify(path, Evidence(base, recording=recording), Question(runtime="torch"))
+        )
     )
 
 
@@ -104,7 +107,7 @@ def test_not_a_number_fails_and_is_found(
 ) -> None:
     path = write_component(tmp_path / "a.mlpackage", base, "unet")
     edit_weights(path, lambda data: data[128:130].view(np.float16).fill(math.nan))
-    results = verify(path, base, runtime="torch", recording=recording)
+    results = verify(path, Evidence(base, recording=recording), Question(runtime="torch"))
     assert "unet/weights" in failing(results)
     bad = [c for c in results.failures if c.level == "conversion"]
     assert len(bad) == 2 * len(TIMESTEPS)

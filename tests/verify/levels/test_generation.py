@@ -22,7 +22,9 @@ from tests.support.packages import edit_manifest, edit_weights, json_of
 from verify.judge.checks import Results
 from verify.judge.gates import recipe_gates
 from verify.judge.policy import load_policy
-from verify.levels.generation import Asked, check_generation, check_sanity
+from verify.judge.rules import Rules
+from verify.levels.generation import check_generation, check_sanity
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.reports import report
 from verify.reports.pictures import image_paths
@@ -38,7 +40,9 @@ Weights = dict[str, torch.Tensor]
 def pictured(base: Checkpoint, base_artifact: Path, traces: tuple[Trace, ...]) -> Results:
     """The runs of `base_artifact`."""
     return verify(
-        base_artifact, base, runtime="torch", levels=("generation", "sanity"), traces=traces
+        base_artifact,
+        Evidence(base, traces=traces),
+        Question(runtime="torch", levels=("generation", "sanity")),
     )
 
 
@@ -151,9 +155,21 @@ def test_a_mutation_is_caught_by_the_right_level(
     package = artifact / f"{COMPONENTS[component].file}.mlpackage"
     shutil.rmtree(package)
     write_component(package, wrong, component, attention="split_einsum")
-    found = places(verify(package, base, runtime="torch", levels=LEVELS[1:3], recording=recording))
+    found = places(
+        verify(
+            package,
+            Evidence(base, recording=recording),
+            Question(runtime="torch", levels=LEVELS[1:3]),
+        )
+    )
     if levels := {level for level, *_ in expected} - {"conversion"}:
-        found |= places(verify(artifact, base, runtime="torch", levels=levels, traces=traces[:1]))
+        found |= places(
+            verify(
+                artifact,
+                Evidence(base, traces=traces[:1]),
+                Question(runtime="torch", levels=levels),
+            )
+        )
     assert found == expected
 
 
@@ -162,12 +178,13 @@ def test_not_a_number_in_one_weight_is_caught(
 ) -> None:
     package = artifact / "Unet.mlpackage"
     edit_weights(package, lambda data: data[128:130].view(np.float16).fill(np.nan))
-    levels = ("structure", "conversion")
-    only = {"components": ["unet"], "recording": recording}
-    results = verify(artifact, base, runtime="torch", levels=levels, **only)
+    question = Question(runtime="torch", levels=("structure", "conversion"), components=["unet"])
+    results = verify(artifact, Evidence(base, recording=recording), question)
     found = places(results)
     levels = ("generation", "sanity")
-    results = verify(artifact, base, runtime="torch", levels=levels, traces=traces[:1])
+    results = verify(
+        artifact, Evidence(base, traces=traces[:1]), Question(runtime="torch", levels=levels)
+    )
     assert {
         ("structure", "unet", "weights"),
         ("conversion", "unet", "noise_pred"),
@@ -195,14 +212,14 @@ def test_swapped_halves_are_caught(
 ) -> None:
     results = verify(
         base_artifact / "Unet.mlpackage",
-        base,
-        runtime=Swapped(),
-        levels=["conversion"],
-        recording=recording,
+        Evidence(base, recording=recording),
+        Question(runtime=Swapped(), levels=["conversion"]),
     )
     assert {c.case.split()[-1] for c in results.failures} == {"cond", "uncond"}
     results = verify(
-        base_artifact, base, runtime=Swapped(), levels=["generation"], traces=traces[:1]
+        base_artifact,
+        Evidence(base, traces=traces[:1]),
+        Question(runtime=Swapped(), levels=["generation"]),
     )
     assert ("generation", "pipeline", "latents") in places(results)
     (made,) = results.generations
@@ -213,7 +230,7 @@ def test_a_wrong_scaling_factor_in_the_manifest_is_caught(artifact: Path, base: 
     pipeline = json.loads((artifact / "manifest.json").read_text())["pipeline"]
     pipeline["vae"]["scaling_factor"] = 0.5
     edit_manifest(artifact, pipeline=pipeline)
-    results = verify(artifact, base, runtime="torch", levels=["structure"])
+    results = verify(artifact, base, Question(runtime="torch", levels=["structure"]))
     (failure,) = results.failures
     assert (failure.component, failure.case) == ("artifact", "pipeline")
     assert "vae.scaling_factor is 0.5" in failure.message
@@ -233,7 +250,9 @@ def test_a_missing_component_is_no_pass(
     artifact: Path, base: Checkpoint, traces: tuple[Trace, ...]
 ) -> None:
     shutil.rmtree(artifact / "VAEDecoder.mlpackage")
-    results = verify(artifact, base, runtime="torch", levels=["sanity"], traces=traces)
+    results = verify(
+        artifact, Evidence(base, traces=traces), Question(runtime="torch", levels=["sanity"])
+    )
     assert ("sanity", "pipeline", "run") in places(results)
 
 
@@ -241,10 +260,10 @@ def test_compressed_weights_have_no_universal_gate(pictured: Results) -> None:
     made = pictured.generations[0]
     far = replace(made, latents=replace(made.latents, cosine=0.5))
     policy = load_policy()
-    judged = {bits: check_generation(far, Asked(policy, bits))[0] for bits in ("16", "6")}
+    judged = {bits: check_generation(far, Rules(policy, bits))[0] for bits in ("16", "6")}
     assert judged["16"].verdict == "fail"
     assert (judged["6"].verdict, judged["6"].gate) == ("pass", "finite")
     gate = CompressionGate(bits="6", component="pipeline", min_latents_cosine=0.9, min_psnr_db=20)
-    latents, image = check_generation(far, Asked(policy, "6", recipe_gates([gate], "6")))
+    latents, image = check_generation(far, Rules(policy, "6", recipe_gates([gate], "6")))
     assert (latents.verdict, latents.gate) == ("fail", "cosine >= 0.9")
     assert (image.verdict, image.gate) == ("pass", "psnr_db >= 20")

@@ -30,6 +30,7 @@ from tests.support.packages import edit_manifest
 from verify.artifact.graph import count_weights
 from verify.levels.stored_bits import deviations
 from verify.mil import Program, load_program
+from verify.question import Question
 from verify.run import verify
 
 # Widths that neither 32 nor any group divides, and tensors just above and below what is compressed.
@@ -299,7 +300,7 @@ def test_a_finished_artifact_says_what_was_asked_of_it(even: Checkpoint, tmp_pat
     }
 
     def failures() -> set[str]:
-        results = verify(made.path, even, levels=["structure"], components=components)
+        results = verify(made.path, even, Question(levels=["structure"], components=components))
         return {f"{c.component}/{c.case}" for c in results.failures} - {"artifact/components"}
 
     assert failures() == set()

@@ -14,6 +14,7 @@ from convert.errors import InputError
 from convert.package.mlpackage import WEIGHTS
 from tests.support.checkpoints import write_component
 from tests.support.packages import edit_manifest, edit_model, failing, operations
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.run import verify
 
@@ -27,7 +28,7 @@ def test_a_truncated_weight_file_fails_without_hiding_the_rest(
     data = weights.read_bytes()
     weights.unlink()
     weights.write_bytes(data[: len(data) // 2])
-    results = verify(artifact, base, runtime="torch", recording=recording)
+    results = verify(artifact, Evidence(base, recording=recording), Question(runtime="torch"))
     assert {"unet/weights", "unet/run", "unet/files"} <= failing(results)
     (message,) = (c.message for c in results.failures if c.case == "weights")
     assert "weight.bin: no blob record at offset" in message
@@ -70,13 +71,13 @@ PACKAGE_MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
 def test_the_structure_is_exact(case: str, base: Checkpoint, tmp_path: Path) -> None:
     change, component = PACKAGE_MISTAKES[case]
     path = write_component(tmp_path / "Unet.mlpackage", base, component)
-    assert verify(path, base, levels=["structure"])
+    assert verify(path, base, Question(levels=["structure"]))
     edit_model(path, change)
     if case == "outputs":
         with pytest.raises(InputError, match="gives noise, which no component"):
-            verify(path, base, levels=["structure"])
+            verify(path, base, Question(levels=["structure"]))
         return
-    assert failing(verify(path, base, levels=["structure"])) == {f"{component}/{case}"}
+    assert failing(verify(path, base, Question(levels=["structure"]))) == {f"{component}/{case}"}
 
 
 def test_an_output_in_float16_fails(base: Checkpoint, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_an_output_in_float16_fails(base: Checkpoint, tmp_path: Path) -> None:
 
     path = write_component(tmp_path / "a.mlpackage", base, "unet")
     edit_model(path, change)
-    results = verify(path, base, levels=["structure"])
+    results = verify(path, base, Question(levels=["structure"]))
     assert failing(results) == {"unet/outputs"}
     assert "noise_pred is fp16" in results.failures[0].message
 
@@ -96,7 +97,9 @@ def test_a_missing_component_fails_by_name(
 ) -> None:
     shutil.rmtree(artifact / "TextEncoder2.mlpackage")
     for levels in (["structure"], ["structure", "conversion"]):
-        results = verify(artifact, base, runtime="torch", recording=recording, levels=levels)
+        results = verify(
+            artifact, Evidence(base, recording=recording), Question(runtime="torch", levels=levels)
+        )
         missing = [c for c in results.failures if c.component == "text_encoder_2"]
         assert [c.message for c in missing] == ["TextEncoder2.mlpackage is missing"]
 
@@ -108,7 +111,9 @@ def test_exchanged_text_encoders_fail(
     first.rename(artifact / "x")
     second.rename(first)
     (artifact / "x").rename(second)
-    found = failing(verify(artifact, base, runtime="torch", recording=recording))
+    found = failing(
+        verify(artifact, Evidence(base, recording=recording), Question(runtime="torch"))
+    )
     assert {"text_encoder/outputs", "text_encoder_2/outputs"} <= found
 
 
@@ -143,13 +148,13 @@ CLAIMS: dict[str, tuple[dict[str, Any], set[str]]] = {
 def test_what_the_manifest_claims_must_be_so(claim: str, artifact: Path, base: Checkpoint) -> None:
     changes, expected = CLAIMS[claim]
     edit_manifest(artifact, **changes)
-    assert failing(verify(artifact, base, levels=["structure"])) == expected
+    assert failing(verify(artifact, base, Question(levels=["structure"]))) == expected
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "manifest.json"])
 def test_a_missing_file_fails(file: str, artifact: Path, base: Checkpoint) -> None:
     (artifact / file).unlink()
-    messages = [c.message for c in verify(artifact, base, levels=["structure"]).failures]
+    messages = [c.message for c in verify(artifact, base, Question(levels=["structure"])).failures]
     assert any(message == f"{file} is missing" for message in messages)
 
 
@@ -157,5 +162,5 @@ def test_merges_must_end_in_a_newline(artifact: Path, base: Checkpoint) -> None:
     text = (artifact / "merges.txt").read_text("utf-8")
     (artifact / "merges.txt").unlink()
     (artifact / "merges.txt").write_text(text.rstrip("\n"), "utf-8")
-    results = verify(artifact, base, levels=["structure"])
+    results = verify(artifact, base, Question(levels=["structure"]))
     assert failing(results) == {"artifact/files", "artifact/tokenizer"}

@@ -15,6 +15,7 @@ from convert.checkpoint import checkpoint as reader
 from convert.checkpoint.checkpoint import open_checkpoint
 from convert.source.select import WeightFiles
 from tests.support.checkpoints import write_component
+from verify.question import Question
 from verify.reference.reference import Reference
 from verify.run import verify
 
@@ -52,7 +53,7 @@ def test_a_wrong_choice_of_files_fails_verification(
     single = two_sets(copy / part, "index.json")
     good = open_checkpoint(copy)
     package = write_component(tmp_path / "good.mlpackage", good, component, size=(64, 64))
-    assert verify(package, good, runtime="torch")
+    assert verify(package, good, Question(runtime="torch"))
     real = reader.weight_files
 
     def wrong(names: Any, folder: str, read: Any) -> WeightFiles:
@@ -69,7 +70,7 @@ def test_a_wrong_choice_of_files_fails_verification(
         t.path for t in good.parts[part].tensors.values()
     }
     package = write_component(tmp_path / "bad.mlpackage", bad, component, size=(64, 64))
-    results = verify(package, bad, runtime="torch")
+    results = verify(package, bad, Question(runtime="torch"))
     assert {c.level for c in results.failures} == {"conversion"}
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from convert.checkpoint.checkpoint import Checkpoint
 from tests.support.packages import json_of
 from verify.judge.checks import Results
+from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.reports import report
 from verify.run import verify
@@ -65,7 +66,9 @@ def test_every_report_says_what_it_does_not_prove(
 ) -> None:
     shutil.rmtree(artifact / "Unet.mlpackage")
     results = verify(
-        artifact, base, runtime="torch", recording=recording, components=["unet", "text_encoder"]
+        artifact,
+        Evidence(base, recording=recording),
+        Question(runtime="torch", components=["unet", "text_encoder"]),
     )
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(report.table(results))
