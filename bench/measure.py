@@ -41,6 +41,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all kinds together."""
         return self.anonymous + self.file + self.shared
 
     def __add__(self, other: Memory) -> Memory:

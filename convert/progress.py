@@ -29,7 +29,9 @@ class Silent:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """No stage is shown."""
         yield silent
 
     def done(self, text: str) -> None:
+        """Nothing is said."""
         pass

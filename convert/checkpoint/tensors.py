@@ -48,7 +48,8 @@ class Tensor(Protocol):
         """That its values have before they are cast, as safetensors spells it: F16, BF16, F32."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """As the checkpoint has it."""
 
     @property
     def size(self) -> int:

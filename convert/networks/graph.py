@@ -68,6 +68,7 @@ class Graph:
 
     @property
     def root(self) -> Module:
+        """The module without a name, whose parts are named from the top."""
         return Module(self, "")
 
     def name(self, wanted: str) -> str:

@@ -147,6 +147,10 @@ class Blocks:
         return x, skips
 
     def mid(self, m: Module, x: Var) -> Var:
+        """The block in the middle, at the smallest size: [B, C, H, W] → the same.
+
+        Source: diffusers `UNetMidBlock2DCrossAttn` and `UNetMidBlock2D`.
+        """
         c = self.config
         x = self.resnet(m["resnets"][0], x, c.channels[-1])
         if c.mid_block == "UNetMidBlock2D":
@@ -155,6 +159,13 @@ class Blocks:
         return self.resnet(m["resnets"][1], x, c.channels[-1])
 
     def up(self, m: Module, x: Var, skips: list[Var]) -> Var:
+        """The way up: [B, C, H, W] at the smallest size → [B, C0, H0, W0] at the largest.
+
+        Args:
+            skips: what the way down kept, its last on top; all are taken.
+
+        Source: diffusers `CrossAttnUpBlock2D` and `UpBlock2D`.
+        """
         c = self.config
         for i, kind in enumerate(c.up_blocks):
             block, level = m[i], len(c.channels) - 1 - i
@@ -212,6 +223,7 @@ class Blocks:
 
 
 def normalise(m: Module, x: Var) -> Var:
+    """Layer norm over the channels: [B, C, 1, S] → the same."""
     return layer_norm(m, x, axis=1, epsilon=LAYER_NORM_EPSILON)
 
 

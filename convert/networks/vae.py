@@ -112,6 +112,7 @@ def affine(m: Module, x: Var, numbers: Affine) -> Var:
 
 
 def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:
+    """Group norm and the activation: [1, C, H, W] → the same."""
     return activation(m, c.act, group_norm(m, x, groups=c.groups, epsilon=EPSILON))
 
 

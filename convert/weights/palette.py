@@ -59,6 +59,7 @@ class Palette:
 
     @property
     def bits(self) -> int:
+        """Bits of an index: a table has 2^bits entries."""
         return int(math.log2(len(self.lut)))
 
     def indices(self, values: np.ndarray) -> np.ndarray:

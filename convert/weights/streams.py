@@ -31,10 +31,12 @@ class PalettizedTensor:
 
     @property
     def lut(self) -> _LUT:
+        """The table, as the weight file stores it: float16 [2^bits]."""
         return _LUT(self)
 
     @property
     def indices(self) -> _Indices:
+        """The packed indices, as the weight file stores them."""
         return _Indices(self)
 
     @property
@@ -85,10 +87,12 @@ class GroupedTensor:
 
     @property
     def lut(self) -> _GroupedLUT:
+        """The tables of all groups, as the weight file stores them: float16 [groups, 2^bits]."""
         return _GroupedLUT(self)
 
     @property
     def indices(self) -> _GroupedIndices:
+        """The packed indices of all groups, as the weight file stores them."""
         return _GroupedIndices(self)
 
     @property
@@ -143,10 +147,12 @@ class QuantizedTensor:
 
     @property
     def data(self) -> _Data:
+        """The integers, packed as the weight file stores them."""
         return _Data(self)
 
     @property
     def scale(self) -> _Scale:
+        """The scales, as the weight file stores them: float16."""
         return _Scale(self)
 
     def quantized(self) -> Quantized:

@@ -78,6 +78,7 @@ class Blob:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file, without padding."""
         return -(-self.bits // 8)
 
     @property

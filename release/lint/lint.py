@@ -35,9 +35,11 @@ class Lint:
 
     @property
     def errors(self) -> int:
+        """How many findings are errors."""
         return sum(f.severity == "error" for f in self.findings)
 
     def to_json(self) -> dict[str, Any]:
+        """Name, findings, and each app: whether it lists and runs the bundle, and as what."""
         return {
             "name": self.name,
             "findings": [f.to_json() for f in self.findings],

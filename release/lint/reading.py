@@ -42,6 +42,14 @@ class Reading:
         return f"{self.width}x{self.height}" if self.width and self.height else None
 
     def trouble(self, rule: str, file: str, problem: str, effect: str) -> None:
+        """Add one.
+
+        Args:
+            rule: one of `release.lint.rules`.
+            file: path in the bundle.
+            problem: what is wrong with the file.
+            effect: what the app does then.
+        """
         self.troubles.append(Trouble(rule, file, problem, effect))
 
 

@@ -65,4 +65,5 @@ class Finding:
         return REMEDIES[self.rule]
 
     def to_json(self) -> dict[str, Any]:
+        """Fields by name, and the rule's remedy."""
         return {**asdict(self), "apps": list(self.apps), "remedy": self.remedy}

@@ -47,10 +47,12 @@ class FolderTree:
 
     @property
     def name(self) -> str:
+        """The folder's own name."""
         return self.root.resolve().name
 
     @cached_property
     def files(self) -> dict[str, int]:
+        """Path in the folder → bytes, sorted."""
         return {
             path.relative_to(self.root).as_posix(): path.stat().st_size
             for path in sorted(self.root.rglob("*"))
@@ -58,11 +60,13 @@ class FolderTree:
         }
 
     def pieces(self, path: str) -> Iterator[bytes]:
+        """A file's bytes, in pieces of `PIECE`; raises OSError where it cannot be read."""
         with (self.root / path).open("rb") as stream:
             while piece := stream.read(PIECE):
                 yield piece
 
     def at(self, path: str, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at some (offset, count) of a file, which may end sooner."""
         with (self.root / path).open("rb") as stream:
             for offset, count in places:
                 stream.seek(offset)
@@ -78,10 +82,12 @@ class ZipTree:
 
     @property
     def name(self) -> str:
+        """The folder's name in the archive."""
         return self.prefix.rstrip("/")
 
     @cached_property
     def files(self) -> dict[str, int]:
+        """Path in the folder → bytes before compression."""
         return {
             info.filename.removeprefix(self.prefix): info.file_size
             for info in self.archive.infolist()
@@ -89,6 +95,7 @@ class ZipTree:
         }
 
     def pieces(self, path: str) -> Iterator[bytes]:
+        """A file's bytes, in pieces of `PIECE`; raises OSError where it cannot be read."""
         try:
             with self.archive.open(self.prefix + path) as stream:
                 while piece := stream.read(PIECE):
@@ -99,6 +106,7 @@ class ZipTree:
             raise OSError(str(error)) from None
 
     def at(self, path: str, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at some rising (offset, count) of a file, which may end sooner."""
         # zipfile reads all that it skips, which of stored weights is gigabytes.
         info = self.archive.getinfo(self.prefix + path)
         stored = info.compress_type == zipfile.ZIP_STORED

@@ -32,6 +32,7 @@ class Weights:
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits, tables and scales among them, by weight; 0 without weights."""
         return 8 * self.bytes / self.elements if self.elements else 0.0
 
 

@@ -61,9 +61,11 @@ class Model:
 
     @property
     def bytes(self) -> int:
+        """Size of all files of the package."""
         return sum(fact.bytes for fact in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
+        """Fields by name, the image size as WIDTHxHEIGHT; `layers` only if they were asked for."""
         size = self.image_size
         facts = asdict(self)
         if self.layers is None:

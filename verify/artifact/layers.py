@@ -35,10 +35,12 @@ class Layer:
 
     @property
     def elements(self) -> int:
+        """How many weights it has."""
         return math.prod(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits, tables and scales among them, by weight."""
         return 8 * self.bytes / self.elements
 
 

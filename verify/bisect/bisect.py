@@ -53,7 +53,7 @@ class Divergence:
     segment: Segment
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Fields by name; SNRs in dB, `ops` by name."""
         names = ("op", "type", "module", "cause", "message")
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in ("graph_snr_db", "local_snr_db", "typed_snr_db", "propagated_snr_db"):
@@ -77,7 +77,7 @@ class Bisection:
         return self.divergence is None and self.overflow is None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The document of `bisect --json`: schema 1, and what was found, or null."""
         return {
             "schema": 1,
             "component": self.component,

@@ -43,7 +43,7 @@ class Overflow:
     local: bool  # whether it overflows on those, or only on what a whole run hands it
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The op by name and type, its module, its dtype, and the largest magnitude in float32."""
         (op,) = self.segment.ops
         names = ("module", "dtype", "largest", "local")
         return {"op": op.name, "type": op.type, **{n: getattr(self, n) for n in names}}

@@ -33,7 +33,9 @@ NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
 GUIDANCE = 5.0
 SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no resolution
-AESTHETIC_SCORES = (2.5, 6.0)  # unconditional and conditional, of diffusers' refiner pipeline
+# Unconditional and conditional, of a refiner's time ids. Source: the defaults of
+# `negative_aesthetic_score` and `aesthetic_score` in diffusers' StableDiffusionXLImg2ImgPipeline.
+AESTHETIC_SCORES = (2.5, 6.0)
 
 
 @dataclass(frozen=True)

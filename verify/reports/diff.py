@@ -55,7 +55,7 @@ class Diff:
         return "fail" if self.worse else "pass"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The document of `diff --json`: schema 1, the verdict, and each change."""
         return {
             "schema": 1,
             "verdict": self.verdict,

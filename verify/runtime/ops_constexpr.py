@@ -89,6 +89,10 @@ def constexpr_affine_dequantize(
 
 @op("constexpr_cast", kind="move")
 def constexpr_cast(source_val: Tensor, output_dtype: str = "fp32") -> Tensor:
+    """A float16 weight as float32, of any shape; the only cast that there is.
+
+    Source: coremltools `ops/defs/iOS16/constexpr_ops.py`.
+    """
     if output_dtype != "fp32":
         raise ValueError(f"constexpr_cast to {output_dtype!r}")
     return source_val.float()

@@ -55,7 +55,10 @@ def conv(
     groups: int = 1,
     empty: Empty = fresh,
 ) -> Tensor:
-    """x [N, C, *D], weight [O, C / groups, *K] -> [N, O, *D']."""
+    """x [N, C, *D], weight [O, C / groups, *K] -> [N, O, *D'].
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/conv.py`.
+    """
     rank = x.dim() - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
@@ -105,7 +108,10 @@ def conv_transpose(
     dilations: list[int] | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """x [N, C, *D], weight [C, O / groups, *K]: the whole result, then what `pad` leaves of it."""
+    """x [N, C, *D], weight [C, O / groups, *K]: the whole result, then what `pad` leaves of it.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/conv.py`.
+    """
     rank = x.dim() - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
@@ -133,6 +139,10 @@ def conv_transpose(
 
 @op("linear")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [*D, I], weight [O, I], bias [O] -> [*D, O]: x · weightᵀ + bias.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/linear.py`.
+    """
     return F.linear(x, weight, bias)
 
 
@@ -144,6 +154,10 @@ def matmul(
     transpose_y: bool = False,
     empty: Empty = fresh,
 ) -> Tensor:
+    """x [*B, M, K], y [*B, K, N] -> [*B, M, N], with B broadcast; a transpose swaps the last axes.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/linear.py`.
+    """
     x, y = x.mT if transpose_x else x, y.mT if transpose_y else y
     if x.shape[:-2] != y.shape[:-2] or x.dim() < 3:
         return torch.matmul(x, y)
@@ -156,6 +170,12 @@ _BC1S = re.compile(r"(\w)(\w)(\w)(\w),\1(\w)\3(\w)->\1\2\3\6")
 
 @op("einsum")
 def einsum(values: list[Tensor], equation: str, empty: Empty = fresh) -> Tensor:
+    """Sums over the letters of `equation` that its result lacks; two tensors.
+
+    The attention of split_einsum, nchw,nwhu->nchu with h = 1, is one batched matrix product.
+
+    Source: coremltools `ops/defs/iOS15/linear.py`.
+    """
     first, *rest = values
     if (
         is_bc1s(equation)
@@ -191,7 +211,12 @@ def _bc1s(x: Tensor, y: Tensor, empty: Empty) -> Tensor:
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
 ) -> Tensor:
-    """softmax(query keyᵀ / sqrt(E) + mask) value; a boolean mask says which keys take part."""
+    """query [*B, T, E], key [*B, S, E], value [*B, S, V] -> [*B, T, V].
+
+    softmax(query keyᵀ / √E + mask) value; a boolean mask [*B, T, S] says which keys take part.
+
+    Source: coremltools `ops/defs/iOS18/transformers.py`.
+    """
     return F.scaled_dot_product_attention(query, key, value, attn_mask)
 
 
@@ -204,6 +229,10 @@ def max_pool(
     pad: list[int] | None = None,
     ceil_mode: bool = False,
 ) -> Tensor:
+    """x [N, C, *D] -> [N, C, *D']: the largest value of each window; padding never is.
+
+    Source: coremltools `ops/defs/iOS15/pool.py`.
+    """
     rank = x.dim() - 2
     strides = strides or [1] * rank
     pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel_sizes, strides)
@@ -224,6 +253,10 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
+    """x [N, C, *D] -> [N, C, *D']: the mean of each window, padding counted as 0 or left out.
+
+    Source: coremltools `ops/defs/iOS15/pool.py`.
+    """
     rank = x.dim() - 2
     strides = strides or [1] * rank
     pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel_sizes, strides)

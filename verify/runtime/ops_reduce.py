@@ -22,6 +22,7 @@ def _prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x
 
 
+# Source: coremltools `ops/defs/iOS15/reduction.py`. Over some axes, which stay as 1 if `keep`.
 _REDUCTIONS: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
     "reduce_mean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
     "reduce_sum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
@@ -53,6 +54,10 @@ for _type, _function in _REDUCTIONS.items():
 def reduce_argmax(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
+    """Where x is largest along `axis`, which stays as 1 with `keep_dims`; int32 as declared.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/reduction.py`.
+    """
     return x.argmax(axis, keepdim=keep_dims)
 
 
@@ -60,11 +65,21 @@ def reduce_argmax(
 def reduce_argmin(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
+    """Where x is smallest along `axis`, which stays as 1 with `keep_dims`; int32 as declared.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/reduction.py`.
+    """
     return x.argmin(axis, keepdim=keep_dims)
 
 
 @op("cumsum")
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    """Sums of x up to each place along `axis`, without its own value if `exclusive`.
+
+    `reverse` sums from the end.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     x = x.flip(axis) if reverse else x
     total = x.cumsum(axis)
     if exclusive:
@@ -75,6 +90,10 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
 
 @op("argsort")
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
+    """The order along `axis` that sorts x, largest first unless `ascending`; equals keep theirs.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return x.argsort(dim=axis, descending=not ascending, stable=True)
 
 
@@ -88,7 +107,10 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The k largest, or smallest if ascending; among equals the first; k = -1 takes all."""
+    """The k largest, or smallest if ascending; among equals the first; k = -1 takes all.
+
+    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/tensor_operation.py`.
+    """
     values, indices = x.sort(dim=axis, descending=not ascending, stable=True)
     count = x.shape[axis] if k == -1 else k
     values, indices = values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
@@ -97,6 +119,10 @@ def topk(
 
 @op("softmax", kind="map")
 def softmax(x: Tensor, axis: int = -1, out: Tensor | None = None) -> Tensor:
+    """eˣ / Σ eˣ along `axis`, of any shape.
+
+    Source: coremltools `ops/defs/iOS15/activation.py`.
+    """
     rows = x.movedim(axis, -1)
     if rows.is_contiguous():  # wherever the axis stands, it is the innermost in memory
         out = None if out is None else _in_place(out.movedim(axis, -1))
@@ -125,7 +151,10 @@ def layer_norm(
     epsilon: float = 1e-5,
     empty: Empty = fresh,
 ) -> Tensor:
-    """gamma · (x − mean) / sqrt(variance + epsilon) + beta; gamma has the shape x.shape[axes]."""
+    """gamma · (x − mean) / sqrt(variance + epsilon) + beta; gamma has the shape x.shape[axes].
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/normalization.py`.
+    """
     over = list(range(x.dim())) if axes is None else sorted(a % x.dim() for a in axes)
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
     out = empty(x.shape, dtype=x.dtype, strides=like_strides(x))
@@ -152,7 +181,10 @@ def batch_norm(
     epsilon: float = 1e-5,
     out: Tensor | None = None,
 ) -> Tensor:
-    """gamma · (x − mean) / sqrt(variance + epsilon) + beta, all per channel (axis 1)."""
+    """x [N, C, *D]: gamma · (x − mean) / √(variance + epsilon) + beta, each given as [C].
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/normalization.py`.
+    """
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = (variance + epsilon).sqrt_().reciprocal_()
     scale = scale if gamma is None else scale * gamma
@@ -167,7 +199,12 @@ def batch_norm(
 def instance_norm(
     x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
-    """Per sample and channel, over all spatial axes."""
+    """x [N, C, *D], gamma and beta [C]: of each sample and channel, over all of D.
+
+    gamma · (x − mean) / √(variance + epsilon) + beta.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/normalization.py`.
+    """
     over = tuple(range(2, x.dim()))
     shape = (1, -1, *[1] * (x.dim() - 2))
     x = x - x.mean(over, keepdim=True)
@@ -181,7 +218,10 @@ def instance_norm(
 
 @op("l2_norm")
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """x / sqrt(sum of squares over the last three axes + epsilon)."""
+    """x / sqrt(sum of squares over the last three axes + epsilon).
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/normalization.py`.
+    """
     return x / x.square().sum((-3, -2, -1), keepdim=True).add_(epsilon).sqrt_()
 
 

@@ -16,6 +16,8 @@ def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """-1 is inferred; 0 keeps x's dimension there, counted from the right (1 beyond x's rank).
 
     Up to iOS16, 0 is allowed only where the rank stays, which is the same thing.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
     """
     sizes = [1] * len(shape) + list(x.shape)
     kept = sizes[len(sizes) - len(shape) :]
@@ -24,11 +26,19 @@ def reshape(x: Tensor, shape: list[int]) -> Tensor:
 
 @op("transpose", kind="move")
 def transpose(x: Tensor, perm: list[int]) -> Tensor:
+    """x with its axes in the order `perm`: axis i of the result is axis perm[i] of x.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     return x.permute(perm)
 
 
 @op("expand_dims", kind="move")
 def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
+    """x with axes of length 1 at `axes`, which are counted in the result.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     rank = x.dim() + len(axes)
     for axis in sorted(a % rank for a in axes):
         x = x.unsqueeze(axis)
@@ -37,6 +47,10 @@ def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
 
 @op("squeeze", kind="move")
 def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    """x without `axes`, each of length 1; without all axes of length 1 if None.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     if axes is None:
         return x.squeeze()
     for axis in axes:
@@ -47,6 +61,10 @@ def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
 
 @op("identity", kind="move")
 def identity(x: Tensor) -> Tensor:
+    """x as it is.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return x
 
 
@@ -54,6 +72,12 @@ def identity(x: Tensor) -> Tensor:
 def concat(
     values: list[Tensor], axis: int, interleave: bool = False, empty: Empty = fresh
 ) -> Tensor:
+    """Tensors alike but for `axis`, one after the other along it.
+
+    With `interleave` their elements along `axis` take turns: a0, b0, a1, b1, …
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     if not interleave and values[0].dim() and all(v.dtype == values[0].dtype for v in values):
         shape = list(values[0].shape)
         shape[axis] = sum(v.shape[axis] for v in values)
@@ -66,6 +90,10 @@ def concat(
 
 @op("stack", kind="move")
 def stack(values: list[Tensor], axis: int) -> Tensor:
+    """N tensors [*D] along a new axis: [*D[:axis], N, *D[axis:]].
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return torch.stack(values, axis)
 
 
@@ -73,6 +101,10 @@ def stack(values: list[Tensor], axis: int) -> Tensor:
 def split(
     x: Tensor, axis: int, num_splits: int | None = None, split_sizes: list[int] | None = None
 ) -> tuple[Tensor, ...]:
+    """x in pieces along `axis`: `num_splits` equal ones, or of the lengths `split_sizes`.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     if split_sizes is not None:
         return x.split(split_sizes, axis)
     if num_splits is None or x.shape[axis] % num_splits:
@@ -90,7 +122,10 @@ def slice_by_index(
     end_mask: list[bool] | None = None,
     squeeze_mask: list[bool] | None = None,
 ) -> Tensor:
-    """numpy slicing, as coremltools' `solve_slice_by_index_slice` has it."""
+    """numpy slicing, as coremltools' `solve_slice_by_index_slice` has it.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     squeezed = [axis for axis in range(x.dim()) if squeeze_mask and squeeze_mask[axis]]
     for axis in range(x.dim()):
         first = None if begin_mask and begin_mask[axis] else begin[axis]
@@ -112,7 +147,10 @@ def slice_by_index(
 
 @op("slice_by_size", kind="move")
 def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
-    """A size of -1 reaches to the end."""
+    """x[begin[0] : begin[0] + size[0], …]; a size of -1 reaches to the end.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         first += x.shape[axis] if first < 0 else 0
         x = x.narrow(axis, first, count if count > 0 else x.shape[axis] - first)
@@ -121,6 +159,10 @@ def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
 
 @op("reverse", kind="move")
 def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    """x back to front along `axes`, or along all.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
     return x.flip(tuple(range(x.dim())) if axes is None else tuple(axes))
 
 
@@ -138,7 +180,10 @@ def gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Tensor:
-    """Result of shape x[:axis] + indices[batch_dims:] + x[axis+1:]; always validated here."""
+    """Result of shape x[:axis] + indices[batch_dims:] + x[axis+1:]; always validated here.
+
+    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
+    """
     axis %= x.dim()
     shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
     index = _from_end(indices, x.shape[axis])
@@ -154,7 +199,10 @@ def gather(
 def gather_nd(
     x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    """The last axis of `indices` holds coordinates into x's axes after the batch axes."""
+    """The last axis of `indices` holds coordinates into x's axes after the batch axes.
+
+    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
+    """
     lead = indices.shape[:-1]
     where = []
     for axis in range(batch_dims):
@@ -169,17 +217,28 @@ def gather_nd(
 def gather_along_axis(
     x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
 ) -> Tensor:
+    """x [*D], indices of D but for `axis`: along it, each result is x at its index.
+
+    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
+    """
     return x.take_along_dim(_from_end(indices, x.shape[axis]), axis)
 
 
 @op("tile", kind="move")
 def tile(x: Tensor, reps: list[int]) -> Tensor:
+    """x [*D], repeated reps[i] times along axis i.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return x.tile(reps)
 
 
 @op("pad", kind="move")
 def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """`pad` holds (before, after) of the last len(pad)/2 axes, first axis first."""
+    """`pad` holds (before, after) of the last len(pad)/2 axes, first axis first.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         flat = [n for pair in reversed(pairs) for n in pair]
@@ -206,6 +265,10 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
 ) -> Tensor:
+    """x [*D, H, W] -> [*D, ⌊H · scale⌋, ⌊W · scale⌋], each value its nearest neighbour.
+
+    Source: coremltools `ops/defs/iOS15/image_resizing.py`.
+    """
     height, width = x.shape[-2:]
     size = (math.floor(height * scale_factor_height), math.floor(width * scale_factor_width))
     return resize_nearest_neighbor(x, *size)
@@ -213,6 +276,10 @@ def upsample_nearest_neighbor(
 
 @op("resize_nearest_neighbor", kind="move")
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
+    """x [*D, H, W] -> [*D, target height, target width]: row i is row ⌊i · H / target⌋.
+
+    Source: coremltools `ops/defs/iOS15/image_resizing.py`.
+    """
     planes = x.reshape(-1, 1, *x.shape[-2:]) if x.dim() != 4 else x
     out = F.interpolate(planes, size=(target_size_height, target_size_width), mode="nearest")
     return out.reshape(*x.shape[:-2], *out.shape[-2:])
@@ -220,26 +287,47 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_widt
 
 @op("shape", kind="move")
 def shape(x: Tensor) -> Tensor:
+    """The shape of x as int32 [rank].
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return torch.tensor(x.shape, dtype=torch.int32)
 
 
 @op("fill", kind="move")
 def fill(shape: list[int], value: float = 0.0) -> Tensor:
+    """A tensor of a shape, all `value`.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return torch.full(shape, value)
 
 
 @op("fill_like", kind="move")
 def fill_like(ref_tensor: Tensor, value: float = 0.0) -> Tensor:
+    """A tensor of the shape of `ref_tensor`, all `value`.
+
+    Source: coremltools `ops/defs/iOS16/tensor_operation.py`.
+    """
     return torch.full(ref_tensor.shape, value)
 
 
 @op("range_1d", kind="move")
 def range_1d(end: float, start: float, step: float) -> Tensor:
+    """start, start + step, … below end: [⌈(end − start) / step⌉].
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     return torch.arange(start, end, step)
 
 
 @op("band_part", kind="move")
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """The band of `lower` diagonals below and `upper` above the main one; -1 is all."""
+    """The last two axes of x within `lower` diagonals below and `upper` above the main; -1 is all.
+
+    All else is 0.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
     x = x.triu(-lower) if lower >= 0 else x
     return x.tril(upper) if upper >= 0 else x

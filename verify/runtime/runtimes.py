@@ -65,6 +65,7 @@ class TorchRuntime:
         self.mode = mode
 
     def load(self, package: Path) -> Model:
+        """Read the program and look for its weights, of which none is read before it is used."""
         from verify.mil.program import require_weights
         from verify.runtime.evaluator import Evaluator
 
@@ -109,6 +110,11 @@ class CoreMLRuntime:
         )
 
     def load(self, package: Path) -> Model:
+        """Load a package, or a compiled model, on `compute_units`.
+
+        Raises:
+            CannotExecute: Core ML refuses it.
+        """
         import coremltools as ct
 
         units = getattr(ct.ComputeUnit, self.compute_units.upper())

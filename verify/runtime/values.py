@@ -23,6 +23,7 @@ class Values:
         self._owners: Counter[int] = Counter()
 
     def put(self, name: str, tensor: Tensor) -> None:
+        """Hold a tensor, which may share its memory with others that are held."""
         self.tensors[name] = tensor
         self._owners[storage(tensor)] += 1
 
@@ -31,6 +32,7 @@ class Values:
         self._owners[storage(self.tensors[name])] += 1
 
     def drop(self, name: str) -> None:
+        """Let go of a tensor; its memory is used again once no other that is held lies in it."""
         tensor = self.tensors.pop(name, None)
         if tensor is None:
             return

@@ -58,6 +58,11 @@ class RecordedNoise(Noise):
         self._recorded = list(tensors)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """The next recorded noise.
+
+        Raises:
+            CannotExecute: there is no more, or it has another shape.
+        """
         index = len(self.given)
         if index >= len(self._recorded):
             raise CannotExecute(

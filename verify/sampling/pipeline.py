@@ -249,6 +249,7 @@ class TextEncoder(Adapter):
         self.run, self.projected = run, projected
 
     def forward(self, input_ids: Tensor, output_hidden_states: bool = True) -> TextOutput:
+        """input_ids [N, 77] → hidden states [N, 77, C] and projection [N, P], row by row."""
         rows = [self.run({"input_ids": row[None].float()}) for row in input_ids]  # each [1, 77]
         hidden = torch.cat([row["hidden_embeds"] for row in rows])  # [N, 77, C]
         pooled = torch.cat([row["pooled_outputs"] for row in rows])  # [N, P]
@@ -261,6 +262,7 @@ class TextOutput(tuple[Any, ...]):
     hidden_states: HiddenStates
 
     def __new__(cls, first: Tensor, hidden_states: HiddenStates) -> TextOutput:
+        """`first` at index 0, the hidden states beside it."""
         output = super().__new__(cls, (first,))
         output.hidden_states = hidden_states
         return output
@@ -311,6 +313,18 @@ class UNet(Adapter):
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
+        """The predicted noise [N, 4, h, w], as diffusers' `UNet2DConditionModel.forward` gives it.
+
+        Args:
+            sample: [N, 4, h, w].
+            timestep: one for all.
+            encoder_hidden_states: [N, 77, C].
+            added_cond_kwargs: time_ids [N, 6] and text_embeds [N, P].
+
+        Raises:
+            InputError: `sample` is of another size than the artifact is made for, or there is
+                something to take into account that a Core ML UNet has no input for.
+        """
         if timestep_cond is not None or cross_attention_kwargs:
             raise InputError("the Core ML UNet takes neither timestep_cond nor attention kwargs")
         factor = self.pixels_per_latent
@@ -354,11 +368,17 @@ class VAE(Adapter):
         self.shift = float(config.get("shift_factor") or 0)
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        """Latents [N, 4, h, w], divided by the scaling factor → images [N, 3, H, W] of −1 to 1."""
         latents = latents + self.shift
         images = [self.networks["vae_decoder"]({"z": row[None]})["image"] for row in latents]
         return (torch.cat(images),)
 
     def encode(self, images: Tensor) -> Any:
+        """Images [N, 3, H, W] of −1 to 1 → the distribution of their latents [N, 4, h, w].
+
+        Raises:
+            InputError: they are of another size than the artifact is made for.
+        """
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
         require_size(self.resolution, images.shape[-1], images.shape[-2])
