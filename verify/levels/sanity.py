@@ -1,7 +1,7 @@
 """Whether a picture is one at all: not finite, black, of one colour and noise are found directly.
 
-Measures of image similarity do not tell: a black frame can score above a healthy picture, and one picture
-of noise is as far from its reference as a good picture with another composition.
+Measures of image similarity do not tell: a black frame can score above a healthy picture, and one
+picture of noise is as far from its reference as a good picture with another composition.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ BLOCK = 8  # pixels; a latent of SDXL
 LAG = 2  # blocks; next to each other, decoded latents overlap
 # Correlation of the blocks' means. Amplitudes of natural images fall as 1/frequency (D. J. Field,
 # "Relations between the statistics of natural images and the response properties of cortical
-# cells", 1987); of such pictures, drawn at random, it is 0.31 ± 0.04 at 128×128 pixels and 0.56 ± 0.01 at 512×512.
-# Of white noise, per pixel or per latent, it is 0 ± 0.05 and 0 ± 0.01.
+# cells", 1987); of such pictures, drawn at random, it is 0.31 ± 0.04 at 128×128 pixels and
+# 0.56 ± 0.01 at 512×512. Of white noise, per pixel or per latent, it is 0 ± 0.05 and 0 ± 0.01.
 CORRELATION = 0.12
 # Median deviation of the blocks in σ. Of a normal distribution it is 0.67, and of noise, drawn at
 # random at 64×64 pixels and more, at least 0.4; of a dot on a plain ground it is nearly 0.
