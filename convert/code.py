@@ -97,6 +97,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
     "judge": (
         "verify/judge/gates.py",
         "verify/judge/policy.py",
+        "verify/judge/policy_file.py",
         "verify/judge/rules.py",
         "verify/reports/figures.py",
         "verify/reports/recheck.py",

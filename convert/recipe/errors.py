@@ -1,4 +1,4 @@
-"""pydantic's validation errors, told in the words of a recipe: key, value, what is allowed."""
+"""pydantic's validation errors, told in the words of TOML: key, value, what is allowed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from convert.errors import InputError
 from convert.files.json_files import dotted
 from convert.values import suggestion
 
@@ -39,13 +40,25 @@ def refusal(
 def explain(
     error: ValidationError, model: type[BaseModel], options: Mapping[str, str] | None = None
 ) -> list[str]:
-    """One line for each thing wrong with a recipe: `matrix.attention[1]: …`.
+    """One line for each thing wrong with a TOML file: `matrix.attention[1]: …`.
 
     Args:
         options: what a person typed for the recipe's keys, where it was made of options; the lines
             speak of these: `--attention: …`.
     """
     return [_line(detail, model, options) for detail in error.errors(include_url=False)]
+
+
+def refused(
+    error: ValidationError,
+    model: type[BaseModel],
+    where: object,
+    options: Mapping[str, str] | None = None,
+) -> InputError:
+    """All that is wrong with a file's values, a line for each; arguments as `explain`'s."""
+    lines = explain(error, model, options)
+    listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
+    return InputError("\n  ".join(listed), where=where)
 
 
 def _line(detail: ErrorDetails, model: type[BaseModel], options: Mapping[str, str] | None) -> str:
@@ -71,7 +84,7 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "missing":
         return f"missing{_example(detail['loc'], model)}"
     if kind == "literal_error":
-        return _not_allowed(value, _choices(detail["loc"], model))
+        return not_allowed(value, _choices(detail["loc"], model))
     if kind in {"too_short", "string_too_short"}:
         return f"must not be empty{_example(detail['loc'], model)}"
     if kind == "string_too_long":
@@ -117,7 +130,8 @@ def _type_name(value: object) -> str:
     return f"the {nouns.get(type(value), 'value')} {written(value)}"
 
 
-def _not_allowed(value: object, allowed: tuple[str, ...]) -> str:
+def not_allowed(value: object, allowed: tuple[str, ...]) -> str:
+    """The problem of a value that is none of those allowed, and which was probably meant."""
     if not isinstance(value, str):
         return f"must be one of {', '.join(allowed)}, not {_type_name(value)}"
     text = f"{written(value)} is not one of {', '.join(allowed)}"

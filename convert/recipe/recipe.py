@@ -28,7 +28,7 @@ from pydantic import (
 
 from convert.errors import InputError, nearest
 from convert.files.git_lfs import refuse_pointer
-from convert.recipe.errors import explain, refusal, written
+from convert.recipe.errors import refusal, refused, written
 from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.sections import Compress, Matrix, Release, Section, Source, Target, Verify
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
@@ -274,9 +274,7 @@ def make_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        lines = explain(error, Recipe, options)
-        listed = lines if len(lines) == 1 else [f"{len(lines)} errors", *lines]
-        raise InputError("\n  ".join(listed), where=where) from error
+        raise refused(error, Recipe, where, options) from error
     recipe._text = tomli_w.dumps(values)
     return recipe
 

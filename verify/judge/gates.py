@@ -8,19 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
 from convert.recipe.sections import CompressionGate
 from verify.judge.checks import PIPELINE, Verdict, worst
 
-TENSOR_METRICS = ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs")
+TensorMetric = Literal["snr_db", "nrmse", "cosine", "max_abs", "p99_abs"]
+ImageMetric = Literal["psnr_db", "ssim"]  # of output `image` at level `generation` alone
+Metric = Literal[TensorMetric, "fp16_error_ratio", ImageMetric]
+TENSOR_METRICS: tuple[TensorMetric, ...] = get_args(TensorMetric)
 RATIO = "fp16_error_ratio"
-IMAGE_METRICS = ("psnr_db", "ssim")  # of output `image` at level `generation` alone
-METRICS = (*TENSOR_METRICS, RATIO, *IMAGE_METRICS)
+IMAGE_METRICS: tuple[ImageMetric, ...] = get_args(ImageMetric)
+METRICS: tuple[Metric, ...] = get_args(Metric)
 HIGHER_IS_BETTER = ("snr_db", "cosine", "psnr_db", "ssim")
+JudgedLevel = Literal["conversion", "compression", "generation"]
 # level → what is judged there
-LEVELS: dict[str, tuple[str, ...]] = {
+LEVELS: dict[JudgedLevel, tuple[str, ...]] = {
     "conversion": tuple(COMPONENTS),
     "compression": tuple(COMPONENTS),
     "generation": (PIPELINE,),

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from convert.errors import InputError
 from verify.judge.checks import Verdict
 from verify.judge.gates import METRICS, number, parse_gates
-from verify.judge.policy import Policy, Tolerance
+from verify.judge.policy import Policy
+from verify.judge.policy_file import Tolerance
 from verify.reports.figures import WORST_WEIGHT, kind, place
 from verify.reports.saved import Report
 

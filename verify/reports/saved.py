@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.documents import Document, LocalName, checked
 from convert.files.json_files import kind, read_json, shown
 from convert.values import Level
-from verify.judge.checks import Verdict
+from verify.judge.checks import PIPELINE, Verdict
 from verify.reports.report import SCHEMA
 
 Report = dict[str, Any]  # as `verify.reports.report.to_json` makes it
 SUMMARY = "summary.json"
 
 Number = float | Literal["inf", "-inf"] | None
+
+
+def _judged(name: str) -> str:
+    if name not in (known := (*COMPONENTS, "artifact", PIPELINE)):
+        raise ValueError(f"one of {', '.join(known)}")
+    return name
+
+
+JudgedName = Annotated[str, AfterValidator(_judged)]
 
 
 class SavedMetrics(Document):
@@ -36,15 +46,7 @@ class SavedCheck(Document):
     """One check."""
 
     level: Level
-    component: Literal[
-        "text_encoder",
-        "text_encoder_2",
-        "unet",
-        "vae_decoder",
-        "vae_encoder",
-        "artifact",
-        "pipeline",
-    ]
+    component: JudgedName
     case: str
     output: str | None
     metrics: SavedMetrics | None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from tests.support.packages import json_of
 from verify.judge.checks import Results
@@ -63,6 +64,71 @@ def test_a_policy_is_read_strictly(text: str, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(text)
     with pytest.raises(InputError):
         load_policy(tmp_path / "policy.toml")
+
+
+RULES = '[[tolerance]]\nlevels = ["conversion"]\nmetric = "snr_db"\nwhy = "a test"\n'
+JUDGED = "text_encoder, text_encoder_2, unet, vae_decoder, vae_encoder"
+REFUSALS = {
+    "schema": ("schema = 2", "`schema` is 2; this tool reads 1"),
+    "no gate": ("", "gate: there is none; write [[gate]] once for each"),
+    "single brackets": (
+        GATE.replace("[[gate]]", "[gate]"), "gate: must be written [[gate]], once for each"
+    ),
+    "no reason": (f"{GATE}at_least = 1", "gate[0].why: missing; for example why = \"At 28 dB"),
+    "a blank reason": (
+        f"{GATE}at_least = 1\nwhy = \" \"", "gate[0].why: must say where the number comes from"
+    ),
+    "no bound": (f"{GATE}why = \"x\"", "gate[0]: needs exactly one of at_least and at_most"),
+    "nan": (
+        f"{GATE}at_least = nan\nwhy = \"x\"", "gate[0].at_least: must be a finite number, not nan"
+    ),
+    "no float": (
+        f"{GATE}at_least = 1{'0' * 400}\nwhy = \"x\"", "gate[0].at_least: must be "
+    ),
+    "a mistyped key": (
+        f"{GATE}at_leats = 1\nwhy = \"x\"",
+        "gate[0].at_leats: unknown key; did you mean `at_least`?",
+    ),
+    "a mistyped metric": (
+        GATE.replace("snr_db", "sn_rdb") + "at_least = 1\nwhy = \"x\"",
+        "p99_abs, fp16_error_ratio, psnr_db, ssim; did you mean `snr_db`?",
+    ),
+    "a mistyped component": (
+        GATE.replace("unet", "vae-decoder") + "at_least = 1\nwhy = \"x\"",
+        f"components[0]: \"vae-decoder\" is not one of {JUDGED}; did you mean `vae_decoder`?",
+    ),
+    "a bound of the other kind": (
+        f"{RULES}max_factor = 1.5", "tolerance[0]: `snr_db` needs max_drop"
+    ),
+    "a bound that tolerates nothing": (
+        RULES.replace("snr_db", "nrmse") + "max_factor = 0.5",
+        "tolerance[0].max_factor: must be at least 1.0, not 0.5",
+    ),
+    "several": (
+        f"{GATE}at_least = true\nwhy = 1",
+        "2 errors\n  gate[0].at_least: must be a number, not the boolean true\n  gate[0].why: must",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "says"), REFUSALS.values(), ids=REFUSALS)
+def test_what_is_wrong_with_a_policy_is_told_with_its_place(
+    text: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "policy.toml"
+    valid = f'{GATE}at_least = 1\nwhy = "x"\n' if "[[tolerance]]" in text else ""
+    file.write_text(text if "schema" in text else f'schema = 1\nversion = "1"\n{valid}{text}\n')
+    with pytest.raises(InputError) as refused:
+        load_policy(file)
+    assert says in str(refused.value)
+    assert str(refused.value).startswith(str(file))
+
+
+def test_a_gate_without_components_is_on_all_that_its_level_judges(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    gate = GATE.replace('components = ["unet"]\n', "")
+    file.write_text(f'schema = 1\nversion = "1"\n{gate}at_least = 1\nwhy = "x"\n')
+    assert load_policy(file).gates[0].components == tuple(COMPONENTS)
 
 
 GENERATION = """schema = 1
