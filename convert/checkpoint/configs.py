@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from convert.checkpoint.config_reader import Config, block_type
 from convert.components import MAX_TOKENS
@@ -168,6 +168,13 @@ def _freq_shift(c: Config, *widths: int) -> float:
     return shift
 
 
+class LatentSize(NamedTuple):
+    """The size of latents, in the order of a tensor's axes."""
+
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """What of config.json shapes the network; `channels` from the image inwards."""
@@ -236,8 +243,8 @@ class VAEConfig:
         c.finish()
         return config
 
-    def latent_size(self, resolution: Resolution) -> tuple[int, int]:
-        """(height, width) of the latents of an image.
+    def latent_size(self, resolution: Resolution) -> LatentSize:
+        """The size of the latents of an image.
 
         Raises:
             InputError: a side is no multiple of the factor.
@@ -249,7 +256,7 @@ class VAEConfig:
                 f"resolution {resolution}: width and height must be multiples of {self.factor}",
                 hint=f"The nearest is {near[0]}x{near[1]}.",
             )
-        return height // self.factor, width // self.factor
+        return LatentSize(height // self.factor, width // self.factor)
 
 
 @dataclass(frozen=True)

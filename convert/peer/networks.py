@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
-from convert.checkpoint.configs import UNetConfig
+from convert.checkpoint.configs import LatentSize, UNetConfig
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.networks.clip import MASKED
@@ -110,13 +110,12 @@ def _require_supported(c: UNetConfig, where: Path) -> None:
             )
 
 
-def _require_size(c: UNetConfig, latent: tuple[int, int], attention: str) -> None:
+def _require_size(c: UNetConfig, latent: LatentSize, attention: str) -> None:
     """Refuse sizes at which Apple's network fails while it is traced."""
-    height, width = latent
     step = 2 ** (len(c.channels) - 1)
-    if height % step or width % step:
+    if latent.height % step or latent.width % step:
         raise InputError(
-            f"latents of {width}x{height}: Apple's network needs multiples of {step}",
+            f"latents of {latent.width}x{latent.height}: Apple's network needs multiples of {step}",
             hint="Use `--engine native`, or another resolution.",
         )
     if attention != "split_einsum_v2":

@@ -167,7 +167,7 @@ def test_a_size_that_the_vae_cannot_make_is_refused_before_a_text_encoder_runs(
         deeper[blocks] = vae.config[blocks][:1] * 5
     source = replace(base, parts={**base.parts, vae.name: replace(vae, config=deeper)})
     monkeypatch.setattr(recordings, "token_ids", never)
-    with pytest.raises(InputError, match="64x72 is no multiple of 16"):
+    with pytest.raises(InputError, match="64x72: width and height must be multiples of 16"):
         record(source, base.components, resolution=Resolution(64, 72))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert.components import COMPONENTS, INPUT_ALIASES, OUTPUT_ALIASES
+from convert.errors import InputError
+from convert.values import Resolution
 
 if TYPE_CHECKING:
     from verify.mil.program import Constant, Op, Program
@@ -132,8 +134,8 @@ def _value(op: Op, param: str, constants: dict[str, Constant]) -> Any:
     return constant.item() if constant is not None else None
 
 
-def image_size(program: Program, component: str | None) -> tuple[int, int] | None:
-    """(width, height) in pixels of the images a component works on; None if it has none."""
+def image_size(program: Program, component: str | None) -> Resolution | None:
+    """The size of the images a component works on; None if it has none, or none of SDXL's."""
     features = {f.name: f for f in [*program.inputs, *program.outputs]}
     first = program.inputs[0].name if program.inputs else ""
     names = {"unet": "sample", "vae_decoder": "image", "vae_encoder": first}
@@ -142,7 +144,10 @@ def image_size(program: Program, component: str | None) -> tuple[int, int] | Non
         return None
     scale = PIXELS_PER_LATENT if component == "unet" else 1
     height, width = feature.shape[-2:]
-    return scale * width, scale * height
+    try:
+        return Resolution(scale * width, scale * height)
+    except InputError:
+        return None  # the features' shapes are told as they are
 
 
 def count_weights(program: Program) -> Weights:

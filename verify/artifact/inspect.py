@@ -14,6 +14,7 @@ from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.disk import digest_file
 from convert.files.json_files import read_object
+from convert.values import Resolution
 from verify.artifact.folder import MANIFEST, SUFFIXES, models_in
 from verify.artifact.graph import (
     Weights,
@@ -43,7 +44,7 @@ class Model:
     file: str
     component: str | None  # of the table of components; None if its interface is none of theirs
     attention: str | None  # of a UNet: original, split_einsum, split_einsum_v2 or unknown
-    image_size: tuple[int, int] | None  # (width, height) in pixels
+    image_size: Resolution | None
     inputs: list[Feature]
     outputs: list[Feature]
     specification_version: int
@@ -66,7 +67,6 @@ class Model:
 
     def to_json(self) -> dict[str, Any]:
         """Fields by name, the image size as WIDTHxHEIGHT; `layers` only if they were asked for."""
-        size = self.image_size
         facts = asdict(self)
         if self.layers is None:
             del facts["layers"]
@@ -77,7 +77,7 @@ class Model:
             ]
         return {
             **facts,
-            "image_size": f"{size[0]}x{size[1]}" if size else None,
+            "image_size": str(self.image_size) if self.image_size else None,
             "bytes": self.bytes,
             "weights": {
                 **asdict(self.weights),

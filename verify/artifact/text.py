@@ -33,11 +33,10 @@ def lines(inspection: Inspection, width: int = 100) -> list[str]:
 
 def _model(model: Model, width: int) -> list[str]:
     weights = model.weights
-    size = model.image_size
     what = [
         model.component or "not a component of SDXL",
         f"attention {model.attention}" if model.attention else "",
-        f"{size[0]}x{size[1]}" if size else "",
+        str(model.image_size) if model.image_size else "",
     ]
     formats = ", ".join(f"{units.count(n)} {kind}" for kind, n in weights.formats.items())
     # A no-break space keeps an op and its count on one line.

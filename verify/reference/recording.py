@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.configs import LatentSize
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
@@ -107,7 +108,7 @@ def record(
         raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
     run = _Run(checkpoint, resolution, guidance, seed, tuple(timesteps), device, say)
     if denoise:
-        run.latent_size()  # or an error before anything is loaded
+        checkpoint.vae.latent_size(resolution)  # or an error before anything is loaded
     texts = {"prompt": prompt, "negative prompt": negative_prompt}
     cases: dict[str, tuple[Case, ...]] = {}
     for encoder in checkpoint.text_encoders:
@@ -166,10 +167,10 @@ class _Run:
         conditions = self.conditions(cases)
         scheduler = euler(self.checkpoint.scheduler, self.timesteps)
         generator = np.random.Generator(np.random.PCG64(self.seed))
-        height, width = self.latent_size()
+        size = self.checkpoint.vae.latent_size(self.resolution)
         channels = config.out_channels
-        extra = _extra_channels(config.in_channels - channels, height, width)
-        noise = torch.from_numpy(generator.standard_normal((1, channels, height, width)))
+        extra = _extra_channels(config.in_channels - channels, size)
+        noise = torch.from_numpy(generator.standard_normal((1, channels, *size)))
         latents = noise.float() * scheduler.init_noise_sigma
         found = []
         with self.reference("unet") as model:
@@ -229,13 +230,6 @@ class _Run:
                 found.append(replace(case, fp16=model(case.inputs)))
         return tuple(found)
 
-    def latent_size(self) -> tuple[int, int]:
-        factor = self.checkpoint.vae.factor
-        height, width = self.resolution.height, self.resolution.width
-        if height % factor or width % factor:
-            raise InputError(f"resolution {self.resolution} is no multiple of {factor}")
-        return height // factor, width // factor
-
 
 def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tensor:
     """The texts under the checkpoint's own tokenizer for a text encoder: int64 [N, 77].
@@ -268,12 +262,13 @@ def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tenso
     return ids
 
 
-def _extra_channels(count: int, height: int, width: int) -> list[Tensor]:
+def _extra_channels(count: int, size: LatentSize) -> list[Tensor]:
     """What an inpainting UNet is given beside the latents: mask and latents of the masked image."""
     if count == 0:
         return []
     if count != 5:
         raise InputError(f"a UNet with {count} input channels beside the latents; inpainting has 5")
+    height, width = size
     mask = torch.zeros(1, 1, height, width)
     mask[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
     rows = torch.linspace(-2, 2, height)[:, None]

@@ -139,11 +139,11 @@ def vae_factor(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["vae"]["block_out_channels"]) - 1))
 
 
-def require_size(resolution: Resolution | None, width: int, height: int) -> None:
-    """Raise InputError unless the models are made for this size."""
-    if resolution is not None and (resolution.width, resolution.height) != (width, height):
+def require_size(resolution: Resolution | None, asked: Resolution) -> None:
+    """Raise InputError unless the models are made for the size that is asked for."""
+    if resolution not in (None, asked):
         raise InputError(
-            f"a picture of {width}x{height} is asked for; the models are made for {resolution}",
+            f"a picture of {asked} is asked for; the models are made for {resolution}",
             hint=f"Pass width={resolution.width}, height={resolution.height}, or an image of that "
             "size; or convert for another size.",
         )
@@ -328,7 +328,8 @@ class UNet(Adapter):
         if timestep_cond is not None or cross_attention_kwargs:
             raise InputError("the Core ML UNet takes neither timestep_cond nor attention kwargs")
         factor = self.pixels_per_latent
-        require_size(self.resolution, sample.shape[-1] * factor, sample.shape[-2] * factor)
+        size = Resolution(width=factor * sample.shape[-1], height=factor * sample.shape[-2])
+        require_size(self.resolution, size)
         inputs = {
             "sample": sample,
             "timestep": timestep.float().reshape(-1).expand(len(sample)),
@@ -381,7 +382,8 @@ class VAE(Adapter):
         """
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        require_size(self.resolution, images.shape[-1], images.shape[-2])
+        size = Resolution(width=images.shape[-1], height=images.shape[-2])
+        require_size(self.resolution, size)
         rows = [self.networks["vae_encoder"]({"x": row[None]})["latent"] for row in images]
         mean, log_variance = torch.cat(rows).chunk(2, dim=1)  # which diffusers clamps and samples
         parameters = torch.cat([mean - self.shift, log_variance], dim=1)

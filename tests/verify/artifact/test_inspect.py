@@ -23,9 +23,9 @@ from convert.package.mlpackage import MODEL, WEIGHTS, Description
 from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
 from tests.support.packages import write_package
-from verify.artifact.graph import infer_attention, infer_component
+from verify.artifact.graph import image_size, infer_attention, infer_component
 from verify.artifact.inspect import Model, inspect
-from verify.mil import Constant, Op, TensorType, load_program
+from verify.mil import Constant, Feature, Op, TensorType, load_program
 
 ct = pytest.importorskip("coremltools")
 
@@ -93,10 +93,17 @@ def test_component_and_image_size_come_from_the_interface(
     shutil.copytree(make(component), renamed)
     model = one(renamed)
     assert model.component == component
-    assert model.image_size == (None if component.startswith("text") else (128, 192))
+    assert model.image_size == (None if component.startswith("text") else Resolution(128, 192))
     assert (model.specification_version, model.opset) == (8, "CoreML7")
     assert [f.name for f in model.inputs] == list(COMPONENTS[component].inputs)
     assert model.inputs[0].description == next(iter(COMPONENTS[component].texts[0].values()))
+
+
+def test_a_size_that_no_sdxl_has_is_told_by_the_shapes_alone(make: Make) -> None:
+    program = load_program(make("vae_decoder"))
+    assert image_size(program, "vae_decoder") == Resolution(128, 192)
+    program.outputs[:] = [Feature("image", "fp32", (1, 3, 100, 90))]
+    assert image_size(program, "vae_decoder") is None
 
 
 @pytest.mark.parametrize("attention", ["original", "split_einsum", "split_einsum_v2"])
