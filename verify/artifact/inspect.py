@@ -6,7 +6,7 @@ Weights are never loaded; the hashes stream them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from verify.artifact.graph import (
 from verify.artifact.layers import Layer, layers
 
 if TYPE_CHECKING:
-    from verify.mil.program import Feature
+    from verify.mil.program import Feature, Program
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FileFact:
 
 @dataclass(frozen=True)
 class Model:
-    """One `.mlpackage` or `.mlmodelc`."""
+    """One `.mlpackage` or `.mlmodelc`, or one function of several in it."""
 
     file: str
     component: str | None  # of the table of components; None if its interface is none of theirs
@@ -59,6 +59,8 @@ class Model:
     user_defined: dict[str, str]
     files: dict[str, FileFact]  # by path in the package
     layers: list[Layer] | None = None  # of its weights, where they were asked for
+    function: str | None = None  # which one this is, of several
+    default_function: str | None = None  # which of several Core ML takes if none is named
 
     @property
     def bytes(self) -> int:
@@ -68,9 +70,10 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """Fields by name, the image size as WIDTHxHEIGHT; `layers` only if they were asked for."""
         facts = asdict(self)
-        if self.layers is None:
-            del facts["layers"]
-        else:
+        for name in ("layers", "function", "default_function"):
+            if facts[name] is None:
+                del facts[name]
+        if self.layers is not None:
             facts["layers"] = [
                 {**asdict(layer), "bits_per_weight": round(layer.bits_per_weight, 3)}
                 for layer in self.layers
@@ -88,18 +91,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One package, or an artifact folder with its manifest."""
+    """One package, or an artifact folder with its manifest; a model for each function."""
 
     path: Path
     models: list[Model]
     manifest: dict[str, Any] | None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The bytes of each package or compiled model, by its name."""
+        return {model.file: model.bytes for model in self.models}
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values: `{"schema": 1, "path", "bytes", "models", "manifest"}`."""
         return {
             "schema": 1,
             "path": str(self.path),
-            "bytes": sum(model.bytes for model in self.models),
+            "bytes": sum(self.files.values()),
             "models": [model.to_json() for model in self.models],
             "manifest": self.manifest,
         }
@@ -127,7 +135,7 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
         raise InputError("no such package or folder", where=path)
     # Only a folder that is not itself a model can hold some; the rest is for load_program to name.
     if not path.is_dir() or path.suffix in SUFFIXES:
-        return Inspection(path, [inspect_package(path, by_layer=by_layer)], None)
+        return Inspection(path, inspect_functions(path, by_layer=by_layer), None)
     packages = models_in(path)
     if not packages:
         inner = sorted({p.parent.name for p in path.glob("*/*.mlpackage")})
@@ -139,24 +147,39 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
             if inner
             else "Give an artifact's folder, as `run` and `convert` leave them, or a .mlpackage.",
         )
-    models = [inspect_package(p, by_layer=by_layer) for p in packages]
+    models = [model for p in packages for model in inspect_functions(p, by_layer=by_layer)]
     return Inspection(path, models, _manifest(path))
 
 
-def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
-    """The facts of one package. Raises as `inspect` does."""
-    from verify.mil.load import load_program
-    from verify.mil.program import histogram, require_weights
+def inspect_functions(path: Path, *, by_layer: bool = False) -> list[Model]:
+    """The facts of each function of a package. Raises as `inspect` does."""
+    from verify.mil.load import load_functions
+    from verify.mil.program import require_weights
 
-    program = load_program(path)
-    require_weights(program)
+    functions = load_functions(path)
+    programs = functions.all().values()
+    for program in programs:
+        require_weights(program)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    facts = {str(f.relative_to(root)): FileFact(f.stat().st_size, digest_file(f)) for f in files}
+    models = [_model(program, facts, by_layer) for program in programs]
+    if len(models) == 1:
+        return models
+    return [
+        replace(model, function=name, default_function=functions.default)
+        for name, model in zip(functions.names, models, strict=True)
+    ]
+
+
+def _model(program: Program, files: dict[str, FileFact], by_layer: bool) -> Model:
+    from verify.mil.program import histogram
+
     ops = Counter(histogram(program))
     constants = ops.pop("const", 0)
     component = infer_component(program)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    root = path if path.is_dir() else path.parent
     return Model(
-        file=path.name,
+        file=program.path.name,
         component=component,
         attention=infer_attention(program)
         if component and COMPONENTS[component].has_attention
@@ -174,7 +197,7 @@ def inspect_package(path: Path, *, by_layer: bool = False) -> Model:
         version=program.version,
         short_description=program.short_description,
         user_defined=dict(sorted(program.user_defined.items())),
-        files={str(f.relative_to(root)): FileFact(f.stat().st_size, digest_file(f)) for f in files},
+        files=files,
         layers=layers(program) if by_layer else None,
     )
 

@@ -24,8 +24,8 @@ def lines(inspection: Inspection, width: int = 100) -> list[str]:
     if len(models) > 1 or inspection.manifest is not None:
         name = (inspection.manifest or {}).get("artifact")
         title = name if isinstance(name, str) else inspection.path.resolve().name
-        size = units.size(sum(m.bytes for m in models))
-        out += [f"{title}: {len(models)} model{'s' * (len(models) != 1)}, {size}", ""]
+        count, size = len(inspection.files), units.size(sum(inspection.files.values()))
+        out += [f"{title}: {count} model{'s' * (count != 1)}, {size}", ""]
     for model in models:
         out += [*_model(model, width), ""]
     return out[:-1]
@@ -62,6 +62,9 @@ def _model(model: Model, width: int) -> list[str]:
         ("SHA-256", [f"{f.sha256}  {Path(name).name}" for name, f in model.files.items()]),
     ]
     out = [model.file]
+    if model.function is not None:
+        is_default = model.function == model.default_function
+        out = [f"{model.file}, function {model.function}{' (default)' if is_default else ''}"]
     for label, value in facts:
         rows = textwrap.wrap(value, max(width - LABEL, 20)) if isinstance(value, str) else value
         for index, row in enumerate(rows):

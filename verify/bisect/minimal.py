@@ -67,6 +67,7 @@ def write_minimal(program: Program, segment: Segment, folder: Path, why: str) ->
         raise InputError("only ops of an .mlpackage can be written out", where=program.path)
     model = Model_pb2.Model()
     model.ParseFromString((program.path / MODEL).read_bytes())
+    _keep(model, program.function)
     types = _types(model)
     _cut(model, segment, types)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,17 @@ def write_minimal(program: Program, segment: Segment, folder: Path, why: str) ->
     )
     (folder / README).write_text(text, "utf-8")
     return package
+
+
+def _keep(model: Any, function: str) -> None:
+    """Leave one function of a program, as the only one."""
+    from coremltools.proto import MIL_pb2
+
+    kept = MIL_pb2.Function.FromString(model.mlProgram.functions[function].SerializeToString())
+    model.mlProgram.functions.clear()
+    model.mlProgram.functions["main"].CopyFrom(kept)
+    del model.description.functions[:]
+    model.description.ClearField("defaultFunctionName")
 
 
 def _main(model: Any) -> tuple[Any, Any]:

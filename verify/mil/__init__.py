@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from verify.mil.load import load_program
+from verify.mil.load import load_functions, load_program
 from verify.mil.program import (
     Block,
     Constant,
     Feature,
+    Functions,
     Op,
     Program,
     TensorType,
@@ -18,10 +19,12 @@ __all__ = [
     "Block",
     "Constant",
     "Feature",
+    "Functions",
     "Op",
     "Program",
     "TensorType",
     "histogram",
+    "load_functions",
     "load_program",
     "require_weights",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from convert.errors import CannotExecute, InputError
 from convert.files.git_lfs import refuse_pointer
 from verify.mil.package import feature_of
-from verify.mil.program import Program
+from verify.mil.program import Functions, Program, functions
 from verify.mil.text import parse_program
 
 ML_PROGRAM = 502  # first number of `coremldata.bin`: which kind of model it is
@@ -23,11 +23,11 @@ OPSETS = {
 _REMEDY = "Compile the package again, or download it again; a checkout may need `git lfs pull`."
 
 
-def load_compiled(folder: Path) -> Program:
-    """Read the program of a `.mlmodelc`; weights stay on disk. Raises as `load_program` does."""
+def compiled_functions(folder: Path) -> Functions:
+    """The functions of a `.mlmodelc`; weights stay on disk. Raises as `load_program` does."""
     if not folder.exists():
         raise InputError("no such compiled model", where=folder)
-    mil, interface = folder / "model.mil", folder / "coremldata.bin"
+    mil = folder / "model.mil"
     if not mil.is_file():
         raise CannotExecute(
             "no model.mil: a compiled ML Program is needed",
@@ -39,41 +39,37 @@ def load_compiled(folder: Path) -> Program:
         text = mil.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise CannotExecute("not a text", where=mil) from error
-    version, description = _interface(interface)
-    functions = parse_program(text, folder)
-    if len(functions) != 1:
-        raise CannotExecute(
-            f"one function is needed, this program has {len(functions)}: "
-            + (", ".join(sorted(f.name for f in functions)) or "none"),
-            where=mil,
-            hint="Split a multi-function package into one package per function.",
-        )
-    if description.state:
-        raise CannotExecute("models with states are not supported", where=interface)
-    function = functions[0]
-    if function.opset not in OPSETS:
-        raise CannotExecute(
-            f"opset {function.opset!r} is not known; known are {', '.join(OPSETS)}", where=mil
-        )
-    inputs = [feature_of(f) for f in description.input]
-    declared = function.main.inputs
-    if {f.name for f in inputs} == set(declared):
-        # The text sorts them; the interface has them in the package's order.
-        function.main.inputs = {f.name: declared[f.name] for f in inputs}
+    version, description = _interface(folder / "coremldata.bin")
+    found = {function.name: function for function in parse_program(text, folder)}
     metadata = description.metadata
-    return Program(
-        path=folder,
-        opset=OPSETS[function.opset],
-        specification_version=version,
-        inputs=inputs,
-        outputs=[feature_of(f) for f in description.output],
-        main=function.main,
-        author=metadata.author,
-        license=metadata.license,
-        short_description=metadata.shortDescription,
-        version=metadata.versionString,
-        user_defined=dict(metadata.userDefined),
-    )
+
+    def read(name: str, interface: Any) -> Program:
+        function = found[name]
+        if function.opset not in OPSETS:
+            raise CannotExecute(
+                f"opset {function.opset!r} is not known; known are {', '.join(OPSETS)}", where=mil
+            )
+        inputs = [feature_of(f) for f in interface.input]
+        declared = function.main.inputs
+        if {f.name for f in inputs} == set(declared):
+            # The text sorts them; the interface has them in the package's order.
+            function.main.inputs = {f.name: declared[f.name] for f in inputs}
+        return Program(
+            path=folder,
+            opset=OPSETS[function.opset],
+            specification_version=version,
+            inputs=inputs,
+            outputs=[feature_of(f) for f in interface.output],
+            main=function.main,
+            author=metadata.author,
+            license=metadata.license,
+            short_description=metadata.shortDescription,
+            version=metadata.versionString,
+            user_defined=dict(metadata.userDefined),
+            function=name,
+        )
+
+    return functions(mil, found, description, read)
 
 
 def _interface(file: Path) -> tuple[int, Any]:

@@ -16,7 +16,16 @@ from convert.files.documents import Document, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_json, shown
 from verify.mil.blob import NUMPY_DTYPES, REMEDY, SUB_BYTE_BITS, WeightFile, decode, packed_size
-from verify.mil.program import Block, Constant, Feature, Op, Program, TensorType
+from verify.mil.program import (
+    Block,
+    Constant,
+    Feature,
+    Functions,
+    Op,
+    Program,
+    TensorType,
+    functions,
+)
 
 
 def read_model(path: Path) -> tuple[Path, Any, bytes]:
@@ -54,44 +63,41 @@ def read_model(path: Path) -> tuple[Path, Any, bytes]:
     return model_file, model, content
 
 
-def load_package(path: Path) -> Program:
-    """Read the program of a package; weights stay on disk. Raises as `load_program` does."""
+def package_functions(path: Path) -> Functions:
+    """The functions of a package; weights stay on disk. Raises as `load_program` does."""
     model_file, model, _ = read_model(path)
 
     from coremltools.proto import MIL_pb2
 
-    functions = model.mlProgram.functions
-    if len(functions) != 1:
-        raise CannotExecute(
-            f"one function is needed, this program has {len(functions)}: "
-            + (", ".join(sorted(functions)) or "none"),
-            where=model_file,
-            hint="Split a multi-function package into one package per function.",
-        )
-    ((name, function),) = functions.items()
-    if function.opset not in function.block_specializations:
-        raise CannotExecute(
-            f"function {name!r} has no block for its opset {function.opset!r}", where=model_file
-        )
+    found = model.mlProgram.functions
     reader = _Reader(model_file, MIL_pb2.DataType)
-    main = reader.block(function.block_specializations[function.opset])
-    main.inputs = {i.name: reader.type(i.type) for i in function.inputs}
-    if model.description.state:
-        raise CannotExecute("models with states are not supported", where=model_file)
     metadata = model.description.metadata
-    return Program(
-        path=path,
-        opset=function.opset,
-        specification_version=model.specificationVersion,
-        inputs=[feature_of(f) for f in model.description.input],
-        outputs=[feature_of(f) for f in model.description.output],
-        main=main,
-        author=metadata.author,
-        license=metadata.license,
-        short_description=metadata.shortDescription,
-        version=metadata.versionString,
-        user_defined=dict(metadata.userDefined),
-    )
+
+    def read(name: str, interface: Any) -> Program:
+        function = found[name]
+        if function.opset not in function.block_specializations:
+            raise CannotExecute(
+                f"function {name!r} has no block for its opset {function.opset!r}",
+                where=model_file,
+            )
+        main = reader.block(function.block_specializations[function.opset])
+        main.inputs = {i.name: reader.type(i.type) for i in function.inputs}
+        return Program(
+            path=path,
+            opset=function.opset,
+            specification_version=model.specificationVersion,
+            inputs=[feature_of(f) for f in interface.input],
+            outputs=[feature_of(f) for f in interface.output],
+            main=main,
+            author=metadata.author,
+            license=metadata.license,
+            short_description=metadata.shortDescription,
+            version=metadata.versionString,
+            user_defined=dict(metadata.userDefined),
+            function=name,
+        )
+
+    return functions(model_file, found, model.description, read)
 
 
 class _Item(Document):

@@ -6,13 +6,14 @@ Nothing here depends on how it was written: `verify.mil.package` reads the proto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert.errors import CannotExecute, InputError, nearest
 from verify.mil.blob import WeightFile
 
 
@@ -89,10 +90,11 @@ class Feature:
 
 @dataclass
 class Program:
-    """An ML Program with one function.
+    """An ML Program, by one of its functions, `function`.
 
     `inputs` and `outputs` are the public interface, `main.inputs` and `main.outputs` the
-    function's own view of it.
+    function's own view of it. Other functions of the same file are other `Program`s, which may
+    share weights with it.
     """
 
     path: Path
@@ -106,6 +108,7 @@ class Program:
     short_description: str = ""
     version: str = ""
     user_defined: dict[str, str] = field(default_factory=dict)
+    function: str = "main"
 
     @property
     def ops(self) -> list[Op]:
@@ -117,6 +120,84 @@ class Program:
         for op in self.main.ops:
             if op.type == "const":
                 yield op.outputs[0][0], op.attributes["val"]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The functions of an ML Program; each is read when it is asked for.
+
+    Attributes:
+        where: the file that holds them.
+        names: sorted.
+        default: the one that Core ML takes if none is named; None if the program does not say.
+        read: a function by its name.
+    """
+
+    where: Path
+    names: tuple[str, ...]
+    default: str | None
+    read: Callable[[str], Program]
+
+    def one(self, name: str | None = None) -> Program:
+        """The function of a name, or the only one if that is None: never one of several unasked.
+
+        Raises:
+            InputError: it has no function of this name.
+            CannotExecute: none is named, and there is not one.
+        """
+        if name is None and len(self.names) == 1:
+            return self.read(self.names[0])
+        if name in self.names:
+            return self.read(name)
+        if name is not None:
+            near = nearest(name, self.names)
+            raise InputError(
+                f"has no function {name!r}" + (f"; did you mean `{near}`?" if near else ""),
+                where=self.where,
+                hint=f"Functions: {', '.join(self.names) or 'none'}.",
+            )
+        raise CannotExecute(
+            f"one function is needed, this program has {len(self.names)}: "
+            + (", ".join(self.names) or "none")
+            + (f" (default: {self.default})" if self.default else ""),
+            where=self.where,
+            hint="Split a multi-function package into one package per function.",
+        )
+
+    def all(self) -> dict[str, Program]:
+        """Every function, by name. Raises CannotExecute if there is none."""
+        if not self.names:
+            self.one()
+        return {name: self.read(name) for name in self.names}
+
+
+def functions(
+    where: Path, names: Iterable[str], description: Any, read: Callable[[str, Any], Program]
+) -> Functions:
+    """The functions of a model, with their parts of its interface.
+
+    Args:
+        where: the file that holds them.
+        description: a `ModelDescription` message, which has an interface for each function, or
+            (before specification 9) one for the only function.
+        read: takes a name, and the message with the function's interface.
+
+    Raises:
+        CannotExecute: a model with states, or whose default function is not there.
+    """
+    described = {f.name: f for f in description.functions}
+    names, default = tuple(sorted(names)), description.defaultFunctionName or None
+    if description.state or any(f.state for f in description.functions):
+        raise CannotExecute("models with states are not supported", where=where)
+    if default is not None and default not in names:
+        raise CannotExecute(f"the default function {default!r} is not in the program", where=where)
+
+    def one(name: str) -> Program:
+        if described and name not in described:
+            raise CannotExecute(f"function {name!r} has no description", where=where)
+        return read(name, described.get(name, description))
+
+    return Functions(where, names, default, one)
 
 
 def require_weights(program: Program) -> None:

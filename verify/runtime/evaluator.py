@@ -38,6 +38,7 @@ class Evaluator:
 
     Args:
         program: a loaded program, or the path of a package.
+        function: of the package, where it has several.
         mode: `typed` accumulates in fp32 and rounds every result to its declared dtype, as fp16
             hardware with fp32 accumulators does; `fp32` never rounds, which tells the program's
             structure from its precision. `run` then takes an attention in one step
@@ -56,12 +57,19 @@ class Evaluator:
         self,
         program: Program | str | Path,
         *,
+        function: str | None = None,
         mode: Literal["typed", "fp32"] = "typed",
         device: str = "cpu",
     ) -> None:
         if mode not in ("typed", "fp32"):
             raise InputError(f"unknown mode {mode!r}", hint="Use 'typed' or 'fp32'.")
-        self.program = program if isinstance(program, Program) else load_program(program)
+        if not isinstance(program, Program):
+            program = load_program(program, function)
+        elif function not in (None, program.function):
+            raise InputError(
+                f"is function {program.function!r}, not {function!r}", where=program.path
+            )
+        self.program = program
         self.mode = mode
         self.device = torch.device(device)
         self._memory = Memory()

@@ -31,7 +31,7 @@ from convert.values import FORMATS, Resolution
 from convert.weights.compress import Compression
 from tests.support.checkpoints import edit_checkpoint
 from tests.support.packages import write_package
-from verify.artifact.inspect import Model, inspect_package
+from verify.artifact.inspect import Model, inspect_functions
 from verify.mil import load_program
 from verify.question import Question
 from verify.run import verify
@@ -103,7 +103,7 @@ def both(
 
 
 def same_interface(apple: Path, native: Path) -> tuple[Model, Model]:
-    a, n = inspect_package(apple), inspect_package(native)
+    (a,), (n,) = inspect_functions(apple), inspect_functions(native)
     assert a.inputs == n.inputs
     assert sorted(a.outputs, key=lambda f: f.name) == sorted(n.outputs, key=lambda f: f.name)
     assert (a.specification_version, a.opset) == (n.specification_version, n.opset)

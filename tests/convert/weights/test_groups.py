@@ -17,7 +17,7 @@ from convert.recipe.recipe import parse_recipe
 from convert.run.run import Result, run
 from convert.source.download import Snapshot
 from convert.weights.palette import fit_groups
-from verify.artifact.inspect import inspect_package
+from verify.artifact.inspect import inspect_functions
 from verify.artifact.stored import Palettes
 from verify.levels.compression import compressed_weights
 from verify.mil import Constant, load_program
@@ -104,7 +104,7 @@ def test_the_plan_knows_the_bytes(grouped: Result, source: Checkpoint) -> None:
 
 
 def test_inspect_shows_every_weight(grouped: Result) -> None:
-    model = inspect_package(grouped.path / "Unet.mlpackage", by_layer=True)
+    (model,) = inspect_functions(grouped.path / "Unet.mlpackage", by_layer=True)
     layers = {layer.name: layer for layer in model.layers or []}
     layer = layers["mid_block_resnets_0_conv1_weight"]
     groups = layer.shape[0] // 32
