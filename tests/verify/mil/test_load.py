@@ -120,7 +120,7 @@ def test_functions_share_their_weights(both: Path) -> None:
 
 
 def test_none_of_several_is_taken_unasked(form: Path, base: Checkpoint) -> None:
-    for take in (load_program, Evaluator, partial(verify, source=base)):
+    for take in (load_program, Evaluator, partial(verify, evidence=base)):
         with pytest.raises(CannotExecute, match=r"has 2: large, small \(default: small\)"):
             take(form)
     with pytest.raises(InputError, match="no function 'smal'; did you mean `small`"):
