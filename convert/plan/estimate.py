@@ -70,17 +70,17 @@ class Estimate:
         return starts + writing + compressing + self.graph_seconds / workers
 
 
-def estimate(plan: Plan, jobs: Sequence[Job], leaders: Sequence[Job] | None = None) -> Estimate:
+def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = None) -> Estimate:
     """What the packages of `jobs` take; with all of a plan's jobs, what the whole plan takes.
 
     Args:
-        leaders: those of the jobs that write weight files; of equal ones the first if None.
+        writers: those of the jobs that write weight files; of equal ones the first if None.
     """
     ops = [count_ops(plan, job) for job in jobs]
-    if leaders is None:
-        leaders = list({job.weights: job for job in jobs}.values())
-    weights = sum(map(plan.weight_bytes, leaders))
-    compressing = [compress_seconds(plan, job) for job in leaders]
+    if writers is None:
+        writers = list({job.weights: job for job in jobs}.values())
+    weights = sum(map(plan.weight_bytes, writers))
+    compressing = [compress_seconds(plan, job) for job in writers]
     return Estimate(
         bytes=weights + sum(ops) * BYTES_PER_OP,
         weight_bytes=weights,

@@ -74,14 +74,14 @@ class Manifest(Document):
     verdict: Literal["pass", "fail", "indeterminate"] | None = None
 
 
-class AskedOfTensor(Document):
+class TensorRequest(Document):
     """What a recipe asks for a single tensor."""
 
     bits: WidthText
     group_size: GroupSize | None = None
 
 
-class Asked(Document):
+class CompressionRequest(Document):
     """What a recipe asks for a component beside its artifact's bits.
 
     Attributes:
@@ -92,7 +92,7 @@ class Asked(Document):
 
     bits: WidthText | None = None
     group_size: GroupSize | None = None
-    tensors: dict[str, AskedOfTensor] = Field(default_factory=dict)
+    tensors: dict[str, TensorRequest] = Field(default_factory=dict)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -175,21 +175,23 @@ def compose(
     return {**manifest, "fingerprint": key_of(manifest), "verdict": None}
 
 
-def _asked(component: str, artifact: Artifact, recipe: Recipe, checkpoint: Checkpoint) -> Asked:
+def _asked(
+    component: str, artifact: Artifact, recipe: Recipe, checkpoint: Checkpoint
+) -> CompressionRequest:
     if artifact.bits == UNCOMPRESSED:
-        return Asked()
+        return CompressionRequest()
     compress = recipe.compress
     own = own_bits(checkpoint.component_tensors(component), component, compress)
-    return Asked(
+    return CompressionRequest(
         bits=getattr(compress.components, component, None),
         group_size=compress.group_size,
         tensors={
-            name: AskedOfTensor(bits=o.bits, group_size=o.group_size) for name, o in own.items()
+            name: TensorRequest(bits=o.bits, group_size=o.group_size) for name, o in own.items()
         },
     )
 
 
-def _compression(job: Job, asked: Asked) -> dict[str, Any]:
+def _compression(job: Job, asked: CompressionRequest) -> dict[str, Any]:
     """A component's weights: its bits, what was asked beside them, and the tensors by method."""
     tensors: dict[str, list[str]] = {}
     for name, method in job.compression.methods:

@@ -69,11 +69,11 @@ def run(
             context = _context(plan, source, cache, progress)
             missing = [j for j in plan.jobs if not cache.has("packages", key(context, j))]
             unwritten = {weight_key(context, job): job for job in reversed(missing)}
-            leaders = [job for name, job in unwritten.items() if not cache.has("weights", name)]
-            expected = estimate(plan, missing, leaders)
+            writers = [job for name, job in unwritten.items() if not cache.has("weights", name)]
+            expected = estimate(plan, missing, writers)
             jobs = jobs or expected.workers
             require_room(out, expected, jobs)
-            packages = _make_all(plan, context, cache, missing, leaders, jobs, progress)
+            packages = _make_all(plan, context, cache, missing, writers, jobs, progress)
             return [
                 _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
             ]
@@ -167,13 +167,13 @@ def _make_all(
     context: Context,
     cache: Cache,
     missing: list[Job],
-    leaders: list[Job],
+    writers: list[Job],
     jobs: int,
     progress: Progress,
 ) -> dict[Job, Package]:
-    """Every package: first the leaders, which write weights, then those that share them."""
-    first = [job for job in missing if job in leaders]
-    rest = [job for job in missing if job not in leaders]
+    """Every package: first the weight writers, then those that share what these wrote."""
+    first = [job for job in missing if job in writers]
+    rest = [job for job in missing if job not in writers]
     packages = {j: make(context, cache, j, silent) for j in plan.jobs if j not in missing}
     with progress.stage("Weights", sum(plan.weight_bytes(j) for j in first), "B") as advance:
         packages |= _report(_each(context, cache, first, jobs, advance), progress)

@@ -1,4 +1,4 @@
-"""A Hub repo in outline: what a plan needs, a few hundred kilobytes of a checkpoint of many GB.
+"""The headers of a Hub repo: what a plan needs, a few hundred kilobytes of a checkpoint of many GB.
 
 Configs and tokenizers are fetched; of each weight file only the header, in front of a hole of the
 file's true size. Such a folder opens like any checkpoint, but its weights must not be read.
@@ -18,10 +18,12 @@ from convert.source.snapshot import Snapshot
 FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fifth of that
 
 
-def outline(
+def fetch_headers(
     source: Source, folder: Path, *, endpoint: str | None = None, cache_dir: Path | None = None
 ) -> Snapshot:
-    """Make `folder` an outline of the Hub repo; a file that the cache holds is linked whole.
+    """Fetch configs, tokenizers and weight files' headers of a Hub repo into `folder`.
+
+    A file that the Hub's cache holds is linked whole.
 
     Raises:
         InputError: as `convert.source.download.download`.

@@ -8,7 +8,7 @@ huggingface/swift-coreml-diffusers @ a561fae."""
 from __future__ import annotations
 
 from convert.errors import InputError
-from release.lint.reading import Reading, exists, feature_names, model_inputs
+from release.lint.app_view import AppView, exists, feature_names, model_inputs
 from release.lint.swift import Crash, Undecodable, at, histogram, metadata, schema, shape, strings
 from release.lint.tree import Tree, read, read_json
 
@@ -21,31 +21,31 @@ APPLE, MOCHI, GUERNIKA, DIFFUSERS = (
 SPLIT_EINSUM_MARKER = "Ios16.einsum"
 
 
-def read_all(tree: Tree) -> list[Reading]:
-    """The reading of every app."""
+def read_all(tree: Tree) -> list[AppView]:
+    """The view of every app."""
     return [apple(tree), mochi(tree), guernika(tree), diffusers(tree)]
 
 
-def apple(tree: Tree) -> Reading:
+def apple(tree: Tree) -> AppView:
     """A, StableDiffusionXL+Resources.swift and StableDiffusionXLPipeline.swift.
 
     It opens what its caller calls an SDXL model, at the UNet's size, and reads no metadata.json.
     """
-    reading = Reading(APPLE, is_sdxl=True)
-    _apple_tokenizer(tree, reading)
+    view = AppView(APPLE, is_sdxl=True)
+    _apple_tokenizer(tree, view)
     # Chunks are preferred, if both are there.
     chunks = [f"UnetChunk{i}" for i in (1, 2)]
     unet = chunks if all(exists(tree, c) for c in chunks) else ["Unet"]
     for model in ("TextEncoder2", *unet, "VAEDecoder"):
         if not exists(tree, model):
-            reading.trouble(
+            view.report(
                 "missing-model", f"{model}.mlmodelc", "is missing", "loading the model fails"
             )
     inputs = model_inputs(tree, f"{unet[0]}.mlmodelc")
     time_ids = inputs.get("time_ids", [])
     is_refiner = time_ids[-1:] == [5]
     if not exists(tree, "TextEncoder") and not is_refiner:
-        reading.trouble(
+        view.report(
             "missing-model",
             "TextEncoder.mlmodelc",
             "is missing",
@@ -54,7 +54,7 @@ def apple(tree: Tree) -> Reading:
     if exists(tree, unet[0]):
         for name in ("sample", "time_ids"):  # `inputDescriptionsByName[…]!`, Unet.swift
             if not inputs.get(name):
-                reading.trouble(
+                view.report(
                     "interface",
                     f"{unet[0]}.mlmodelc",
                     f"has no input `{name}`",
@@ -64,7 +64,7 @@ def apple(tree: Tree) -> Reading:
         outputs = feature_names(tree, f"{encoder}.mlmodelc", "outputSchema")
         for name in ("hidden_embeds", "pooled_outputs"):
             if exists(tree, encoder) and name not in outputs:
-                reading.trouble(
+                view.report(
                     "interface",
                     f"{encoder}.mlmodelc",
                     f"has no output `{name}`",
@@ -74,7 +74,7 @@ def apple(tree: Tree) -> Reading:
     for model in (unet[-1], "VAEDecoder"):
         outputs = feature_names(tree, f"{model}.mlmodelc", "outputSchema")
         if len(outputs) > 1:
-            reading.trouble(
+            view.report(
                 "several-outputs",
                 f"{model}.mlmodelc",
                 f"has {len(outputs)} outputs: {', '.join(outputs)}",
@@ -82,29 +82,29 @@ def apple(tree: Tree) -> Reading:
             )
     sample = inputs.get("sample") or []
     if len(sample) == 4:
-        reading.width, reading.height = sample[3] * 8, sample[2] * 8
-    reading.image_to_image = exists(tree, "VAEEncoder")
-    return reading
+        view.width, view.height = sample[3] * 8, sample[2] * 8
+    view.image_to_image = exists(tree, "VAEEncoder")
+    return view
 
 
-def diffusers(tree: Tree) -> Reading:
+def diffusers(tree: Tree) -> AppView:
     """H, PipelineLoader.swift: Apple's package on the folder that its archive's name promises."""
-    reading = apple(tree)
-    reading.app = DIFFUSERS
-    return reading
+    view = apple(tree)
+    view.app = DIFFUSERS
+    return view
 
 
-def mochi(tree: Tree) -> Reading:
+def mochi(tree: Tree) -> AppView:
     """M, Model/SDModel.swift and Support/ModelRepository.swift; it draws with Apple's package."""
-    reading = Reading(MOCHI)
+    view = AppView(MOCHI)
     places = ("Unet", "UnetChunk1", "ControlledUnet", "MultiModalDiffusionTransformer")
     model = next((m for m in places if f"{m}.mlmodelc/metadata.json" in tree.files), None)
     if model is None:
-        reading.listed = False
-        reading.trouble(
+        view.listed = False
+        view.report(
             "missing-model", "Unet.mlmodelc/metadata.json", "is missing", "the model is not listed"
         )
-        return reading
+        return view
     path = f"{model}.mlmodelc/metadata.json"
     try:  # identifyAttentionType
         entries = metadata(tree, f"{model}.mlmodelc")
@@ -112,35 +112,35 @@ def mochi(tree: Tree) -> Reading:
         if len(counts) != 1:
             raise Undecodable(f"{path} is an array of {len(counts)}, not of one")
         is_split = SPLIT_EINSUM_MARKER in counts[0]
-        reading.attention = "split_einsum" if is_split else "original"
+        view.attention = "split_einsum" if is_split else "original"
     except Undecodable as error:
-        reading.listed = False
-        reading.trouble("metadata", path, str(error), "the model is not listed")
-        return reading
+        view.listed = False
+        view.report("metadata", path, str(error), "the model is not listed")
+        return view
     try:  # identifyIfXL
         names = {entry.get("name") for entry in schema(entries[0], path)}
-        reading.is_sdxl = {"time_ids", "text_embeds"} <= names
-        if not reading.is_sdxl:
-            reading.trouble(
+        view.is_sdxl = {"time_ids", "text_embeds"} <= names
+        if not view.is_sdxl:
+            view.report(
                 "interface",
                 path,
                 "the UNet's inputs lack `time_ids` or `text_embeds`",
                 "it is taken for a Stable Diffusion 1.5 model, and loading it fails",
             )
     except Undecodable as error:
-        reading.is_sdxl = False
-        reading.trouble(
+        view.is_sdxl = False
+        view.report(
             "metadata",
             path,
             str(error),
             "it is taken for a Stable Diffusion 1.5 model, and loading it fails",
         )
-    _mochi_size(tree, reading)
-    reading.troubles += [t for t in apple(tree).troubles if t not in reading.troubles]
-    return reading
+    _mochi_size(tree, view)
+    view.messages += [m for m in apple(tree).messages if m not in view.messages]
+    return view
 
 
-def _mochi_size(tree: Tree, reading: Reading) -> None:
+def _mochi_size(tree: Tree, view: AppView) -> None:
     """identifyInputSize: of the VAE encoder's first input, leniently but for the sizes' number."""
     path = "VAEEncoder.mlmodelc/metadata.json"
     try:
@@ -151,34 +151,34 @@ def _mochi_size(tree: Tree, reading: Reading) -> None:
         return  # no size: the user sees 512x512, and no starting image is taken
     try:
         sizes = shape(text)
-        reading.width, reading.height = at(sizes, 3, "its shape"), at(sizes, 2, "its shape")
-        reading.image_to_image = True
+        view.width, view.height = at(sizes, 3, "its shape"), at(sizes, 2, "its shape")
+        view.image_to_image = True
     except Crash as error:
-        reading.listed = False
-        reading.trouble("metadata", path, str(error), "the app ends when it lists its models")
+        view.listed = False
+        view.report("metadata", path, str(error), "the app ends when it lists its models")
 
 
-def guernika(tree: Tree) -> Reading:
+def guernika(tree: Tree) -> AppView:
     """G, GuernikaKit.swift, Modules/*.swift and Utils/CoreMLMetadata.swift."""
-    reading = Reading(GUERNIKA)
+    view = AppView(GUERNIKA)
     if exists(tree, "Unet"):  # unlike Apple's package, one model is preferred
         unet = "Unet"
     elif exists(tree, "UnetChunk1") and exists(tree, "UnetChunk2"):
         unet = "UnetChunk1"
     else:
-        reading.listed = False
-        reading.trouble("missing-model", "Unet.mlmodelc", "is missing", "the model is not listed")
-        return reading
+        view.listed = False
+        view.report("missing-model", "Unet.mlmodelc", "is missing", "the model is not listed")
+        return view
     model = unet
     try:
         counts, inputs, user = _guernika_metadata(tree, unet)
-        reading.attention = "split_einsum" if SPLIT_EINSUM_MARKER in counts else "original"
+        view.attention = "split_einsum" if SPLIT_EINSUM_MARKER in counts else "original"
         for name in ("timestep", "sample"):
             if name not in inputs:
                 raise Crash(f"the UNet has no input `{name}`")
         sample = inputs["sample"]
-        reading.width = at(sample, 3, "the shape of `sample`") * 8
-        reading.height = at(sample, 2, "the shape of `sample`") * 8
+        view.width = at(sample, 3, "the shape of `sample`") * 8
+        view.height = at(sample, 2, "the shape of `sample`") * 8
         if len(inputs.get("encoder_hidden_states", [])) != 4:
             raise Crash("`encoder_hidden_states` of the UNet has not four sizes")
         is_refiner = user.get("requires_aesthetics_score") == "true"
@@ -188,34 +188,32 @@ def guernika(tree: Tree) -> Reading:
         if exists(tree, model) or is_refiner:
             if "z" not in _guernika_metadata(tree, model)[1]:
                 raise Crash("its input is not called `z`")
-            reading.image_to_image = True
+            view.image_to_image = True
         encoders = ["TextEncoder2"] if is_refiner else ["TextEncoder"]
         if exists(tree, "TextEncoder2") and not is_refiner:
             encoders.append("TextEncoder2")
-        reading.is_sdxl = "TextEncoder2" in encoders
+        view.is_sdxl = "TextEncoder2" in encoders
         for model in encoders:
             _guernika_metadata(tree, model)
             outputs = feature_names(tree, f"{model}.mlmodelc", "outputSchema")
             for name in ("pooled_outputs", "last_hidden_state"):  # `featureValue(for:)!`
                 if name not in outputs:
-                    reading.trouble(
+                    view.report(
                         "guernika-names",
                         f"{model}.mlmodelc",
                         f"has no output `{name}`",
                         "the app ends when an image is made",
                     )
     except Undecodable as error:
-        reading.listed = False
+        view.listed = False
         rule = "metadata" if exists(tree, model) else "missing-model"
         file = f"{model}.mlmodelc/metadata.json"
-        reading.trouble(rule, file, str(error), "the model is not listed")
+        view.report(rule, file, str(error), "the model is not listed")
     except Crash as error:
-        reading.listed = False
+        view.listed = False
         rule = "guernika-names" if "`z`" in str(error) else "interface"
-        reading.trouble(
-            rule, f"{model}.mlmodelc", str(error), "the app ends when it lists its models"
-        )
-    return reading
+        view.report(rule, f"{model}.mlmodelc", str(error), "the app ends when it lists its models")
+    return view
 
 
 def _guernika_metadata(
@@ -237,26 +235,26 @@ def _guernika_metadata(
     return decoded[0]
 
 
-def _apple_tokenizer(tree: Tree, reading: Reading) -> None:
+def _apple_tokenizer(tree: Tree, view: AppView) -> None:
     """A, BPETokenizer+Reading.swift; Guernika's is a copy of it."""
     try:
         vocab = read_json(tree, "vocab.json")
         if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
             raise ValueError
     except OSError:
-        reading.trouble("tokenizer", "vocab.json", "is missing", "the app ends when it loads it")
+        view.report("tokenizer", "vocab.json", "is missing", "the app ends when it loads it")
     except (ValueError, InputError):
-        reading.trouble(
+        view.report(
             "tokenizer", "vocab.json", "is no object of numbers", "the app ends when it loads it"
         )
     try:
         merges = read(tree, "merges.txt")
     except OSError:
-        reading.trouble("tokenizer", "merges.txt", "is missing", "loading the model fails")
+        view.report("tokenizer", "merges.txt", "is missing", "loading the model fails")
         return
     *lines, rest = merges.split(b"\n")
     if rest:
-        reading.trouble(
+        view.report(
             "merges-newline",
             "merges.txt",
             "does not end in a newline",
@@ -265,7 +263,7 @@ def _apple_tokenizer(tree: Tree, reading: Reading) -> None:
         )
     for number, line in enumerate(lines, 1):
         if line and not line.startswith(b"#") and len(line.split()) != 2:
-            reading.trouble(
+            view.report(
                 "tokenizer", "merges.txt", f"line {number} is no pair", "loading the model fails"
             )
             return

@@ -9,9 +9,9 @@ from typing import Any
 from convert.errors import InputError
 from convert.files.documents import Document, FileFacts, checked
 from release.lint import apps
+from release.lint.app_view import exists
 from release.lint.compiled import completeness, disagreements
 from release.lint.interface import mismatches
-from release.lint.reading import exists
 from release.lint.rules import Finding
 from release.lint.swift import Undecodable, metadata
 from release.lint.tree import Tree, digest, read, read_json

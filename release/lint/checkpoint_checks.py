@@ -14,7 +14,7 @@ from convert.errors import InputError
 from convert.latents import SCALING_FACTOR
 from convert.plan.notices import APPLES
 from release.lint import apps
-from release.lint.reading import exists
+from release.lint.app_view import exists
 from release.lint.rules import Finding
 from release.lint.swift import Undecodable, metadata, strings
 from release.lint.tree import Tree, read_json

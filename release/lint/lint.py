@@ -15,9 +15,9 @@ from convert.files.disk import digest_file
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing
 from release.lint import apps
+from release.lint.app_view import AppView
 from release.lint.bundle_checks import layout, models, provenance, tokenizer
 from release.lint.checkpoint_checks import expectations
-from release.lint.reading import Reading
 from release.lint.rules import Finding, Severity
 from release.lint.tree import FolderTree, Tree, ZipTree
 from release.pack.archive import Joined
@@ -31,7 +31,7 @@ class Lint:
 
     name: str
     findings: tuple[Finding, ...]
-    readings: tuple[Reading, ...] = ()
+    views: tuple[AppView, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -53,7 +53,7 @@ class Lint:
                     "size": r.size,
                     "image_to_image": r.image_to_image,
                 }
-                for r in self.readings
+                for r in self.views
             ],
         }
 
@@ -64,11 +64,11 @@ def lint_bundle(tree: Tree, *, digests: bool = True) -> Lint:
     Args:
         digests: also read every file and compare with its manifest; else sizes only.
     """
-    readings = apps.read_all(tree)
+    views = apps.read_all(tree)
     found = [*layout(tree), *models(tree), *provenance(tree, digests), *tokenizer(tree)]
     found += expectations(tree)
-    found += _as_apps_see_it(readings)
-    return Lint(tree.name, tuple(_once(found)), tuple(readings))
+    found += _as_apps_see_it(views)
+    return Lint(tree.name, tuple(_once(found)), tuple(views))
 
 
 def lint_archive(path: Path, *, digests: bool = True, parts: Sequence[Path] = ()) -> Lint:
@@ -103,7 +103,7 @@ def lint_archive(path: Path, *, digests: bool = True, parts: Sequence[Path] = ()
             )  # fmt: skip
         prefix = f"{tops[0]}/" if len(tops) == 1 and all("/" in name for name in names) else ""
         inner = lint_bundle(ZipTree(archive, prefix), digests=digests)
-    return Lint(path.name, (*found, *inner.findings), inner.readings)
+    return Lint(path.name, (*found, *inner.findings), inner.views)
 
 
 def lint_release(folder: Path, *, digests: bool = True) -> list[Lint]:
@@ -167,7 +167,7 @@ def _lint_artifact(path: Path) -> Lint:
         "note", "artifact", path.name, "holds packages, which no app loads",
         "what is judged is the bundle that `pack` makes of it",
     )  # fmt: skip
-    return Lint(result.name, (*result.findings, note), result.readings)
+    return Lint(result.name, (*result.findings, note), result.views)
 
 
 def _is_artifact(path: Path) -> bool:
@@ -178,12 +178,12 @@ def _is_artifact(path: Path) -> bool:
     return bool(files) and all(str(f).endswith(".mlpackage") for f in files)
 
 
-def _as_apps_see_it(readings: Iterable[Reading]) -> Iterator[Finding]:
-    """The apps' troubles, one finding for those that several share."""
+def _as_apps_see_it(views: Iterable[AppView]) -> Iterator[Finding]:
+    """The apps' messages, one finding for those that several share."""
     merged: dict[tuple[str, str, str, str], list[str]] = {}
-    for reading in readings:
-        for t in reading.troubles:
-            merged.setdefault((t.rule, t.file, t.problem, t.effect), []).append(reading.app)
+    for view in views:
+        for m in view.messages:
+            merged.setdefault((m.rule, m.file, m.problem, m.effect), []).append(view.app)
     for (rule, file, problem, effect), names in merged.items():
         severity: Severity = "warning" if names == [apps.GUERNIKA] else "error"
         yield Finding(severity, rule, file, problem, effect, tuple(names))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from release.lint.app_view import AppView
 from release.lint.lint import Lint
-from release.lint.reading import Reading
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 
@@ -15,11 +15,9 @@ def lint_text(results: Sequence[Lint]) -> str:
     lines = []
     for result in results:
         lines.append(result.name)
-        width = max((len(r.app) for r in result.readings), default=0)
-        for reading in result.readings:
-            lines.append(
-                f"  {'✓' if reading.works else '✗'} {reading.app:<{width}}  {seen(reading)}"
-            )
+        width = max((len(r.app) for r in result.views), default=0)
+        for view in result.views:
+            lines.append(f"  {'✓' if view.works else '✗'} {view.app:<{width}}  {seen(view)}")
         for finding in result.findings:
             apps = f" ({', '.join(finding.apps)})" if finding.apps else ""
             lines.append(
@@ -34,13 +32,13 @@ def lint_text(results: Sequence[Lint]) -> str:
     return "\n".join(lines)
 
 
-def seen(reading: Reading) -> str:
+def seen(view: AppView) -> str:
     """What an app concludes, in a line."""
-    if not reading.listed:
+    if not view.listed:
         return "does not list it"
-    kind = {True: "SDXL", False: "not SDXL", None: None}[reading.is_sdxl]
-    images = "image-to-image" if reading.image_to_image else "no image-to-image"
-    size = reading.size or "size unknown"
-    parts = [kind, reading.attention, size, images]
+    kind = {True: "SDXL", False: "not SDXL", None: None}[view.is_sdxl]
+    images = "image-to-image" if view.image_to_image else "no image-to-image"
+    size = view.size or "size unknown"
+    parts = [kind, view.attention, size, images]
     text = ", ".join(part for part in parts if part)
-    return text if reading.works else f"{text}; does not work"
+    return text if view.works else f"{text}; does not work"

@@ -141,13 +141,13 @@ def show_plan(
 
     from convert.plan.plan import make_plan, wanted_artifacts
     from convert.plan.text import plan_document, plan_table
-    from convert.source.headers import outline
+    from convert.source.headers import fetch_headers
 
     wanted_artifacts(recipe, only)
     wanted = wanted_source(recipe, source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
         if wanted.kind == "repo":
-            snapshot = outline(wanted, Path(folder))
+            snapshot = fetch_headers(wanted, Path(folder))
         else:
             snapshot = fetch(wanted, terminal)
         plan = make_plan(recipe, open_snapshot(snapshot), only=only)

@@ -54,13 +54,13 @@ def test_every_command_has_help_with_an_example(command: Run, name: str) -> None
 
 
 def test_plan_needs_no_weights_and_speaks_json(command: Run, toy: Path, tmp_path: Path) -> None:
-    outline = Path(shutil.copytree(toy, tmp_path / "outline"))
-    for file in outline.rglob("*.safetensors"):
+    headers = Path(shutil.copytree(toy, tmp_path / "headers"))
+    for file in headers.rglob("*.safetensors"):
         size = file.stat().st_size
         header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
         os.truncate(file, header)
         os.truncate(file, size)  # all weights are now a hole
-    code, out, _ = command("plan", "toy", "--source", outline, "--json")
+    code, out, _ = command("plan", "toy", "--source", headers, "--json")
     plan = json.loads(out)
     assert code == 0
     assert [a["artifact"] for a in plan["artifacts"]] == [

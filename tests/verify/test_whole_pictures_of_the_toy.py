@@ -17,7 +17,7 @@ from convert.values import Resolution
 from verify.judge.image_metrics import compare_images
 from verify.judge.metrics import compare
 from verify.levels.generation import Candidate
-from verify.levels.sanity import degenerate
+from verify.levels.sanity import find_flaw
 from verify.runtime.runtimes import TorchRuntime
 from verify.sampling.pipeline import network, packages
 from verify.sampling.sampling import replay, settings_for, trace_all
@@ -67,7 +67,7 @@ def test_an_fp16_artifact_makes_the_same_pictures(
         picture = replay(candidate.pipeline(trace.settings), trace)
         cosine = compare(trace.picture.latents[-1], picture.latents[-1]).cosine
         psnr = compare_images(trace.picture.image, picture.image).psnr_db
-        found[trace.settings.case] = cosine, psnr, degenerate(picture.image)
+        found[trace.settings.case] = cosine, psnr, find_flaw(picture.image)
     assert len(found) == 2 * len(PROMPTS)
     for case, (cosine, psnr, flaw) in found.items():
         assert cosine >= 0.999, (case, found)

@@ -11,7 +11,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError, nearest
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing, read_object, shown
-from convert.run.manifest import Asked
+from convert.run.manifest import CompressionRequest
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
 from verify.artifact.folder import MANIFEST, SUFFIXES, models_by_component
 from verify.artifact.graph import infer_component
@@ -34,7 +34,7 @@ class Artifact:
     components: Mapping[str, str] = field(default_factory=dict)  # and their files
     files: Mapping[str, Any] = field(default_factory=dict)  # size and sha256 by path
     pipeline: Mapping[str, Any] = field(default_factory=dict)  # of `convert.checkpoint.pipeline`
-    asked: Mapping[str, Asked] = field(default_factory=dict)  # by component
+    asked: Mapping[str, CompressionRequest] = field(default_factory=dict)  # by component
     problems: tuple[str, ...] = ()  # with the manifest
 
     @property
@@ -135,14 +135,16 @@ def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     return values, []
 
 
-def _asked(values: Any, components: Collection[str], problems: list[str]) -> dict[str, Asked]:
+def _asked(
+    values: Any, components: Collection[str], problems: list[str]
+) -> dict[str, CompressionRequest]:
     """What was asked of each component's weights beside the artifact's bits."""
     found = {}
     for component in components:
         facts = values.get(component) if isinstance(values, dict) else None
         asked = facts.get("asked", {}) if isinstance(facts, dict) else {}
         try:
-            found[component] = checked(Asked, asked, f"compression.{component}.asked")
+            found[component] = checked(CompressionRequest, asked, f"compression.{component}.asked")
         except InputError as error:
             problems.append(f"{error.where}: {error.problem}")
     return found

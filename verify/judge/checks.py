@@ -32,7 +32,7 @@ class Check:
     metrics: Metrics | None = None
     fp16: Metrics | None = None  # of PyTorch float16 on the same inputs: the noise floor
     fp16_error_ratio: float | None = None  # our error over the noise floor
-    likeness: ImageMetrics | None = None  # of pictures
+    similarity: ImageMetrics | None = None  # of pictures
     message: str = ""  # what was found; never empty unless the verdict is pass
 
 

@@ -19,7 +19,7 @@ from verify.judge.checks import PIPELINE, Check
 from verify.judge.image_metrics import ImageMetrics, compare_images
 from verify.judge.metrics import Metrics, compare
 from verify.judge.rules import Rules
-from verify.levels.sanity import degenerate
+from verify.levels.sanity import find_flaw
 from verify.sampling.pipeline import Network, build_pipeline
 from verify.sampling.sampling import Settings, Trace, replay, to_uint8
 
@@ -47,7 +47,7 @@ class Generation:
     trajectory: tuple[Step, ...]
     latents: Metrics  # of the last step
     image: Metrics  # of the pictures' values in 0…1
-    likeness: ImageMetrics
+    similarity: ImageMetrics
 
 
 class Candidate:
@@ -119,7 +119,7 @@ def generate(
         trajectory=tuple(steps),
         latents=compare(reference.latents[-1], found.latents[-1]),
         image=compare(reference.image, found.image),
-        likeness=compare_images(reference.image, found.image),
+        similarity=compare_images(reference.image, found.image),
     )
     return made, found.image
 
@@ -127,12 +127,12 @@ def generate(
 def check_generation(made: Generation, rules: Rules) -> list[Check]:
     """Judge the final latents and the picture; SNR of every step is recorded in the report."""
     checks = []
-    for output, metrics, likeness in (
+    for output, metrics, similarity in (
         ("latents", made.latents, None),
-        ("image", made.image, made.likeness),
+        ("image", made.image, made.similarity),
     ):
         values = metrics.to_json() | {"problem": metrics.problem}
-        values |= likeness.to_json() if likeness else {}
+        values |= similarity.to_json() if similarity else {}
         judged = rules.judge("generation", PIPELINE, values, output=output)
         checks.append(
             Check(
@@ -141,7 +141,7 @@ def check_generation(made: Generation, rules: Rules) -> list[Check]:
                 case=made.settings.case,
                 output=output,
                 metrics=metrics,
-                likeness=likeness,
+                similarity=similarity,
                 gate=judged.gate,
                 verdict=judged.verdict,
                 message=judged.message,
@@ -153,7 +153,7 @@ def check_generation(made: Generation, rules: Rules) -> list[Check]:
 def check_sanity(trace: Trace, image: np.ndarray) -> Check:
     """Judge whether the artifact's picture is one; where the reference's is none, nobody can."""
     check = Check("sanity", PIPELINE, trace.settings.case, SANE, "pass", output="image")
-    flaw, excuse = degenerate(image), degenerate(trace.picture.image)
+    flaw, excuse = find_flaw(image), find_flaw(trace.picture.image)
     if flaw and (excuse is None or flaw.kind != excuse.kind or flaw.kind == "not finite"):
         return replace(check, verdict="fail", message=f"the picture: {flaw}")
     if excuse:

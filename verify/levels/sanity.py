@@ -37,7 +37,7 @@ class Flaw:
         return self.text
 
 
-def degenerate(image: np.ndarray) -> Flaw | None:
+def find_flaw(image: np.ndarray) -> Flaw | None:
     """What is wrong with a picture, or None.
 
     Args:

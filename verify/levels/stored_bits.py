@@ -15,7 +15,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
-from convert.run.manifest import Asked
+from convert.run.manifest import CompressionRequest
 from convert.weights.compress import BLOCK, PALETTES, SMALLEST
 from verify.artifact.graph import decoder_parts
 from verify.artifact.stored import LOSSLESS, compressed_names
@@ -48,7 +48,7 @@ PLAIN = Form("float16")
 
 
 def deviations(
-    program: Program, component: str, source: Checkpoint, bits: str, asked: Asked
+    program: Program, component: str, source: Checkpoint, bits: str, asked: CompressionRequest
 ) -> Iterator[str]:
     """What is stored in another way than the rule has it, a sentence each.
 
@@ -67,7 +67,7 @@ def deviations(
             if name not in known:
                 yield f"{name} is compressed, which is no weight of the checkpoint's"
     if bits == "16":
-        asked = Asked()
+        asked = CompressionRequest()
     wanted = asked.bits or (bits if COMPONENTS[component].is_compressed else "16")
     mixed = wanted.startswith("mixed-")
     for name, tensor in tensors.items():

@@ -16,7 +16,7 @@ from convert.files.disk import digest_file
 from convert.files.documents import is_local
 from convert.files.json_files import FileMissing, decode, read_bytes, read_object, shown
 from convert.latents import SCALING_FACTOR
-from convert.run.manifest import Asked
+from convert.run.manifest import CompressionRequest
 from convert.tokenizer.app import app_files
 from convert.values import FORMATS, Format, Resolution
 from verify.artifact.artifact import Artifact
@@ -149,7 +149,7 @@ def check_package(
     *,
     resolution: Resolution | None = None,
     claims: Mapping[str, str] | None = None,
-    asked: Asked | None = None,
+    asked: CompressionRequest | None = None,
 ) -> Iterator[Check]:
     """One package.
 
@@ -201,7 +201,7 @@ def check_package(
         gate = f"apps scale by {SCALING_FACTOR}"
         yield _verdict(component, "scaling_factor", gate, problem, found or "")
     yield _verdict(component, "weights", "readable and finite", _weights(program))
-    yield _bits(program, component, source, claims.get("bits"), asked or Asked())
+    yield _bits(program, component, source, claims.get("bits"), asked or CompressionRequest())
 
 
 def _verdict(component: str, case: str, gate: str, problem: str, found: str = "") -> Check:
@@ -298,7 +298,11 @@ def _weights(program: Program) -> str:
 
 
 def _bits(
-    program: Program, component: str, source: Checkpoint, claimed: str | None, asked: Asked
+    program: Program,
+    component: str,
+    source: Checkpoint,
+    claimed: str | None,
+    asked: CompressionRequest,
 ) -> Check:
     weights = count_weights(program)
     total = weights.elements

@@ -44,8 +44,8 @@ def bless(reports: Sequence[Report], reason: str) -> dict[str, Any]:
     """The results as a baseline.
 
     Raises:
-        InputError: there is no reason, or the results are degenerate: they did not pass, something
-            is not finite or all zeros, or no outputs were compared.
+        InputError: there is no reason, or the results cannot be a baseline: they did not pass,
+            something is not finite or all zeros, or no outputs were compared.
     """
     if not reason.strip():
         raise InputError("a baseline needs a reason", hint="Say why these results are right.")

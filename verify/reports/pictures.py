@@ -64,7 +64,7 @@ def generation_json(made: Generation) -> dict[str, Any]:
             for step in made.trajectory
         ],
         "latents_cosine": json_number(made.latents.cosine),
-        **made.likeness.to_json(),
+        **made.similarity.to_json(),
     }
 
 

@@ -74,8 +74,8 @@ def _check(check: Check) -> dict[str, Any]:
         metrics["fp16_nrmse"] = None if fp16 is None else json_number(fp16.nrmse)
         ratio = check.fp16_error_ratio
         metrics["fp16_error_ratio"] = None if ratio is None else json_number(ratio)
-        if check.likeness is not None:
-            metrics |= check.likeness.to_json()
+        if check.similarity is not None:
+            metrics |= check.similarity.to_json()
     return {
         "level": check.level,
         "component": check.component,

@@ -61,7 +61,7 @@ def test_a_killed_worker_is_an_error_not_a_hang() -> None:
 
 @dataclass
 class Large:
-    """More than a pipe holds, as a checkpoint's outline is; may kill whoever unpickles it."""
+    """More than a pipe holds, as the headers of a checkpoint are; may kill whoever unpickles it."""
 
     signal: int = 0
     content: bytes = bytes(1 << 20)

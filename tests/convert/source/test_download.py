@@ -14,7 +14,7 @@ from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.source import select as repo_files
 from convert.source.download import Snapshot, Source, download, parse_source
-from convert.source.headers import outline
+from convert.source.headers import fetch_headers
 from convert.source.hub import FileProgress
 from convert.source.snapshot import RECORD
 from tests.support.hub_server import TOKENIZER, HubServer, sdxl_repo
@@ -512,11 +512,11 @@ def test_local_single_file(tmp_path: Path) -> None:
         download(parse_source(str(write(tmp_path, {"model.ckpt": b""}) / "model.ckpt")))
 
 
-def test_an_outline_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:
     files = {str(p.relative_to(toy)): p.read_bytes() for p in toy.rglob("*") if p.is_file()}
     hub.push("me/toy", files)
     source = parse_source("me/toy")
-    snapshot = outline(source, tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    snapshot = fetch_headers(source, tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache")
     assert hub.bytes_sent() < sum(map(len, files.values())) // 2
     recipe = parse_recipe('name = "t"\n[source]\nrepo = "me/toy"\n', where="test")
     plan = make_plan(recipe, open_checkpoint(snapshot.path))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from convert.errors import InputError
+from release.lint.app_view import AppView
 from release.lint.apps import APPLE, DIFFUSERS, GUERNIKA, MOCHI
 from release.lint.lint import Lint, lint, lint_archive, lint_bundle
-from release.lint.reading import Reading
 from release.lint.rules import Finding
 from release.lint.tree import FolderTree
 from release.pack.archive import write_archive
@@ -46,8 +46,8 @@ def found(result: Lint, rule: str) -> Finding:
     return findings[0]
 
 
-def reading(result: Lint, app: str) -> Reading:
-    return next(r for r in result.readings if r.app == app)
+def view(result: Lint, app: str) -> AppView:
+    return next(r for r in result.views if r.app == app)
 
 
 def spoilt(bundle: Path) -> Lint:
@@ -58,18 +58,18 @@ def test_every_app_reads_our_bundle_right(base_bundle: Path) -> None:
     (result,) = lint(base_bundle)
     assert result.findings == ()
     for app in (APPLE, MOCHI, GUERNIKA, DIFFUSERS):
-        one = reading(result, app)
+        one = view(result, app)
         assert one.works, one
         assert (one.is_sdxl, one.size, one.image_to_image) == (True, "64x96", True)
-    assert reading(result, MOCHI).attention == "split_einsum"
-    assert reading(result, GUERNIKA).attention == "split_einsum"
+    assert view(result, MOCHI).attention == "split_einsum"
+    assert view(result, GUERNIKA).attention == "split_einsum"
 
 
 def test_an_artifact_is_judged_as_the_bundle_it_would_make(base_artifact: Path) -> None:
     before = sorted(base_artifact.parent.iterdir())
     (result,) = lint(base_artifact)
     assert [f.rule for f in result.findings] == ["unverified", "artifact"]
-    assert all(r.works for r in result.readings)
+    assert all(r.works for r in result.views)
     assert sorted(base_artifact.parent.iterdir()) == before
 
 
@@ -89,7 +89,7 @@ def test_apples_form_ends_guernika_and_only_guernika(base_artifact: Path, tmp_pa
     ]
     finding = found(result, "guernika-names")
     assert (finding.apps, finding.effect) == ((GUERNIKA,), "the app ends when it lists its models")
-    assert all(r.works for r in result.readings if r.app != GUERNIKA)
+    assert all(r.works for r in result.views if r.app != GUERNIKA)
 
 
 def drop_newline(bundle: Path) -> None:
@@ -261,18 +261,18 @@ def test_broken_bundles_are_explained(
 def test_what_mochi_makes_of_a_schema_that_is_not_all_strings(bundle: Path) -> None:
     """Source wins over the summary: the model is listed, but as Stable Diffusion 1.5."""
     number_in_schema(bundle)
-    mochi = reading(spoilt(bundle), MOCHI)
+    mochi = view(spoilt(bundle), MOCHI)
     assert (mochi.listed, mochi.is_sdxl, mochi.works) == (True, False, False)
-    assert reading(spoilt(bundle), GUERNIKA).works  # it decodes only the keys it uses
+    assert view(spoilt(bundle), GUERNIKA).works  # it decodes only the keys it uses
 
 
 def test_without_a_vae_encoder_mochi_knows_no_size(bundle: Path) -> None:
     remove_encoder(bundle)
     result = spoilt(bundle)
-    assert (reading(result, MOCHI).size, reading(result, MOCHI).image_to_image) == (None, False)
-    assert reading(result, GUERNIKA).size == "64x96"
-    assert not reading(result, APPLE).image_to_image
-    assert reading(result, APPLE).works
+    assert (view(result, MOCHI).size, view(result, MOCHI).image_to_image) == (None, False)
+    assert view(result, GUERNIKA).size == "64x96"
+    assert not view(result, APPLE).image_to_image
+    assert view(result, APPLE).works
 
 
 def test_another_folder_name_is_told(bundle: Path) -> None:
@@ -294,7 +294,7 @@ def test_archives_are_read_without_unpacking(bundle: Path, tmp_path: Path) -> No
     write_archive(bundle, archive)
     result = lint_archive(archive)
     assert result.findings == ()
-    assert all(r.works and r.size == "64x96" for r in result.readings)
+    assert all(r.works and r.size == "64x96" for r in result.views)
 
 
 def test_an_archive_under_another_name_is_not_found_by_its_apps(

@@ -86,7 +86,7 @@ def test_unzip_gives_the_bundle_back(base_release: Path, tmp_path: Path) -> None
     subprocess.run(command, check=True)
     (result,) = lint(tmp_path / NAME)
     assert result.findings == ()
-    assert all(reading.works for reading in result.readings)
+    assert all(view.works for view in result.views)
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum on this system")
@@ -175,7 +175,7 @@ def test_parts_join_to_the_archive(out: Path, base_release: Path, tmp_path: Path
     (folder / "README.md").write_text("# A card")
     results = lint(folder)
     assert [(r.name, r.findings) for r in results] == [("release", ()), (f"{NAME}.zip", ())]
-    assert all(reading.works for reading in results[1].readings)
+    assert all(view.works for view in results[1].views)
     assert pack([out / NAME], folder, split=size).fresh == ()
     # Without parts again: they go, the archive comes.
     assert pack([out / NAME], folder).fresh == (NAME,)

@@ -30,7 +30,7 @@ def test_equal_pictures_are_infinitely_near() -> None:
     assert found.to_json() == {"psnr_db": "inf", "ssim": 1.0}
 
 
-def test_what_is_not_finite_has_no_likeness() -> None:
+def test_what_is_not_finite_has_no_similarity() -> None:
     broken = picture()
     broken[3, 4, 1] = np.nan
     found = compare_images(picture(), broken)

@@ -56,9 +56,9 @@ def test_a_good_artifact_makes_the_references_pictures(pictured: Results) -> Non
     assert cases == {"euler_a text-to-image 1", "euler_a image-to-image 1"}
     for made in pictured.generations:
         assert made.latents.cosine > 0.999
-        assert made.likeness.psnr_db > 35
-        assert made.likeness.ssim is not None
-        assert made.likeness.ssim > 0.99
+        assert made.similarity.psnr_db > 35
+        assert made.similarity.ssim is not None
+        assert made.similarity.ssim > 0.99
         assert all(step.noise_pred.snr_db > 45 for step in made.trajectory)
     text, image = pictured.generations
     assert len(text.trajectory) == 5

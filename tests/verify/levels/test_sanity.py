@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from convert.values import Resolution
-from verify.levels.sanity import degenerate
+from verify.levels.sanity import find_flaw
 from verify.sampling.sampling import start_image
 
 SIZE = 128
@@ -68,7 +68,7 @@ HEALTHY: dict[str, Callable[[], np.ndarray]] = {
     "a gradient": lambda: np.repeat(grid()[0][..., None], 3, axis=2),
     "the start image": lambda: start_image(Resolution(SIZE, SIZE)) / 255,
 }
-DEGENERATE: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
+FLAWED: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
     "NaN": ("not finite", half_broken),
     "infinity": ("not finite", lambda: np.full((SIZE, SIZE, 3), np.inf)),
     "black": ("black", lambda: np.zeros((SIZE, SIZE, 3))),
@@ -83,14 +83,14 @@ DEGENERATE: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_picture_is_one(name: str) -> None:
-    flaw = degenerate(HEALTHY[name]())
+    flaw = find_flaw(HEALTHY[name]())
     assert flaw is None, str(flaw)
 
 
-@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("name", FLAWED)
 def test_what_is_no_picture_is_named(name: str) -> None:
-    kind, make = DEGENERATE[name]
-    flaw = degenerate(make())
+    kind, make = FLAWED[name]
+    flaw = find_flaw(make())
     assert flaw is not None
     assert flaw.kind == kind
     assert str(flaw)

@@ -19,7 +19,7 @@ from convert.networks.build import build_network
 from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest, serialise
 from convert.plan.plan import Job, make_plan
 from convert.recipe.recipe import Recipe, parse_recipe
-from convert.run.manifest import Asked, AskedOfTensor
+from convert.run.manifest import CompressionRequest, TensorRequest
 from convert.run.run import run
 from convert.source.download import Snapshot
 from convert.values import FORMATS, Bits, Resolution
@@ -102,7 +102,7 @@ def formats_of(
     for artifact in plan.artifacts:
         for component, job in artifact.jobs.items():
             own = getattr(recipe.compress.components, component)
-            asked = Asked(bits=own, group_size=recipe.compress.group_size)
+            asked = CompressionRequest(bits=own, group_size=recipe.compress.group_size)
             bits = artifact.artifact.bits
             wrong = list(deviations(programs[job], component, checkpoint, bits, asked))
             assert not wrong, (job, wrong)
@@ -258,12 +258,12 @@ def test_what_strays_from_the_rule_is_found(even: Checkpoint, case: str, tmp_pat
     ).jobs
     right = program_of(tmp_path / "right.mlpackage", even, job)
     if bits != "16":
-        assert not list(deviations(right, component, even, bits, Asked()))
+        assert not list(deviations(right, component, even, bits, CompressionRequest()))
     methods: dict[str, Method | None] = dict(job.compression.methods)
     change(methods)
     wrong = replace(job, compression=Compression.of(methods))
     program = program_of(tmp_path / "wrong.mlpackage", even, wrong)
-    found = list(deviations(program, component, even, bits, Asked()))
+    found = list(deviations(program, component, even, bits, CompressionRequest()))
     assert any(says in text for text in found), found
 
 
@@ -275,9 +275,9 @@ def test_bits_of_its_own_are_those_that_were_asked(even: Checkpoint, tmp_path: P
     )
     (job,) = make_plan(recipe, even, components=["text_encoder_2"]).jobs
     program = program_of(tmp_path / "a.mlpackage", even, job)
-    own = Asked(tensors={TEXT: AskedOfTensor(bits=Bits("int4"))})
+    own = CompressionRequest(tensors={TEXT: TensorRequest(bits=Bits("int4"))})
     assert not list(deviations(program, "text_encoder_2", even, "6", own))
-    assert list(deviations(program, "text_encoder_2", even, "6", Asked()))
+    assert list(deviations(program, "text_encoder_2", even, "6", CompressionRequest()))
     assert list(deviations(program, "text_encoder_2", even, "16", own))
 
 

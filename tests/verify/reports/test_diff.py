@@ -196,7 +196,7 @@ def test_a_baseline_edited_by_hand_is_refused(report: Report, tmp_path: Path) ->
         read_baseline(file)
 
 
-DEGENERATE: dict[str, Callable[[Report], Any]] = {
+UNFIT: dict[str, Callable[[Report], Any]] = {
     "failed": lambda c: c.update(verdict="fail", message="bad"),
     "indeterminate": lambda c: c.update(verdict="indeterminate", message="unknown"),
     "not finite": lambda c: c["metrics"].update(finite=False),
@@ -205,10 +205,10 @@ DEGENERATE: dict[str, Callable[[Report], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("name", UNFIT)
 def test_degenerate_results_are_refused(name: str, report: Report) -> None:
     with pytest.raises(InputError, match="unet"):
-        bless([edited(report, DEGENERATE[name])], "a reason")
+        bless([edited(report, UNFIT[name])], "a reason")
 
 
 def test_results_without_numbers_or_without_a_reason_are_refused(report: Report) -> None:

@@ -9,7 +9,7 @@ from release.lint.tree import Tree
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Message:
     """Why an app does not use a bundle as it should: the rule, the file and what its user sees."""
 
     rule: str
@@ -19,7 +19,7 @@ class Trouble:
 
 
 @dataclass
-class Reading:
+class AppView:
     """What one app concludes. None: it does not ask, or does not get so far."""
 
     app: str
@@ -29,19 +29,19 @@ class Reading:
     width: int | None = None
     height: int | None = None
     image_to_image: bool = False
-    troubles: list[Trouble] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
 
     @property
     def works(self) -> bool:
         """Whether its user gets images."""
-        return self.listed and not self.troubles
+        return self.listed and not self.messages
 
     @property
     def size(self) -> str | None:
         """Width × height in pixels, as in 832x1216."""
         return f"{self.width}x{self.height}" if self.width and self.height else None
 
-    def trouble(self, rule: str, file: str, problem: str, effect: str) -> None:
+    def report(self, rule: str, file: str, problem: str, effect: str) -> None:
         """Add one.
 
         Args:
@@ -50,7 +50,7 @@ class Reading:
             problem: what is wrong with the file.
             effect: what the app does then.
         """
-        self.troubles.append(Trouble(rule, file, problem, effect))
+        self.messages.append(Message(rule, file, problem, effect))
 
 
 def exists(tree: Tree, model: str) -> bool:
