@@ -19,6 +19,27 @@ Kind = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 @dataclass(frozen=True)
+class Subfolder:
+    """A folder of a checkpoint in diffusers' layout that holds a network."""
+
+    classes: tuple[str, ...]  # as its config.json may call it; the last is SDXL's
+    library: Literal["diffusers", "transformers"] = "diffusers"  # which loads it
+    is_optional: bool = False
+
+
+SUBFOLDERS = {
+    "unet": Subfolder(("UNet2DConditionModel",)),
+    "vae": Subfolder(("AutoencoderKL",)),
+    "text_encoder": Subfolder(
+        ("CLIPTextModel", "CLIPTextModelWithProjection"),
+        library="transformers",
+        is_optional=True,  # a refiner has none
+    ),
+    "text_encoder_2": Subfolder(("CLIPTextModelWithProjection",), library="transformers"),
+}
+
+
+@dataclass(frozen=True)
 class Feature:
     """An input or output. A size that is a name depends on a config or on the resolution.
 
@@ -34,8 +55,9 @@ class Feature:
 class Component:
     """One model of an artifact, and all that does not depend on the checkpoint."""
 
-    kind: Kind  # which network and which reference it is
-    part: str  # the checkpoint's folder
+    kind: Kind  # which reference it is, and which recorded inputs it gets
+    network: str  # the function in `convert.networks` that builds it: `module:name`
+    part: str  # its folder, of `SUBFOLDERS`
     file: str  # the model's name in a bundle, without suffix
     label: str  # for people
     short: str  # the same where there is no room
@@ -76,6 +98,7 @@ _POOLED = "The version of the `last_hidden_state` output after pooling"
 COMPONENTS: dict[str, Component] = {
     "text_encoder": Component(
         kind="text_encoder",
+        network="clip:text_encoder",
         part="text_encoder",
         file="TextEncoder",
         label="Text encoder",
@@ -85,6 +108,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "text_encoder_2": Component(
         kind="text_encoder",
+        network="clip:text_encoder",
         part="text_encoder_2",
         file="TextEncoder2",
         label="Text encoder 2",
@@ -95,6 +119,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "unet": Component(
         kind="unet",
+        network="unet:unet",
         part="unet",
         file="Unet",
         label="UNet",
@@ -137,6 +162,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "vae_decoder": Component(
         kind="vae_decoder",
+        network="vae:vae_decoder",
         part="vae",
         file="VAEDecoder",
         label="VAE decoder",
@@ -159,6 +185,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "vae_encoder": Component(
         kind="vae_encoder",
+        network="vae:vae_encoder",
         part="vae",
         file="VAEEncoder",
         label="VAE encoder",

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.config_reader import Config
-from convert.checkpoint.configs import CLIPConfig, UNetConfig, VAEConfig
+from convert.checkpoint.configs import (
+    CONFIGS,
+    CLIPConfig,
+    PartConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from convert.checkpoint.tensors import Tensor, read_header
-from convert.components import COMPONENTS, Feature, belongs
+from convert.components import COMPONENTS, SUBFOLDERS, Feature, belongs
 from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
@@ -28,12 +34,6 @@ from convert.values import Resolution
 
 Shape = tuple[int, ...]
 
-CONFIG_CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-}
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 
 
@@ -73,6 +73,7 @@ class Checkpoint:
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]
     model_index: Mapping[str, Any]
+    _configs: dict[str, PartConfig] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -122,8 +123,9 @@ class Checkpoint:
     @cached_property
     def vae(self) -> VAEConfig:
         """The VAE's config, of decoder and encoder."""
-        part = self.part("vae_decoder")
-        return VAEConfig.parse(part.config, part.config_file)
+        config = self._own_config("vae_decoder")
+        assert isinstance(config, VAEConfig)
+        return config
 
     @cached_property
     def text_encoders(self) -> Mapping[str, CLIPConfig]:
@@ -134,12 +136,19 @@ class Checkpoint:
             if spec.kind == "text_encoder" and (part := self.parts.get(spec.part))
         }
 
-    def config(self, component: str) -> UNetConfig | VAEConfig | CLIPConfig:
+    def config(self, component: str) -> PartConfig:
         """The typed config of a component's part."""
         spec = COMPONENTS[component]
         if spec.kind == "text_encoder":
             return self.text_encoders[component]
-        return self.unet if spec.part == "unet" else self.vae
+        return self.unet if spec.part == "unet" else self._own_config(component)
+
+    def _own_config(self, component: str) -> PartConfig:
+        part = self.part(component)
+        if part.name not in self._configs:
+            config = CONFIGS[part.name].parse(part.config, part.config_file)
+            self._configs[part.name] = config
+        return self._configs[part.name]
 
     def shapes(
         self, component: str, resolution: Resolution | None
@@ -207,8 +216,8 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         )
     model_index = _model_index(path)
     files = select_local(path, select_files)
-    folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
-    missing = [n for n in ("unet", "vae", "text_encoder_2") if n not in folders]
+    folders = [n for n in SUBFOLDERS if (path / n).is_dir()]
+    missing = [n for n, spec in SUBFOLDERS.items() if not spec.is_optional and n not in folders]
     if missing:
         raise InputError(
             f"lacks the folder {', '.join(f'`{m}`' for m in missing)}",
@@ -235,7 +244,7 @@ def open_without_weights(path: Path, name: str) -> Checkpoint:
     Raises:
         InputError: a file is missing or not readable.
     """
-    folders = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
+    folders = [n for n in SUBFOLDERS if (path / n).is_dir()]
     files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     parts = {n: Part(n, path / n, _json(path / n / "config.json"), {}) for n in folders}
     return Checkpoint(
@@ -263,7 +272,7 @@ def _model_index(path: Path) -> dict[str, Any]:
     file = path / "model_index.json"
     require_target(file)
     if not file.exists():
-        kept = [n for n in CONFIG_CLASSES if (path / n).is_dir()]
+        kept = [n for n in SUBFOLDERS if (path / n).is_dir()]
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise InputError(
             "no model_index.json, so not a checkpoint in diffusers' layout",
@@ -305,10 +314,10 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
     config = _json(folder / "config.json")
     found = config.get("_class_name") or config.get("architectures")
     found = found[0] if isinstance(found, list) and found else found
-    if found and found not in CONFIG_CLASSES[name]:
+    if found and found not in SUBFOLDERS[name].classes:
         what = found if isinstance(found, str) else shown(found)
         raise InputError(
-            f"is a {what}; this folder of SDXL holds a {CONFIG_CLASSES[name][-1]}",
+            f"is a {what}; this folder of SDXL holds a {SUBFOLDERS[name].classes[-1]}",
             where=folder / "config.json",
         )
     weights = weight_files(files, name, lambda file: read_bytes(root / file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from convert.checkpoint.config_reader import Config, block_type
 from convert.components import MAX_TOKENS
@@ -306,3 +306,24 @@ class CLIPConfig:
         # No c.finish(): transformers fills CLIP's config.json with settings of generation and the
         # like, and none but those above shapes the network.
         return config
+
+
+class PartConfig(Protocol):
+    """The typed config of a part."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the names in the table of components stand for."""
+        ...
+
+
+class OwnConfig(PartConfig, Protocol):
+    """One that follows from the part's config.json alone."""
+
+    @staticmethod
+    def parse(values: Mapping[str, Any], where: Path) -> PartConfig:
+        """Read config.json; raises InputError for anything its network cannot express."""
+        ...
+
+
+CONFIGS: dict[str, type[OwnConfig]] = {"vae": VAEConfig}

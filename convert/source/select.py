@@ -11,18 +11,14 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.files.json_files import kind, parse_json, require_object, shown
 
 Read = Callable[[str], bytes]  # the content of a small file of the listing
 
-_WEIGHTS = {
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
-FOLDERS = (*_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
+_WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+FOLDERS = (*SUBFOLDERS, "scheduler", "tokenizer", "tokenizer_2")
 _TOKENIZER = (
     "vocab.json",
     "merges.txt",
@@ -74,8 +70,8 @@ def select_files(siblings: Sequence[str], read: Read) -> list[str]:
         )
     chosen = ["model_index.json", "scheduler/scheduler_config.json", "README.md"]
     chosen += [n for n in names if "/" not in n and n.startswith("LICENSE")]
-    for folder in _WEIGHTS:
-        if folder != "text_encoder" or any(n.startswith("text_encoder/") for n in names):
+    for folder, spec in SUBFOLDERS.items():
+        if not spec.is_optional or any(n.startswith(f"{folder}/") for n in names):
             weights = weight_files(names, folder, read)
             chosen += [f"{folder}/config.json", weights.index or "", *weights.files]
     for folder in ("tokenizer", "tokenizer_2"):
@@ -101,9 +97,10 @@ def weight_files(names: Collection[str], folder: str, read: Read) -> WeightFiles
     Raises:
         InputError: there is no whole set that they load, or an index is damaged.
     """
-    stem = _WEIGHTS.get(folder, _WEIGHTS["vae"])
+    library = SUBFOLDERS[folder or "vae"].library
+    stem = _WEIGHTS[library]
     place = f"{folder}/" if folder else ""
-    of_diffusers = stem == _WEIGHTS["vae"]
+    of_diffusers = library == "diffusers"
     incomplete = None
     for variant, infix in (("fp16", ".fp16"), (None, "")):
         single = f"{place}{stem}{infix}.safetensors"

@@ -95,4 +95,4 @@ def _values(metrics: Metrics | Mapping[str, Any], ratio: float | None) -> Mappin
 def load_policy(path: Path | None = None) -> Policy:
     """The policy in a TOML file, or the built-in one. Raises as `read_policy_file` does."""
     file = read_policy_file(path or BUILT_IN)
-    return Policy(file.version, tuple(table.gate() for table in file.gate), file.tolerance)
+    return Policy(file.version, tuple(table.gate(file.gate) for table in file.gate), file.tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -55,7 +56,7 @@ EXAMPLE = "At 28 dB the mean error is 4 % of the range."
 
 
 class GateTable(Section):
-    """A [[gate]]; without `components` it is on all that its level judges."""
+    """A [[gate]]; without `components` it is on all that no other on its measure names."""
 
     level: JudgedLevel = Field(examples=["conversion"])
     components: ManyOf[str] | None = None
@@ -80,13 +81,20 @@ class GateTable(Section):
             raise refusal("compression is not charged to conversion", at=".bits")
         return self
 
-    def gate(self) -> Gate:
-        """The gate that the table describes."""
+    def gate(self, others: Collection[GateTable]) -> Gate:
+        """The gate that the table describes, beside others of its policy."""
+        named = {
+            name
+            for other in others
+            if (other.level, other.metric) == (self.level, self.metric)
+            for name in other.components or ()
+        }
+        rest = tuple(name for name in LEVELS[self.level] if name not in named)
         bound = self.at_most if self.at_least is None else self.at_least
         assert bound is not None
         return Gate(
             self.level,
-            self.components or LEVELS[self.level],
+            self.components or rest,
             self.metric,
             self.at_least is not None,
             bound,

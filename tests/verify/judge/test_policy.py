@@ -124,11 +124,21 @@ def test_what_is_wrong_with_a_policy_is_told_with_its_place(
     assert str(refused.value).startswith(str(file))
 
 
-def test_a_gate_without_components_is_on_all_that_its_level_judges(tmp_path: Path) -> None:
+def test_a_gate_without_components_is_on_all_that_no_other_on_its_measure_names(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "policy.toml"
-    gate = GATE.replace('components = ["unet"]\n', "")
-    file.write_text(f'schema = 1\nversion = "1"\n{gate}at_least = 1\nwhy = "x"\n')
-    assert load_policy(file).gates[0].components == tuple(COMPONENTS)
+    rest = GATE.replace('components = ["unet"]\n', "")
+    gates = (GATE, rest, rest.replace("snr_db", "cosine"))
+    text = "".join(f'{gate}at_least = {n}\nwhy = "x"\n' for n, gate in enumerate(gates))
+    file.write_text(f'schema = 1\nversion = "1"\n{text}')
+    found = [gate.components for gate in load_policy(file).gates]
+    assert found == [("unet",), tuple(c for c in COMPONENTS if c != "unet"), tuple(COMPONENTS)]
+
+
+def test_the_built_in_policy_asks_a_signal_to_noise_ratio_of_every_component() -> None:
+    gates = [g for g in load_policy().gates if (g.level, g.metric) == ("conversion", "snr_db")]
+    assert sorted(name for gate in gates for name in gate.components) == sorted(COMPONENTS)
 
 
 GENERATION = """schema = 1
