@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from verify.mil.load import load_program
     from verify.question import Evidence, Question
     from verify.reference.calibration import calibrate
-    from verify.reference.recording import record
+    from verify.reference.recording import Denoising, record
     from verify.run import verify
     from verify.runtime.evaluator import Evaluator
     from verify.sampling.pipeline import load_pipeline
 
 _FACE = {
+    "Denoising": ("verify.reference.recording", "Denoising"),
     "Evaluator": ("verify.runtime.evaluator", "Evaluator"),
     "Evidence": ("verify.question", "Evidence"),
     "Question": ("verify.question", "Question"),

@@ -178,7 +178,7 @@ def _evidence(
 ) -> Evidence:
     """What all artifacts of this one's resolution are compared with."""
     from verify.question import Evidence
-    from verify.reference.recording import record
+    from verify.reference.recording import Denoising, record
     from verify.sampling.sampling import kinds_of, settings_for, trace_all
 
     asked, components = question.recipe, list(artifact.manifest["components"])
@@ -190,9 +190,7 @@ def _evidence(
             components,
             resolution=resolution,
             fp16=[c for c in components if _precision(artifact, c) == "float16"],
-            prompt=asked.prompts[0],
-            negative_prompt=asked.negative_prompt,
-            guidance=asked.guidance,
+            denoising=Denoising.of(asked),
             say=say,
         )
     if question.makes_pictures:

@@ -141,6 +141,7 @@ def record(
     asked = asked.model_copy(update={k: v for k, v in given.items() if v is not None})
     with deferred_interrupt():
         from verify import golden
+        from verify.reference.recording import Denoising
         from verify.reference.recording import record as record_components
         from verify.runtime.runtimes import require_device
         from verify.sampling.sampling import kinds_of, settings_for, trace_all
@@ -157,9 +158,7 @@ def record(
             checkpoint.components,
             resolution=size,
             fp16=checkpoint.components,
-            prompt=asked.prompts[0],
-            negative_prompt=asked.negative_prompt,
-            guidance=asked.guidance,
+            denoising=Denoising.of(asked),
             device=device,
             say=say,
         )

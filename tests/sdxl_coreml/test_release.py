@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from release.card.source_card import MARK
 from tests.support.hub_server import HubServer
-from verify.reference import recording
+from verify.reference.recording import Denoising
 
 Run = Callable[..., tuple[int, str, str]]
 NAME = "base_split-einsum_16-bit_64x96"
@@ -143,7 +143,8 @@ def test_a_run_that_fails_leaves_no_release_that_looks_valid(
     one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recording, "record", partial(recording.record, timesteps=[37]))
+    of = Denoising.of
+    monkeypatch.setattr(Denoising, "of", lambda asked: replace(of(asked), timesteps=[37]))
     recipe, out = tmp_path / "r.toml", tmp_path / "out"
     run = ("run", recipe, "--source", shapes["base"], "--out", out, "--jobs", 1)
     recipe.write_text(GATED.format(least=1))

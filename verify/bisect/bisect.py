@@ -25,6 +25,7 @@ from verify.bisect.ops import Overflow, Segment, first_overflow, is_computed, wo
 from verify.bisect.weights import Weights, constants_of
 from verify.judge.metrics import Metrics, compare, json_number
 from verify.mil import Op, Program
+from verify.reference.recording import Case
 from verify.reference.reference import Reference
 from verify.runtime.evaluator import Evaluator
 
@@ -92,33 +93,31 @@ def bisect(
     program: Program,
     checkpoint: Checkpoint,
     component: str,
-    inputs: Mapping[str, Tensor],
+    case: Case,
     *,
-    case: str = "",
     resolution: Resolution | None = None,
     device: str = "cpu",
 ) -> Bisection:
     """Find the first op of a package that is not what the checkpoint asks for.
 
     Args:
-        inputs: of the component, from a recorded run.
-        case: what to call them.
+        case: one of the component, recorded.
         resolution: of the package; None for a text encoder.
         device: where PyTorch computes.
 
     Raises:
         CannotExecute: the package cannot be run, or no value of it is a torch module's output.
     """
-    search = _Search(program, checkpoint, component, inputs, device)
+    search = _Search(program, checkpoint, component, case.inputs, device)
     overflow = first_overflow(
-        program, inputs, modules=search.outputs, tensors=search.weights.tensors, device=device
+        program, case.inputs, modules=search.outputs, tensors=search.weights.tensors, device=device
     )
     divergence = None
     for segment in search.segments():
         if (problem := search.examine(segment)) is not None:
             divergence = search.explain(segment, *problem, resolution)
             break
-    return Bisection(component, case, len(search.values), divergence, overflow)
+    return Bisection(component, case.name, len(search.values), divergence, overflow)
 
 
 class _Search:

@@ -70,13 +70,7 @@ def bisect_artifact(
         chosen = next(c for c in recording.cases[component] if case in (None, c.name))
         say(f"{component}, {chosen.name}")
         bisection = bisect(
-            program,
-            checkpoint,
-            component,
-            chosen.inputs,
-            case=chosen.name,
-            resolution=resolution,
-            device=device,
+            program, checkpoint, component, chosen, resolution=resolution, device=device
         )
         found.append((program, bisection))
     if not found:

@@ -17,7 +17,7 @@ from verify.levels.compression import check_compression, compressed_weights, dec
 from verify.levels.conversion import check_conversion
 from verify.levels.subject import Subject
 from verify.question import Question
-from verify.reference.recording import SMALLEST, Case, Recording, record
+from verify.reference.recording import SMALLEST, Case, Denoising, Recording, record
 from verify.reference.schedule import TIMESTEPS
 from verify.sampling.pipeline import open_network
 
@@ -46,7 +46,7 @@ def recording_for(subject: Subject, question: Question, *, say: Say = silent) ->
         subject.programs,
         resolution=subject.resolution or SMALLEST,
         fp16=[name for name, p in subject.programs.items() if precision(p) == "fp16"],
-        timesteps=question.timesteps or default,
+        denoising=Denoising(timesteps=question.timesteps or default),
         device=question.device,
         say=say,
     )

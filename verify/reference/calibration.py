@@ -47,7 +47,7 @@ from convert.weights.mixed_bits import Measured, make_allocation, palette_errors
 from convert.weights.palette import Histogram, fit
 from verify.judge.checks import versions
 from verify.judge.metrics import compare
-from verify.reference.recording import Case, record
+from verify.reference.recording import Case, Denoising, record
 from verify.reference.reference import Reference
 
 # Random vectors for all recorded cases together: what is felt of a weight's shrinking is a mean of
@@ -268,11 +268,8 @@ def calibrate(
     }
     with discard_unless(out, "calibrations"), Cache(out / ".cache") as cache:
         digests = checkpoint_digests(plan, source, cache, progress or Silent())
-        size = _probe_size(plan)
-        measured = {
-            component: _measured(plan, component, size, digests, cache, device, say)
-            for component in wanted
-        }
+        measuring = _Measuring(plan, digests, cache, device, say)
+        measured = {component: measuring.measured(component) for component in wanted}
     recipe = plan.recipe
     allocations: dict[Bits, Allocation] = {
         bits: make_allocation(
@@ -287,43 +284,53 @@ def calibrate(
     return plan.with_allocations({**plan.allocations, **allocations})
 
 
-def _measured(
-    plan: Plan,
-    component: str,
-    size: Resolution,
-    digests: Mapping[str, str],
-    cache: Cache,
-    device: str,
-    say: Say,
-) -> dict[str, Measured]:
-    checkpoint, settings = plan.checkpoint, plan.recipe.verify
+@dataclass(frozen=True)
+class _Measuring:
+    """How the components of a plan are measured, and where that is kept."""
 
-    def recorded() -> tuple[Case, ...]:
+    plan: Plan
+    digests: Mapping[str, str]  # of the checkpoint's files
+    cache: Cache
+    device: str
+    say: Say
+
+    def measured(self, component: str) -> dict[str, Measured]:
+        """What `measure` says of a component, now or before."""
+        return measure(
+            self.plan.checkpoint,
+            component,
+            _Later(partial(self._recorded, component)),
+            device=self.device,
+            say=self.say,
+            keep=partial(self._keep, self._key(component)),
+        )
+
+    def _recorded(self, component: str) -> tuple[Case, ...]:
         return record(
-            checkpoint,
+            self.plan.checkpoint,
             [component],
-            resolution=size,
-            prompt=settings.prompts[0],
-            negative_prompt=settings.negative_prompt,
-            guidance=settings.guidance,
-            device=device,
-            say=say,
+            resolution=_probe_size(self.plan),
+            denoising=Denoising.of(self.plan.recipe.verify),
+            device=self.device,
+            say=self.say,
         ).cases[component]
 
-    # The UNet's inputs come from the text encoders, so every file counts.
-    given = [settings.prompts[0], settings.negative_prompt, settings.guidance]
-    code = [code_digest("calibrate"), versions()]
-    tensors = checkpoint.tensor_keys(component, digests)
-    common = [code, component, str(size), device, given, digests, tensors]
+    def _key(self, component: str) -> list[Any]:
+        """All that the measurements of a component follow from."""
+        settings = self.plan.recipe.verify
+        # The UNet's inputs come from the text encoders, so every file counts.
+        given = [settings.prompts[0], settings.negative_prompt, settings.guidance]
+        code = [code_digest("calibrate"), versions()]
+        tensors = self.plan.checkpoint.tensor_keys(component, self.digests)
+        size = str(_probe_size(self.plan))
+        return [code, component, size, self.device, given, self.digests, tensors]
 
-    def keep(what: str, measured: Callable[[], Any]) -> Any:
+    def _keep(self, key: list[Any], what: str, measured: Callable[[], Any]) -> Any:
         def fill(folder: Path) -> None:
             (folder / FILE).write_text(json.dumps(measured(), sort_keys=True), "utf-8")
 
-        path, _ = cache.entry("calibrations", key_of([*common, what]), fill)
+        path, _ = self.cache.entry("calibrations", key_of([*key, what]), fill)
         return read_json(path / FILE)
-
-    return measure(checkpoint, component, _Later(recorded), device=device, say=say, keep=keep)
 
 
 class _Later(Sequence[Case]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from convert.values import Resolution
 from verify.reference.reference import Reference, quiet
 from verify.reference.schedule import TIMESTEPS, euler, step
 
+if TYPE_CHECKING:
+    from convert.recipe.sections import Verify
+
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
 # More than any CLIP tokenizer gets into 75 tokens.
@@ -37,6 +41,35 @@ SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no 
 # Unconditional and conditional, of a refiner's time ids. Source: the defaults of
 # `negative_aesthetic_score` and `aesthetic_score` in diffusers' StableDiffusionXLImg2ImgPipeline.
 AESTHETIC_SCORES = (2.5, 6.0)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """What the recorded run makes its image from, and in which steps.
+
+    Attributes:
+        seed: of the initial noise, drawn by numpy, so that it is the same under every torch.
+        timesteps: in falling order; each is a case of the UNet.
+
+    Raises:
+        InputError: timesteps that do not fall.
+    """
+
+    prompt: str = PROMPT
+    negative_prompt: str = NEGATIVE_PROMPT
+    guidance: float = GUIDANCE
+    seed: int = 0
+    timesteps: Sequence[int] = TIMESTEPS
+
+    def __post_init__(self) -> None:
+        steps = list(self.timesteps)
+        if not steps or steps != sorted(set(steps), reverse=True):
+            raise InputError(f"timesteps {steps} do not fall from step to step")
+
+    @classmethod
+    def of(cls, asked: Verify) -> Denoising:
+        """That of a recipe's [verify], with its first prompt."""
+        return cls(asked.prompts[0], asked.negative_prompt, asked.guidance)
 
 
 @dataclass(frozen=True)
@@ -83,11 +116,7 @@ def record(
     *,
     resolution: Resolution,
     fp16: Collection[str] = (),
-    prompt: str = PROMPT,
-    negative_prompt: str = NEGATIVE_PROMPT,
-    guidance: float = GUIDANCE,
-    seed: int = 0,
-    timesteps: Sequence[int] = TIMESTEPS,
+    denoising: Denoising | None = None,
     device: str = "cpu",
     say: Say = silent,
 ) -> Recording:
@@ -97,19 +126,17 @@ def record(
         components: those whose cases are wanted; text encoders alone need no denoising.
         resolution: of the image.
         fp16: components to run in PyTorch float16 as well, on the same inputs.
-        seed: of the initial noise, drawn by numpy, so that it is the same under every torch.
-        timesteps: of the denoising run, each a case of the UNet, in falling order.
+        denoising: what is denoised and how; the defaults if None.
 
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
     denoise = any(COMPONENTS[name].has_resolution for name in components)
-    if not timesteps or list(timesteps) != sorted(set(timesteps), reverse=True):
-        raise InputError(f"timesteps {list(timesteps)} do not fall from step to step")
-    run = _Run(checkpoint, resolution, guidance, seed, tuple(timesteps), device, say)
+    denoising = denoising or Denoising()
+    run = _Run(checkpoint, resolution, denoising, device, say)
     if denoise:
         checkpoint.vae.latent_size(resolution)  # or an error before anything is loaded
-    texts = {"prompt": prompt, "negative prompt": negative_prompt}
+    texts = {"prompt": denoising.prompt, "negative prompt": denoising.negative_prompt}
     cases: dict[str, tuple[Case, ...]] = {}
     for encoder in checkpoint.text_encoders:
         more = {"empty prompt": "", "full prompt": LONG_PROMPT} if encoder in components else {}
@@ -131,9 +158,7 @@ def record(
 class _Run:
     checkpoint: Checkpoint
     resolution: Resolution
-    guidance: float
-    seed: int
-    timesteps: tuple[int, ...]
+    denoising: Denoising
     device: str
     say: Say
 
@@ -165,8 +190,8 @@ class _Run:
         """The denoising run, and the latents it ends with."""
         config = self.checkpoint.unet
         conditions = self.conditions(cases)
-        scheduler = euler(self.checkpoint.scheduler, self.timesteps)
-        generator = np.random.Generator(np.random.PCG64(self.seed))
+        scheduler = euler(self.checkpoint.scheduler, self.denoising.timesteps)
+        generator = np.random.Generator(np.random.PCG64(self.denoising.seed))
         size = self.checkpoint.vae.latent_size(self.resolution)
         channels = config.out_channels
         extra = _extra_channels(config.in_channels - channels, size)
@@ -180,7 +205,7 @@ class _Run:
                 inputs = {"sample": sample, "timestep": timestep.expand(2), **conditions}
                 found.append(self.case(model, f"t={int(timestep)}", inputs))
                 uncond, cond = found[-1].outputs["noise_pred"].chunk(2)
-                guided = uncond + self.guidance * (cond - uncond)
+                guided = uncond + self.denoising.guidance * (cond - uncond)
                 latents = step(scheduler, guided, timestep, latents)
         return tuple(found), latents
 

@@ -40,7 +40,7 @@ def look(package: Path, source: Checkpoint, component: str, recording: Recording
     case = recording.cases[component][0]
     size = None if component.startswith("text") else Resolution(64, 96)
     program = load_program(package)
-    return bisect(program, source, component, case.inputs, case=case.name, resolution=size)
+    return bisect(program, source, component, case, resolution=size)
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "vae_decoder"])

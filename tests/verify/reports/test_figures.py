@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from functools import partial
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from release.pack.pack import find_artifacts
 from verify.campaign import Outcome, verify_all
 from verify.judge.checks import Results
 from verify.judge.policy import load_policy
-from verify.reference import recording
+from verify.reference.recording import Denoising
 from verify.reports import figures, report
 from verify.reports.baseline import bless
 from verify.reports.diff import diff
@@ -75,10 +75,10 @@ def toy_run(one_thread: None, toy: Path, tmp_path_factory: pytest.TempPathFactor
         kept.append(original(*arguments, **options))
         return kept[-1]
 
-    original = verification.verify
+    original, of = verification.verify, Denoising.of
     with pytest.MonkeyPatch.context() as patch:
         # One timestep is enough to tell figures apart; six take a quarter of a minute.
-        patch.setattr(recording, "record", partial(recording.record, timesteps=[37]))
+        patch.setattr(Denoising, "of", lambda asked: replace(of(asked), timesteps=[37]))
         patch.setattr(verification, "verify", verified)
         outcome = verify_all(out, made, plan)
     build_release(find_artifacts(out), out / "release", reports=out / "reports")
