@@ -139,6 +139,18 @@ def is_mixed(bits: Bits) -> bool:
     return bits.startswith("mixed-")
 
 
+def target_of(opset: str, specification_version: int | None = None) -> DeploymentTarget | None:
+    """The first deployment target whose format has this opset; None if there is none.
+
+    Args:
+        specification_version: that the format must have as well.
+    """
+    for target, found in FORMATS.items():
+        if found.opset == opset and specification_version in (None, found.specification_version):
+            return target
+    return None
+
+
 def targets_for(bits: Bits, *, grouped: bool = False) -> tuple[DeploymentTarget, ...]:
     """The deployment targets whose format can hold weights of this bit width, oldest first.
 

@@ -20,7 +20,6 @@ import torch
 from coremltools.proto import Model_pb2
 from torch import nn
 
-from convert.cache import Cache
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError, UserError
@@ -29,29 +28,20 @@ from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest
 from convert.peer.networks import text_encoder, unet, vae
 from convert.plan.engines import PACKAGE, not_in_bits, not_installed
 from convert.plan.plan import Job
-from convert.progress import Advance
 from convert.values import DeploymentTarget, Resolution
 
 VERSION_KEY = "com.github.apple.ml-stable-diffusion.version"
 
 
-def convert_job(
-    checkpoint: Checkpoint,
-    job: Job,
-    about: Mapping[str, Any],
-    weights: str,
-    package: Path,
-    cache: Cache,
-    advance: Advance,
-) -> dict[str, str]:
-    """Make the package of one job, as `convert.package.native.convert_job` does.
+def convert_job(checkpoint: Checkpoint, job: Job, description: Description, package: Path) -> None:
+    """Make the package of one job.
 
     Raises:
         InputError: a bit width other than 16, or as `convert_component` does.
+        CannotExecute: as `convert_component` does.
     """
     if job.compression.methods:
         raise not_in_bits(job.bits)
-    spec = COMPONENTS[job.component]
     convert_component(
         checkpoint,
         job.component,
@@ -60,10 +50,8 @@ def convert_job(
         out=package,
         deployment=job.deployment,
         dtype=np.dtype(job.precision),
-        description=Description(**about, inputs=spec.texts[0], outputs=spec.texts[1]),
+        description=description,
     )
-    advance(sum(f.stat().st_size for f in package.rglob("weight.bin")))
-    return {}
 
 
 def convert_component(

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert import __version__
 from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.code import code_digest
-from convert.components import user_metadata
+from convert.components import COMPONENTS, user_metadata
 from convert.files.disk import digest_file
 from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Job
 from convert.progress import Advance
+
+if TYPE_CHECKING:
+    from convert.package.mlpackage import Description
 
 FOLDER = "model.mlpackage"
 ABOUT = (
@@ -61,20 +64,37 @@ def make(context: Context, cache: Cache, job: Job, advance: Advance) -> Package:
     def fill(folder: Path) -> dict[str, Any]:
         nonlocal fresh
         fresh = True
-        with deferred_interrupt():
-            if job.engine == "apple":
-                from convert.peer.engine import convert_job
-            else:
-                from convert.package.native import convert_job
-        about = describe(context, job)
         target = folder / FOLDER
-        known = convert_job(
-            context.checkpoint, job, about, weight_key(context, job), target, cache, advance
-        )
+        known = _convert(context, cache, job, target, advance)
         return _facts(context, job, target, known)
 
     path, facts = cache.entry("packages", key(context, job), fill)
     return Package(path / FOLDER, facts["files"], facts["bits_per_weight"], fresh)
+
+
+def _convert(
+    context: Context, cache: Cache, job: Job, package: Path, advance: Advance
+) -> dict[str, str]:
+    """Make a package by the engine that is asked for; returns what is known of its digests."""
+    if job.engine == "apple":
+        with deferred_interrupt():
+            from convert.peer.engine import convert_job as convert_by_apple
+        convert_by_apple(context.checkpoint, job, description(context, job), package)
+        advance(sum(file.stat().st_size for file in package.rglob("weight.bin")))
+        return {}
+    with deferred_interrupt():
+        from convert.package.native import convert_job
+    weights = partial(cache.entry, "weights", weight_key(context, job))
+    about = description(context, job)
+    return convert_job(context.checkpoint, job, about, package, weights, advance)
+
+
+def description(context: Context, job: Job) -> Description:
+    """What the model says of itself, its inputs and its outputs."""
+    from convert.package.mlpackage import Description
+
+    inputs, outputs = COMPONENTS[job.component].texts
+    return Description(**describe(context, job), inputs=inputs, outputs=outputs)
 
 
 def key(context: Context, job: Job) -> str:

@@ -14,17 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
-from convert.networks.build import build_network
 from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
-from convert.values import FORMATS, DeploymentTarget, Format, Resolution
+from convert.values import FORMATS, DeploymentTarget, Format, Resolution, target_of
 from convert.weights.weight_file import layout
-from verify.artifact.graph import infer_attention
-from verify.artifact.interface import precision
+from verify.artifact.ours import our_network
 from verify.artifact.stored import infer_compression
 from verify.mil import Constant, Program, load_program
 
@@ -49,17 +45,9 @@ def probe_package(
     shipped = Path(program.path)
     weights = shipped / WEIGHTS
     require_probeable({component: program})
-    attention = infer_attention(program) if COMPONENTS[component].has_attention else None
     target = _target(program)
-    network = build_network(
-        source,
-        component,
-        resolution=size,
-        attention=attention,
-        dtype=np.float16 if precision(program) == "fp16" else np.float32,
-        deployment=target,
-        compression=infer_compression(program, source, component),
-    )
+    compression = infer_compression(program, source, component)
+    network = our_network(program, source, component, size, target, compression)
     plan = layout(network.blobs.values())
     offsets = _offsets(program)
     elsewhere = [
@@ -120,10 +108,10 @@ def probe_folder(path: Path) -> Iterator[Path]:
 
 
 def _target(program: Program) -> DeploymentTarget:
-    found = Format(program.specification_version, program.opset)
-    for name, known in FORMATS.items():
-        if known == found:
-            return name
+    version = program.specification_version
+    if (target := target_of(program.opset, version)) is not None:
+        return target
+    found = Format(version, program.opset)
     raise CannotExecute(f"no system's format: {found}", where=program.path)
 
 

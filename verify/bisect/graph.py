@@ -6,41 +6,29 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.values import ATTENTIONS, FORMATS, Resolution
+from convert.values import ATTENTIONS, FORMATS, Resolution, target_of
 from verify.artifact.graph import infer_attention
-from verify.artifact.interface import precision
 from verify.artifact.stored import ADDED
 from verify.mil import Constant, Op, Program, load_program
-
-DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 def clean_graph(
     program: Program, checkpoint: Checkpoint, component: str, resolution: Resolution | None
 ) -> Program | None:
     """The graph that our converter makes, without its weights; None if it makes no such graph."""
-    from convert.networks.build import build_network
     from convert.package.mlpackage import Description, serialise
     from convert.weights.weight_file import layout
+    from verify.artifact.ours import our_network
 
-    target = next((t for t, f in FORMATS.items() if f.opset == program.opset), None)
+    target = target_of(program.opset)
     attention = infer_attention(program) if COMPONENTS[component].has_attention else None
     if target is None or attention not in (None, *ATTENTIONS):
         return None
     try:
-        network = build_network(
-            checkpoint,
-            component,
-            resolution=resolution,
-            attention=attention,
-            dtype=DTYPES[precision(program)],
-            deployment=target,
-        )
+        network = our_network(program, checkpoint, component, resolution, target)
     except InputError:
         return None
     about = COMPONENTS[component]

@@ -320,4 +320,4 @@ def test_a_job_of_fewer_bits_is_refused(checkpoint: Checkpoint, tmp_path: Path) 
     sixes = Compression.uniform(checkpoint.component_tensors("unet"), "6")
     job = Job("unet", Resolution(16, 16), "original", "6", sixes, "float16", "macOS14", "apple")
     with pytest.raises(InputError, match="16-bit packages, not 6-bit"):
-        convert_job(checkpoint, job, {}, {}, tmp_path / "p.mlpackage", None, lambda n: None)
+        convert_job(checkpoint, job, describe("unet"), tmp_path / "p.mlpackage")
