@@ -116,6 +116,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         "release/pack/documents.py",
         "release/pack/manifest.py",
         "release/pack/pack.py",
+        "verify/artifact/folder.py",
         "verify/mil/*.py",
     ),
 }

@@ -36,7 +36,7 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
     found = []
     for artifact in recipe.artifacts():
         path = out / artifact.name
-        manifest = artifact_manifests.read(path)
+        manifest = artifact_manifests.read_artifact(path)
         if manifest is None or manifest["recipe"]["text"] != recipe.text:
             continue
         if not artifact_manifests.is_complete(path, manifest):

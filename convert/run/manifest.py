@@ -95,22 +95,37 @@ class CompressionRequest(Document):
     tensors: dict[str, TensorRequest] = Field(default_factory=dict)
 
 
+def read_values(folder: Path) -> dict[str, Any]:
+    """What the manifest of an artifact, bundle or release says, unchecked; as `read_object`."""
+    # Older versions wrote a scheduler's `-Infinity` as it is.
+    return read_object(folder / FILE, infinities=True)
+
+
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact folder, or None if the folder is none of ours.
+    """The manifest of an artifact folder or bundle, or None if the folder is none of ours.
 
     Raises:
         InputError: it is one of ours, and a value in it has become one of another kind.
     """
-    file = folder / FILE
     try:
-        # Older versions wrote a scheduler's `-Infinity` as it is.
-        values = read_object(file, infinities=True)
+        values = read_values(folder)
     except InputError:
         return None
     if "artifact" not in values or "fingerprint" not in values:
         return None
-    checked(Manifest, values, file, hint=REMEDY)
+    checked(Manifest, values, folder / FILE, hint=REMEDY)
     return values
+
+
+def read_artifact(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact folder of packages, as they are made; None if it is none.
+
+    Raises:
+        InputError: as `read`.
+    """
+    manifest = read(folder)
+    files = manifest["components"].values() if manifest else ()
+    return manifest if files and all(name.endswith(".mlpackage") for name in files) else None
 
 
 def text(manifest: Mapping[str, Any]) -> str:

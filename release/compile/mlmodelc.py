@@ -27,6 +27,7 @@ from release.compile import xcode
 from release.compile.coremldata import analytics, coremldata, serialised_description
 from release.compile.metadata import metadata_json
 from release.compile.mil_text import write_program
+from verify.artifact.folder import models_in
 
 ENGINES = ("auto", "native", "xcode")
 COMPILER = "sdxl-coreml"
@@ -64,7 +65,7 @@ def find_packages(path: Path) -> list[Path]:
         raise InputError("no such package or folder", where=path)
     if path.suffix in (".mlpackage", ".mlmodel"):
         return [path]
-    packages = sorted(path.glob("*.mlpackage")) if path.is_dir() else []
+    packages = [file for file in models_in(path) if file.suffix == ".mlpackage"]
     if not packages:
         raise InputError(
             "neither an .mlpackage nor a folder that holds some",

@@ -14,6 +14,7 @@ from convert.errors import InputError
 from convert.files.disk import digest_file
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing
+from convert.run.manifest import read_artifact
 from release.lint import apps
 from release.lint.app_view import AppView
 from release.lint.bundle_checks import layout, models, provenance, tokenizer
@@ -147,7 +148,7 @@ def lint(path: Path, *, digests: bool = True) -> list[Lint]:
         return [lint_archive(path, digests=digests)]
     if (path / "SHA256SUMS").is_file():
         return lint_release(path, digests=digests)
-    if _is_artifact(path):
+    if read_artifact(path):
         return [_lint_artifact(path)]
     return [lint_bundle(FolderTree(path), digests=digests)]
 
@@ -168,14 +169,6 @@ def _lint_artifact(path: Path) -> Lint:
         "what is judged is the bundle that `pack` makes of it",
     )  # fmt: skip
     return Lint(result.name, (*result.findings, note), result.views)
-
-
-def _is_artifact(path: Path) -> bool:
-    from convert.run.manifest import read as read_manifest
-
-    manifest = read_manifest(path)
-    files = manifest.get("components", {}).values() if manifest else ()
-    return bool(files) and all(str(f).endswith(".mlpackage") for f in files)
 
 
 def _as_apps_see_it(views: Iterable[AppView]) -> Iterator[Finding]:

@@ -53,10 +53,8 @@ def finished_manifest(path: Path) -> dict[str, Any]:
     Raises:
         InputError: not an artifact of ours, or files of it are missing.
     """
-    manifest = artifact_manifests.read(path)
-    if manifest is None or not all(
-        name.endswith(".mlpackage") for name in manifest["components"].values()
-    ):
+    manifest = artifact_manifests.read_artifact(path)
+    if manifest is None:
         raise InputError(
             "is no artifact folder: there is no manifest.json of ours with packages",
             where=path,

@@ -25,7 +25,7 @@ from convert.code import code_digest
 from convert.errors import InputError, UserError
 from convert.files.disk import digest_file, disk_error
 from convert.files.documents import checked
-from convert.files.json_files import FileMissing, read_object
+from convert.files.json_files import FileMissing
 from convert.progress import Progress, Silent
 from convert.run import manifest as artifact_manifests
 from convert.units import size
@@ -74,7 +74,7 @@ def find_artifacts(folder: Path) -> list[Path]:
     if (folder / FILE).is_file():
         return [folder]
     places = sorted(file.parent for file in folder.glob(f"*/{FILE}"))
-    found = [place for place in places if artifact_manifests.read(place)]  # a release is none
+    found = [place for place in places if artifact_manifests.read_artifact(place)]
     if not found:
         raise InputError(
             "holds no artifact",
@@ -171,7 +171,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     """The manifest as it lies there, whatever has come after it."""
     hint = "`sdxl-coreml pack` makes one."
     try:
-        manifest = read_object(folder / FILE, infinities=True)
+        manifest = artifact_manifests.read_values(folder)
     except FileMissing:
         manifest = {}
     if manifest.get("kind") != "release":

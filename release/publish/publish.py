@@ -25,7 +25,7 @@ from convert.units import size
 from release.card.licenses import objection
 from release.card.samples import FOLDER as IMAGES
 from release.card.source_card import read_source_card
-from release.pack.manifest import read_sums, sha256_sums
+from release.pack.manifest import FILE, read_sums, sha256_sums
 from release.pack.pack import SUMS, read_release
 
 Change = Literal["new", "changed", "unchanged"]
@@ -195,7 +195,7 @@ def _local_files(release: Path) -> dict[str, Path | bytes]:
         card = card.replace(f"]({name})", f"]({path})")
     files: dict[str, Path | bytes] = {path: release / name for name, path in moved.items()}
     files["README.md"] = card.encode()
-    files["manifest.json"] = (release / "manifest.json").read_bytes()
+    files[FILE] = (release / FILE).read_bytes()
     files[SUMS] = sha256_sums({moved.get(n, n): digest for n, digest in sums.items()}).encode()
     for license in sorted(release.glob("LICENSE*")):
         files[license.name] = license.read_bytes()

@@ -10,8 +10,8 @@ from typing import Any
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError, nearest
 from convert.files.documents import checked
-from convert.files.json_files import FileMissing, read_object, shown
-from convert.run.manifest import CompressionRequest
+from convert.files.json_files import FileMissing, shown
+from convert.run.manifest import CompressionRequest, read_values
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
 from verify.artifact.folder import MANIFEST, SUFFIXES, models_by_component
 from verify.artifact.graph import infer_component
@@ -79,7 +79,7 @@ def open_artifact(
             hint="An artifact folder holds Unet.mlpackage and its companions; "
             "`sdxl-coreml convert` makes one.",
         )
-    values, problems = _manifest(path / MANIFEST)
+    values, problems = _manifest(path)
     claims = _claims(values, problems) if values else {}
     tables: dict[str, dict[str, Any]] = {}
     for key in ("components", "files", "pipeline") if values else ():
@@ -104,7 +104,7 @@ def artifact_name(path: Path) -> str:
     """What an artifact's folder, or one package, is called."""
     if path.suffix in LONE:
         return path.stem
-    values, _ = _manifest(path / MANIFEST)
+    values, _ = _manifest(path)
     return _claims(values, []).get("artifact", path.resolve().name)
 
 
@@ -122,10 +122,10 @@ def _component(program: Program, source: Checkpoint) -> str:
     )
 
 
-def _manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest, and what is wrong with it as a file."""
     try:
-        values = read_object(path, infinities=True)
+        values = read_values(folder)
     except FileMissing:
         return {}, [f"{MANIFEST} is missing"]
     except InputError as error:

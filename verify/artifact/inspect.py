@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.disk import digest_file
-from convert.files.json_files import read_object
+from convert.files.json_files import FileMissing
+from convert.run.manifest import read_values
 from convert.values import Resolution
-from verify.artifact.folder import MANIFEST, SUFFIXES, models_in
+from verify.artifact.folder import SUFFIXES, models_in
 from verify.artifact.graph import (
     Weights,
     count_weights,
@@ -203,7 +204,7 @@ def _model(program: Program, files: dict[str, FileFact], by_layer: bool) -> Mode
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / MANIFEST
-    if not file.exists():
+    try:
+        return read_values(folder)
+    except FileMissing:
         return None
-    return read_object(file, infinities=True)

@@ -20,7 +20,7 @@ from convert.checkpoint.pipeline_documents import PipelineDocument
 from convert.components import BATCH, COMPONENTS, INPUT_ALIASES
 from convert.errors import InputError
 from convert.files.documents import checked
-from convert.files.json_files import read_object
+from convert.run.manifest import read_values
 from convert.values import Resolution
 from verify.artifact.folder import MANIFEST, models_by_component
 from verify.mil import load_program
@@ -116,7 +116,7 @@ def packages(artifact: Path) -> dict[str, Path]:
 def artifact_config(artifact: Path) -> Mapping[str, Any]:
     """What the manifest says for pipelines; raises InputError if it says nothing."""
     file = artifact / MANIFEST
-    found = read_object(file, infinities=True).get("pipeline")
+    found = read_values(artifact).get("pipeline")
     if not isinstance(found, dict) or not {*CONFIGS, "scheduler", "pipeline"} <= found.keys():
         raise InputError(
             "does not hold what diffusers' pipelines need, under `pipeline`",
