@@ -87,7 +87,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         "verify/levels/*.py",
         "verify/mil/*.py",
         "verify/question.py",
-        "verify/reports/pictures.py",
+        "verify/reports/images.py",
         "verify/reports/report.py",
         "verify/run.py",
         "verify/runtime/*.py",

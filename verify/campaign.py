@@ -23,7 +23,7 @@ from convert.values import Resolution
 from verify.judge.checks import Verdict, exit_code, versions, worst
 from verify.judge.gates import recipe_gates
 from verify.judge.policy import Policy, load_policy
-from verify.reports.pictures import image_paths
+from verify.reports.images import image_paths
 from verify.reports.recheck import recheck
 from verify.reports.report import SCHEMA
 from verify.reports.saved import Report, read_reports

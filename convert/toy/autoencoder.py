@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from convert.progress import Say
+from convert.toy.drawings import draw, random_scenes
 from convert.toy.networks import SCALING_FACTOR, make_autoencoder
-from convert.toy.pictures import draw, random_scenes
 from convert.toy.training import train
 
 if TYPE_CHECKING:

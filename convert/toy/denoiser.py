@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from convert.progress import Say
+from convert.toy.drawings import Scene, caption, draw, random_scenes
 from convert.toy.networks import SCALING_FACTOR, make_text_encoders, make_unet
-from convert.toy.pictures import Scene, caption, draw, random_scenes
 from convert.toy.random_checkpoint import SCHEDULER
 from convert.toy.training import THREADS, train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.tokenizer.bpe import END, write_tokenizer
-from convert.toy.pictures import words
+from convert.toy.drawings import words
 from convert.toy.random_checkpoint import CLIP_KEYS, SCHEDULER
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def write_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 def write_networks(folder: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
     """Write the networks, the scheduler, the index and the card; the networks become float16."""
-    from convert.toy.pictures import COLOURS, POSITIONS, SHAPES, SIZES
+    from convert.toy.drawings import COLOURS, POSITIONS, SHAPES, SIZES
 
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline",

@@ -15,7 +15,7 @@ from convert.source.download import Snapshot
 from verify import run as verification
 from verify.campaign import Outcome, verify_all
 from verify.judge.policy import Policy, load_policy
-from verify.reports.pictures import image_paths
+from verify.reports.images import image_paths
 from verify.reports.summary import summary_markdown
 from verify.sampling import sampling
 

@@ -50,9 +50,9 @@ from verify.judge.metrics import compare
 from verify.reference.recording import Case, Denoising, record
 from verify.reference.reference import Reference
 
-# Random vectors for all recorded cases together: what is felt of a weight's shrinking is a mean of
-# squares of single numbers, known to √(2/16), about a third, which is 1.5 dB.
-PROBES = 16
+# Random projections of the outputs, for all recorded cases together. The effect of a weight's
+# shrinking is a mean of squares of single numbers, known to √(2/16), about a third: 1.5 dB.
+PROJECTIONS = 16
 LARGEST = 256  # pixels along a side: weights see the same things in a small image
 COARSE = "2"  # bits at which shrinking counts; at fewer, nothing of a network is left
 BATCH = 1 << 26  # weights whose palettes' errors are kept together: some seconds of work
@@ -67,8 +67,8 @@ def _forget(what: str, measure: Callable[[], Any]) -> Any:
 
 
 @dataclass
-class Felt:
-    """What the outputs feel of a weight; see `Measured`, and the sums while gradients appear."""
+class GradientSums:
+    """What a weight's gradients add up to, case by case; in the end, what `Measured` has of it."""
 
     sensitivity: float = 0.0
     energy: float = 0.0
@@ -81,25 +81,25 @@ class Felt:
         return found
 
 
-def _watch(parameters: Mapping[str, Tensor]) -> dict[str, Felt]:
+def _watch(parameters: Mapping[str, Tensor]) -> dict[str, GradientSums]:
     """Sums of (g·g) and (g·w)² of these parameters; no other gradients are computed.
 
     Each gradient is reduced and freed by a hook as soon as it is there.
     """
-    found: dict[str, Felt] = {}
+    found: dict[str, GradientSums] = {}
     for name, parameter in parameters.items():
-        found[name] = Felt(energy=float(torch.linalg.vector_norm(parameter)) ** 2)
+        found[name] = GradientSums(energy=float(torch.linalg.vector_norm(parameter)) ** 2)
         parameter.requires_grad_(True)
         parameter.register_post_accumulate_grad_hook(_hook(found[name]))
     return found
 
 
-def _hook(felt: Felt) -> Callable[[Tensor], None]:
+def _hook(sums: GradientSums) -> Callable[[Tensor], None]:
     def reduce(parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None
-        felt.sensitivity += float(torch.linalg.vector_norm(gradient)) ** 2
-        felt.drift += float(torch.dot(gradient.reshape(-1), parameter.detach().reshape(-1))) ** 2
+        sums.sensitivity += float(torch.linalg.vector_norm(gradient)) ** 2
+        sums.drift += float(torch.dot(gradient.reshape(-1), parameter.detach().reshape(-1))) ** 2
         parameter.grad = None
 
     return reduce
@@ -113,7 +113,7 @@ def sensitivities(
     device: str = "cpu",
     say: Say = silent,
     keep: Keep = _forget,
-) -> dict[str, Felt]:
+) -> dict[str, GradientSums]:
     """Sensitivity, energy and drift of every weight of a component that can be compressed, by name.
 
     Args:
@@ -123,11 +123,11 @@ def sensitivities(
     """
     tensors = checkpoint.component_tensors(component)
     count = keep("cases", lambda: len(cases))
-    probes = max(2, math.ceil(PROBES / count))
+    projections = max(2, math.ceil(PROJECTIONS / count))
     with ExitStack() as stack:
 
         @once
-        def watched() -> tuple[Reference, dict[str, Felt]]:
+        def watched() -> tuple[Reference, dict[str, GradientSums]]:
             model = stack.enter_context(Reference(checkpoint, component, device=device))
             own = model.parameters()
             for parameter in own.values():
@@ -135,22 +135,22 @@ def sensitivities(
             named = {name: own[name] for name, t in tensors.items() if is_compressible(t)}
             return model, _watch(named)
 
-        def felt_in(number: int) -> dict[str, list[float]]:
+        def sums_of(number: int) -> dict[str, list[float]]:
             case, (model, sums) = cases[number], watched()
             say(f"sensitivities of {component}, {case.name}")
             outputs = model.differentiable(case.inputs)
-            for probe in range(probes):
-                generator = np.random.Generator(np.random.PCG64([number, probe]))
-                product = sum(_probe(y, generator) for _, y in sorted(outputs.items()))
+            for draw in range(projections):
+                generator = np.random.Generator(np.random.PCG64([number, draw]))
+                product = sum(_projection(y, generator) for _, y in sorted(outputs.items()))
                 assert isinstance(product, Tensor)
-                product.backward(retain_graph=probe + 1 < probes)
-            return {name: felt.take() for name, felt in sums.items()}
+                product.backward(retain_graph=draw + 1 < projections)
+            return {name: of.take() for name, of in sums.items()}
 
-        found = [keep(f"case {number}", partial(felt_in, number)) for number in range(count)]
-    count *= probes
+        found = [keep(f"case {number}", partial(sums_of, number)) for number in range(count)]
+    count *= projections
     sums = {name: list(zip(*(of[name] for of in found), strict=True)) for name in found[0]}
     return {
-        name: Felt(
+        name: GradientSums(
             rounded(math.fsum(squares) / tensors[name].size / count),
             rounded(energies[0]),
             rounded(math.fsum(drifts) / count),
@@ -159,8 +159,12 @@ def sensitivities(
     }
 
 
-def _probe(output: Tensor, generator: np.random.Generator) -> Tensor:
-    """The product of an output with a random vector of ±1, divided by the output's length."""
+def _projection(output: Tensor, generator: np.random.Generator) -> Tensor:
+    """The product of an output with a random vector of ±1, divided by the output's length.
+
+    Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990: the
+    mean of such a product's squared gradient is that of all outputs together.
+    """
     signs = generator.integers(0, 2, tuple(output.shape)).astype(np.float32) * 2 - 1
     length = torch.linalg.vector_norm(output.detach())
     return (output * torch.from_numpy(signs).to(output.device)).sum() / length
@@ -192,8 +196,8 @@ def measure(
     for number, names in enumerate(_batches({name: tensors[name] for name in found})):
         errors |= keep(f"palettes {number}", partial(errors_of, names))
     measured = {
-        name: Measured(felt.sensitivity, errors[name], felt.energy, felt.drift)
-        for name, felt in found.items()
+        name: Measured(sums.sensitivity, errors[name], sums.energy, sums.drift)
+        for name, sums in found.items()
     }
     say(f"{component} at {COARSE} bits")
     true = keep("error", lambda: _error_of(checkpoint, component, cases, list(found), device))
@@ -309,7 +313,7 @@ class _Measuring:
         return record(
             self.plan.checkpoint,
             [component],
-            resolution=_probe_size(self.plan),
+            resolution=_calibration_size(self.plan),
             denoising=Denoising.of(self.plan.recipe.verify),
             device=self.device,
             say=self.say,
@@ -322,7 +326,7 @@ class _Measuring:
         given = [settings.prompts[0], settings.negative_prompt, settings.guidance]
         code = [code_digest("calibrate"), versions()]
         tensors = self.plan.checkpoint.tensor_keys(component, self.digests)
-        size = str(_probe_size(self.plan))
+        size = str(_calibration_size(self.plan))
         return [code, component, size, self.device, given, self.digests, tensors]
 
     def _keep(self, key: list[Any], what: str, measured: Callable[[], Any]) -> Any:
@@ -346,7 +350,7 @@ class _Later(Sequence[Case]):
         return self._cases()[index]
 
 
-def _probe_size(plan: Plan) -> Resolution:
+def _calibration_size(plan: Plan) -> Resolution:
     """The first artifact's resolution, no more than `LARGEST` along a side."""
     first = plan.artifacts[0].artifact.resolution
     return Resolution(min(first.width, LARGEST), min(first.height, LARGEST))

@@ -11,7 +11,7 @@ from verify.judge.image_metrics import PSNR
 from verify.judge.metrics import SNR, json_number
 from verify.reports import figures
 from verify.reports.figures import FIGURES, MEANINGS, Json, decibels
-from verify.reports.pictures import file_name, generation_json, png
+from verify.reports.images import file_name, generation_json, png
 
 SCHEMA = 1
 MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "indeterminate": "?"}

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from convert.toy.pictures import (
+from convert.toy.drawings import (
     COLOURS,
     POSITIONS,
     SHAPES,

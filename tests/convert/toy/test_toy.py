@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
 from convert.toy import CHECKPOINT, write_toy
-from convert.toy.pictures import (
+from convert.toy.drawings import (
     COLOURS,
     POSITIONS,
     SHAPES,

@@ -27,7 +27,7 @@ from verify.levels.generation import check_generation, check_sanity
 from verify.question import Evidence, Question
 from verify.reference.recording import Recording
 from verify.reports import report
-from verify.reports.pictures import image_paths
+from verify.reports.images import image_paths
 from verify.run import verify
 from verify.runtime.runtimes import TorchRuntime
 from verify.sampling.sampling import Trace

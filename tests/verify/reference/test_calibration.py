@@ -135,7 +135,7 @@ def test_an_output_feels_only_the_weights_before_it(
 ) -> None:
     assert all(facts.sensitivity > 0 for facts in measured.values())
     again = sensitivities(source, COMPONENT, cases)
-    assert {n: (felt.sensitivity, felt.energy) for n, felt in again.items()} == {
+    assert {n: (sums.sensitivity, sums.energy) for n, sums in again.items()} == {
         n: (facts.sensitivity, facts.energy) for n, facts in measured.items()
     }
     # All drifts are as much more, or less, than small steps say.
