@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
+from verify.reference.recording import Recording
 
 
 def verify(
@@ -64,13 +65,10 @@ def verify(
             subject, traces, question, rules, failing=failing, say=say
         )
         checks += found
-    rounding: dict[str, list[dict[str, Any]]] = {}
+    rounding = {}
     if generations and recording is not None:
         say("op by op")
-        broken = _broken(checks)
-        sound = {name: p for name, p in subject.programs.items() if name not in broken}
-        first = {name: cases[0].inputs for name, cases in recording.cases.items()}
-        rounding = worst_ops_of(sound, subject.source, first, device=question.device)
+        rounding = _worst_ops(subject, recording, _broken(checks), question.device)
     if "structure" not in question.levels:
         for component in subject.artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
@@ -126,6 +124,15 @@ def _check_structure(subject: Subject, say: Say) -> Iterator[Check]:
             claims=artifact.claims,
             asked=artifact.asked.get(component),
         )
+
+
+def _worst_ops(
+    subject: Subject, recording: Recording, broken: Collection[str], device: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Of the components that have not failed, the ops that rounding costs most."""
+    sound = {name: p for name, p in subject.programs.items() if name not in broken}
+    first = {name: cases[0].inputs for name, cases in recording.cases.items()}
+    return worst_ops_of(sound, subject.source, first, device=device)
 
 
 def _broken(checks: Iterable[Check]) -> set[str]:

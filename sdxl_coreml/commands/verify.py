@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ from convert.interrupts import deferred_interrupt
 from sdxl_coreml.options import Quiet, Strict
 from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, require_writable, write_report
 from sdxl_coreml.terminal import Terminal
+
+if TYPE_CHECKING:
+    from verify.judge.checks import Results
+
+STDOUT = Path("-")
 
 
 def verify(
@@ -102,7 +107,6 @@ def verify(
         from verify.artifact.folder import SUFFIXES
         from verify.artifact.probe import PROBE
         from verify.judge.policy import load_policy
-        from verify.page import page as html_report
         from verify.question import Evidence, Question, require_possible
         from verify.reports import diff_text as diff_report
         from verify.reports import report
@@ -111,8 +115,8 @@ def verify(
         from verify.run import verify as check
         from verify.runtime.runtimes import choose
 
-    to_stdout = json_file == Path("-")
-    terminal = Terminal(quiet=quiet, as_json=to_stdout)
+    files = _Files(json_file, junit, markdown, html)
+    terminal = Terminal(quiet=quiet, as_json=json_file == STDOUT)
     if not path.exists():
         raise InputError("no such file or folder", where=path)
     parsed = read_recipe(recipe) if recipe else None
@@ -134,7 +138,7 @@ def verify(
         device=device,
     )
     require_possible(path, question, golden=golden is not None)
-    require_writable(json_file, junit, markdown, html)
+    require_writable(*astuple(files))
     before = None if baseline is None else read_baseline(baseline, artifact_name(path))
     recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
@@ -159,19 +163,41 @@ def verify(
         summary += "\n" + diff_report.markdown(found)
         shown = Group(shown, diff_report.table(found))
         code = code if found else 1
-    images = report.pictures(results)
-    if json_file and not to_stdout:
-        write_report(json_file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        for name, image in images.items():
-            write_report(json_file.parent / name, image)
-    if junit:
-        write_report(junit, report.junit(results))
-    if markdown:
-        write_report(markdown, summary)
-    if html:
-        write_report(html, html_report.html(document, images, command=_command_line()))
+    files.write(results, document, summary)
     terminal.result(document, shown)
     return code
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the results are written, beside the terminal."""
+
+    json: Path | None
+    junit: Path | None
+    markdown: Path | None
+    html: Path | None
+
+    def write(self, results: Results, document: dict[str, Any], summary: str) -> None:
+        """Write those that are asked for; raises InputError if one cannot be written.
+
+        Args:
+            document: the results as JSON.
+            summary: in Markdown.
+        """
+        from verify.page.page import html
+        from verify.reports import report
+
+        images = report.pictures(results)
+        if self.json and self.json != STDOUT:
+            write_report(self.json, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            for name, image in images.items():
+                write_report(self.json.parent / name, image)
+        if self.junit:
+            write_report(self.junit, report.junit(results))
+        if self.markdown:
+            write_report(self.markdown, summary)
+        if self.html:
+            write_report(self.html, html(document, images, command=_command_line()))
 
 
 def _command_line() -> str:
