@@ -73,7 +73,9 @@ class Checkpoint:
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]
     model_index: Mapping[str, Any]
-    _configs: dict[str, PartConfig] = field(default_factory=dict, repr=False, compare=False)
+    _configs: dict[str, PartConfig] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def components(self) -> tuple[str, ...]:
