@@ -80,7 +80,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
         "verify/artifact/stored.py",
         "verify/bisect/modules.py",
         "verify/bisect/ops.py",
-        "verify/campaign.py",
+        "verify/batch.py",
         "verify/judge/checks.py",
         "verify/judge/image_metrics.py",
         "verify/judge/metrics.py",

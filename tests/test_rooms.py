@@ -62,7 +62,7 @@ verify.golden          what the reference did, kept for machines without it
 verify.question        what is asked, and what there is to compare with
 verify.levels          structure, conversion, compression, generation, sanity
 verify.run             one artifact
-verify.campaign        all artifacts of a run
+verify.batch           all artifacts of a run
 release                what scripts need
 release.compile        .mlpackage → .mlmodelc
 release.pack           artifact → bundle → archive

@@ -9,7 +9,7 @@ from convert.face import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from verify.campaign import verify_all
+    from verify.batch import verify_all
     from verify.judge.checks import Results
     from verify.mil.load import load_program
     from verify.question import Evidence, Question
@@ -30,7 +30,7 @@ _FACE = {
     "load_program": ("verify.mil.load", "load_program"),
     "record": ("verify.reference.recording", "record"),
     "verify": ("verify.run", "verify"),
-    "verify_all": ("verify.campaign", "verify_all"),
+    "verify_all": ("verify.batch", "verify_all"),
 }
 __all__ = list(_FACE)
 __getattr__ = face(__name__, _FACE)

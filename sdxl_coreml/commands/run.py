@@ -28,7 +28,7 @@ from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.recipe.recipe import Recipe
-    from verify.campaign import Outcome
+    from verify.batch import Outcome
 
 
 def plan(
@@ -102,7 +102,7 @@ def run(
     made = make(plan, snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from release.build import build_release, releasable
-        from verify.campaign import verify_all
+        from verify.batch import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, plan, command=repeat, say=say)
     code = outcome.exit_code(strict=strict)

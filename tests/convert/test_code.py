@@ -25,7 +25,7 @@ ENTRIES: dict[Part, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "apple": (("convert.peer.engine", "convert.run.packages"), ("convert.package.native",)),
     # the checks for the libraries' versions
     "calibrate": (("verify.reference.calibration",), ("verify.judge.checks",)),
-    "measure": (("verify.campaign",), ()),
+    "measure": (("verify.batch",), ()),
     "judge": (("verify.reports.recheck", "verify.judge.policy"), ()),
     # Whether a report still counts decides on an archive, not on its bytes; figures are beside it.
     "release": (("release.pack.pack",), ("verify.reports.figures", "verify.judge.policy")),

@@ -23,7 +23,7 @@ from convert.run.run import run
 from convert.source.download import Snapshot
 from release.build import build_release
 from release.pack.pack import find_artifacts
-from verify.campaign import Outcome, verify_all
+from verify.batch import Outcome, verify_all
 from verify.judge.checks import Results
 from verify.judge.policy import load_policy
 from verify.reference.recording import Denoising

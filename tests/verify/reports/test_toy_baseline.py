@@ -12,7 +12,7 @@ from convert.plan.plan import make_plan
 from convert.run.run import run
 from convert.source.download import Snapshot
 from sdxl_coreml.steps import read_recipe
-from verify.campaign import verify_all
+from verify.batch import verify_all
 from verify.judge.policy import load_policy
 from verify.reports.baseline import read_baseline
 from verify.reports.diff import diff

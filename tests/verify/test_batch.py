@@ -13,7 +13,7 @@ from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
 from verify import run as verification
-from verify.campaign import Outcome, verify_all
+from verify.batch import Outcome, verify_all
 from verify.judge.policy import Policy, load_policy
 from verify.reports.images import image_paths
 from verify.reports.summary import summary_markdown
@@ -110,7 +110,7 @@ def test_gates_that_change_judge_again_what_was_measured(
         if policy is not None:
             (tmp_path / "policy.toml").write_text(POLICY.replace("MINIMUM", f"{policy}.0"))
             rules = load_policy(tmp_path / "policy.toml")
-        monkeypatch.setattr("verify.campaign.load_policy", lambda: rules)
+        monkeypatch.setattr("verify.batch.load_policy", lambda: rules)
         return verify_all(out, made, plan)
 
     def verdicts(found: Outcome) -> list[str]:
