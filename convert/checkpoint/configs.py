@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,15 @@ class UNetConfig:
             "time ids": self.time_ids,
             "pooled": self.text_embed_dim,
         }
+
+    def level(self, name: str) -> int:
+        """The level of the block that has a tensor, by its name; 0 is the full size of latents."""
+        last = len(self.channels) - 1
+        found = re.match(r"(down|up)_blocks\.(\d+)\.", name)
+        if found is None:
+            return last  # the block in the middle
+        number = min(int(found[2]), last)
+        return number if found[1] == "down" else last - number
 
     @staticmethod
     def parse(values: Mapping[str, Any], where: Path, text_embed_dim: int) -> UNetConfig:

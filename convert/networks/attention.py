@@ -8,11 +8,15 @@ also cuts the queries into chunks. An app tells them apart by the `einsum` ops i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from coremltools.converters.mil.mil import Var
-
-from convert.networks.graph import Module
 from convert.values import QUERY_CHUNK
+
+if TYPE_CHECKING:  # `plan` counts ops, and has no time to load coremltools
+    from coremltools.converters.mil.mil import Var
+
+    from convert.networks.graph import Module
 
 EQUATION = "nchw,nwhu->nchu"
 
@@ -85,3 +89,30 @@ ATTENTION: dict[str, Callable[[Module, Var, Var, Var, int], Var]] = {
     "split_einsum": split_einsum,
     "split_einsum_v2": split_einsum_v2,
 }
+
+
+@cache
+def ops_within(attention: str, heads: int, queries: int) -> int:
+    """How many ops an attention is made of, without constants: counted as it makes them.
+
+    Args:
+        attention: a key of `ATTENTION`.
+        queries: S, of which `split_einsum_v2` makes chunks.
+    """
+    counter: Any = _Counter((1, heads, 1, queries))
+    ATTENTION[attention](counter, counter, counter, counter, heads)
+    return int(counter.count)
+
+
+class _Counter:
+    """A module that counts what it is told to emit, and the Vars that come of it.
+
+    An attention looks at the shapes of q, k and v alone, and makes no weight.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.count = shape, 0
+
+    def emit(self, op: str, **inputs: Any) -> _Counter:
+        self.count += 1
+        return self

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from convert.checkpoint.checkpoint import open_checkpoint
 from convert.errors import InputError
-from convert.plan.estimate import available_memory, estimate
+from convert.plan.estimate import available_memory, count_ops, estimate
 from convert.plan.plan import Plan, make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
@@ -38,6 +41,31 @@ def test_bytes_are_within_a_tenth(plan: Plan, toy: Path, tmp_path: Path) -> None
     run(plan, Snapshot(toy, None, None, ()), tmp_path / "out")
     expected = estimate(plan, plan.jobs)
     assert disk_use(tmp_path / "out") == pytest.approx(expected.bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", ["base", "no_mid_attention"])
+def test_ops_are_within_a_tenth(shapes: Mapping[str, Path], shape: str) -> None:
+    from convert.networks.build import build_network
+
+    checkpoint = open_checkpoint(shapes[shape])
+    large = RECIPE.replace('"128x128", "256x320"', '"512x512"')  # split_einsum_v2 has chunks
+    plan = make_plan(parse_recipe(large, where="test"), checkpoint)
+    for job in plan.jobs:
+        network = build_network(
+            checkpoint,
+            job.component,
+            resolution=job.resolution,
+            attention=job.attention,
+            dtype=job.precision,
+            deployment=job.deployment,
+        )
+        ops = len(network.program.functions["main"].operations)
+        assert count_ops(plan, job) == pytest.approx(ops, rel=0.1), job
+
+
+def test_a_plan_knows_nothing_of_coremltools() -> None:
+    code = "import sys, convert.plan.text; sys.exit('coremltools' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_plan_of_nothing_takes_nothing(plan: Plan) -> None:
