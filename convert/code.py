@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Part = Literal["convert", "apple", "calibrate", "measure", "judge", "release"]
+CodePart = Literal["convert", "apple", "calibrate", "measure", "judge", "release"]
 
 ROOT = Path(__file__).parents[1]  # the folder that holds ours: convert, verify, release
 
@@ -51,7 +51,7 @@ _REFERENCE = (
     "verify/reference/schedule.py",
 )
 
-PARTS: dict[Part, tuple[str, ...]] = {
+PARTS: dict[CodePart, tuple[str, ...]] = {
     # the bytes of packages and weight files
     "convert": (*_CHECKPOINT, *_WEIGHTS, *_PACKAGES),
     # the same, of Apple's engine
@@ -185,7 +185,7 @@ OUTSIDE: tuple[str, ...] = (
 
 
 @cache
-def code_digest(part: Part) -> str:
+def code_digest(part: CodePart) -> str:
     """SHA-256 (hex) of a part's code."""
     digest = hashlib.sha256()
     for name, file in files(PARTS[part]).items():

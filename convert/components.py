@@ -15,7 +15,7 @@ MAX_TOKENS = 77
 BATCH = 2  # [unconditional, conditional]; Apple's XL pipeline hard-codes it
 
 
-Kind = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+ComponentKind = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ SUBFOLDERS = {
 
 
 @dataclass(frozen=True)
-class Feature:
+class FeatureSpec:
     """An input or output. A size that is a name depends on a config or on the resolution.
 
     `H` and `W` are the image's, `h` and `w` the latents'; the others are each config's `sizes`.
@@ -55,14 +55,14 @@ class Feature:
 class Component:
     """One model of an artifact, and all that does not depend on the checkpoint."""
 
-    kind: Kind  # which reference it is, and which recorded inputs it gets
+    kind: ComponentKind  # which reference it is, and which recorded inputs it gets
     network: str  # the function in `convert.networks` that builds it: `module:name`
     part: str  # its folder, of `SUBFOLDERS`
     file: str  # the model's name in a bundle, without suffix
     label: str  # for people
     short: str  # the same where there is no room
-    inputs: dict[str, Feature]
-    outputs: dict[str, Feature]  # always float32
+    inputs: dict[str, FeatureSpec]
+    outputs: dict[str, FeatureSpec]  # always float32
     tensors: tuple[str, ...] = ()  # prefixes of the part's tensors that belong to it; () for all
     projected: bool = False  # whether a text encoder's pooled output is
     has_attention: bool = False  # whether it is made for each attention implementation
@@ -91,8 +91,8 @@ class Component:
         return inputs, outputs
 
 
-_INPUT_IDS = Feature((1, MAX_TOKENS), "The token ids that represent the input text", "float32")
-_HIDDEN = Feature((1, MAX_TOKENS, "width"), "Hidden states after the encoder layers")
+_INPUT_IDS = FeatureSpec((1, MAX_TOKENS), "The token ids that represent the input text", "float32")
+_HIDDEN = FeatureSpec((1, MAX_TOKENS, "width"), "Hidden states after the encoder layers")
 _POOLED = "The version of the `last_hidden_state` output after pooling"
 
 COMPONENTS: dict[str, Component] = {
@@ -104,7 +104,7 @@ COMPONENTS: dict[str, Component] = {
         label="Text encoder",
         short="text",
         inputs={"input_ids": _INPUT_IDS},
-        outputs={"hidden_embeds": _HIDDEN, "pooled_outputs": Feature((1, "width"), _POOLED)},
+        outputs={"hidden_embeds": _HIDDEN, "pooled_outputs": FeatureSpec((1, "width"), _POOLED)},
     ),
     "text_encoder_2": Component(
         kind="text_encoder",
@@ -115,7 +115,10 @@ COMPONENTS: dict[str, Component] = {
         short="text 2",
         projected=True,
         inputs={"input_ids": _INPUT_IDS},
-        outputs={"hidden_embeds": _HIDDEN, "pooled_outputs": Feature((1, "projection"), _POOLED)},
+        outputs={
+            "hidden_embeds": _HIDDEN,
+            "pooled_outputs": FeatureSpec((1, "projection"), _POOLED),
+        },
     ),
     "unet": Component(
         kind="unet",
@@ -126,34 +129,34 @@ COMPONENTS: dict[str, Component] = {
         short="UNet",
         has_attention=True,
         inputs={
-            "sample": Feature(
+            "sample": FeatureSpec(
                 (BATCH, "sample channels", "h", "w"),
                 "The low resolution latent feature maps being denoised through reverse diffusion",
             ),
-            "timestep": Feature(
+            "timestep": FeatureSpec(
                 (BATCH,),
                 "A value emitted by the associated scheduler object to condition the model on a "
                 "given noise schedule",
             ),
-            "encoder_hidden_states": Feature(
+            "encoder_hidden_states": FeatureSpec(
                 (BATCH, "context", 1, MAX_TOKENS),
                 "Output embeddings from the associated text_encoder model to condition to "
                 "generated image on text. A maximum of 77 tokens (~40 words) are allowed. Longer "
                 "text is truncated. Shorter text does not reduce computation.",
             ),
-            "time_ids": Feature(
+            "time_ids": FeatureSpec(
                 (BATCH, "time ids"),
                 "Additional embeddings that if specified are added to the embeddings that are "
                 "passed along to the UNet blocks.",
             ),
-            "text_embeds": Feature(
+            "text_embeds": FeatureSpec(
                 (BATCH, "pooled"),
                 "Additional embeddings from text_encoder_2 that if specified are added to the "
                 "embeddings that are passed along to the UNet blocks.",
             ),
         },
         outputs={
-            "noise_pred": Feature(
+            "noise_pred": FeatureSpec(
                 (BATCH, "noise channels", "h", "w"),
                 "Same shape and dtype as the `sample` input. The predicted noise to facilitate the "
                 "reverse diffusion (denoising) process",
@@ -171,14 +174,14 @@ COMPONENTS: dict[str, Component] = {
         is_compressed=False,
         tensors=("decoder.", "post_quant_conv."),
         inputs={
-            "z": Feature(
+            "z": FeatureSpec(
                 (1, "latent channels", "h", "w"),
                 "The denoised latent embeddings from the unet model after the last step of reverse "
                 "diffusion",
             )
         },
         outputs={
-            "image": Feature(
+            "image": FeatureSpec(
                 (1, "image channels", "H", "W"), "Generated image normalized to range [-1, 1]"
             )
         },
@@ -195,13 +198,13 @@ COMPONENTS: dict[str, Component] = {
         is_optional=True,
         tensors=("encoder.", "quant_conv."),
         inputs={
-            "x": Feature(
+            "x": FeatureSpec(
                 (1, "input channels", "H", "W"),
                 "The input image to base the initial latents on normalized to range [-1, 1]",
             )
         },
         outputs={
-            "latent": Feature(
+            "latent": FeatureSpec(
                 (1, "moments", "h", "w"),
                 "The latent embeddings from the unet model from the input image.",
             )

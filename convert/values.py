@@ -21,6 +21,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 # Without whole runs, which take the reference and the artifact dozens of steps for every picture.
 COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
 
+Verdict = Literal["pass", "fail", "indeterminate"]
+
 VaePrecision = Literal["float32", "float16"]
 
 DeploymentTarget = Literal["macOS14", "iOS17", "macOS15", "iOS18", "macOS26", "iOS26"]

@@ -35,7 +35,7 @@ MEMORY_WANTED = 10 * GIB
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing looked at: `ok`, `missing` (something will fail), or `note` (worth knowing).
 
     `remedy` says what to do, or what the note means; empty if there is nothing to do.
@@ -47,11 +47,11 @@ class Finding:
     remedy: str = ""
 
 
-def diagnose(folder: Path | None = None) -> list[Finding]:
+def diagnose(folder: Path | None = None) -> list[Diagnosis]:
     """Look at this machine, with the disk of `folder` (the current one if None)."""
     return [
         *_versions(),
-        Finding("platform", "ok", platform.platform()),
+        Diagnosis("platform", "ok", platform.platform()),
         _disk(folder or Path.cwd()),
         _memory(),
         _core_ml(),
@@ -63,25 +63,25 @@ def diagnose(folder: Path | None = None) -> list[Finding]:
     ]
 
 
-def _versions() -> list[Finding]:
+def _versions() -> list[Diagnosis]:
     python, requirements = _requirements()
     version = platform.python_version()
     if not is_within(version, python):
-        found = [Finding("Python", "missing", version, f"Use a Python {python}.")]
+        found = [Diagnosis("Python", "missing", version, f"Use a Python {python}.")]
     else:
-        found = [Finding("Python", "ok", f"{version} ({sys.executable})")]
+        found = [Diagnosis("Python", "ok", f"{version} ({sys.executable})")]
     for name, allowed in requirements.items():
         wanted = f'pip install "{name}{allowed}"'
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found.append(Finding(name, "missing", "not installed", wanted))
+            found.append(Diagnosis(name, "missing", "not installed", wanted))
             continue
         if is_within(version, allowed):
-            found.append(Finding(name, "ok", version))
+            found.append(Diagnosis(name, "ok", version))
         else:
             found.append(
-                Finding(
+                Diagnosis(
                     name,
                     "missing",
                     f"{version}, outside {allowed}",
@@ -117,22 +117,22 @@ def is_within(version: str, allowed: str) -> bool:
     return SpecifierSet(allowed).contains(Version(version).base_version)
 
 
-def _disk(folder: Path) -> Finding:
+def _disk(folder: Path) -> Diagnosis:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Finding("disk", "missing", str(error.strerror), f"{folder} cannot be used.")
+        return Diagnosis("disk", "missing", str(error.strerror), f"{folder} cannot be used.")
     value = f"{free / 1e9:.0f} GB free in {folder}"
     if free >= DISK_WANTED:
-        return Finding("disk", "ok", value)
-    return Finding("disk", "note", value, "A checkpoint and a 16-bit artifact take 7 GB each.")
+        return Diagnosis("disk", "ok", value)
+    return Diagnosis("disk", "note", value, "A checkpoint and a 16-bit artifact take 7 GB each.")
 
 
-def _memory() -> Finding:
+def _memory() -> Diagnosis:
     total, available = physical_memory()
     limit = cgroup_limit()
     if total is None:
-        return Finding("memory", "note", "unknown", "This system does not say.")
+        return Diagnosis("memory", "note", "unknown", "This system does not say.")
     value = f"{total / GIB:.1f} GiB"
     if available is not None:
         value += f", {available / GIB:.1f} GiB available"
@@ -140,8 +140,8 @@ def _memory() -> Finding:
         value += f", limited to {limit / GIB:.1f} GiB (cgroup)"
         total = limit
     if total >= MEMORY_WANTED:
-        return Finding("memory", "ok", value)
-    return Finding(
+        return Diagnosis("memory", "ok", value)
+    return Diagnosis(
         "memory",
         "note",
         value,
@@ -149,9 +149,9 @@ def _memory() -> Finding:
     )
 
 
-def _core_ml() -> Finding:
+def _core_ml() -> Diagnosis:
     if sys.platform != "darwin":
-        return Finding(
+        return Diagnosis(
             "Core ML",
             "note",
             "only on macOS",
@@ -160,8 +160,8 @@ def _core_ml() -> Finding:
     spec = find_spec("coremltools")
     places = list(spec.submodule_search_locations or []) if spec else []
     if any(list(Path(place).glob("libcoremlpython*")) for place in places):
-        return Finding("Core ML", "ok", f"macOS {platform.mac_ver()[0]}")
-    return Finding(
+        return Diagnosis("Core ML", "ok", f"macOS {platform.mac_ver()[0]}")
+    return Diagnosis(
         "Core ML",
         "missing",
         "coremltools has no libcoremlpython",
@@ -169,10 +169,10 @@ def _core_ml() -> Finding:
     )
 
 
-def _xcode() -> Finding:
+def _xcode() -> Diagnosis:
     name, other = "Xcode", "Not needed: `compile` makes what the apps load on any system."
     if sys.platform != "darwin":
-        return Finding(name, "note", "only on macOS", other)
+        return Diagnosis(name, "note", "only on macOS", other)
     try:
         found = subprocess.run(
             ["xcrun", "--find", "coremlcompiler"],
@@ -182,11 +182,11 @@ def _xcode() -> Finding:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return Finding(name, "note", "no coremlcompiler", other)
-    return Finding(name, "ok", found.stdout.strip())
+        return Diagnosis(name, "note", "no coremlcompiler", other)
+    return Diagnosis(name, "ok", found.stdout.strip())
 
 
-def _cuda() -> Finding:
+def _cuda() -> Diagnosis:
     """Told by the driver's files, and by torch's version: importing torch takes seconds."""
     models = [
         match[1].strip()
@@ -194,53 +194,53 @@ def _cuda() -> Finding:
         if (match := re.search(r"^Model:(.*)$", info.read_text(), re.M))
     ]
     if not models:
-        return Finding("CUDA", "note", "no device", "Verification runs on the CPU.")
+        return Diagnosis("CUDA", "note", "no device", "Verification runs on the CPU.")
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         version = ""
     if version.endswith("+cpu"):
-        return Finding(
+        return Diagnosis(
             "CUDA",
             "note",
             f"{', '.join(models)}, but torch {version} is a CPU build",
             "To verify on the GPU, install torch with CUDA: https://pytorch.org/get-started",
         )
-    return Finding("CUDA", "ok", ", ".join(models))
+    return Diagnosis("CUDA", "ok", ", ".join(models))
 
 
-def _mps() -> Finding:
+def _mps() -> Diagnosis:
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Finding("MPS", "ok", "Apple silicon")
-    return Finding("MPS", "note", "no device", "It is the GPU of a Mac with Apple silicon.")
+        return Diagnosis("MPS", "ok", "Apple silicon")
+    return Diagnosis("MPS", "note", "no device", "It is the GPU of a Mac with Apple silicon.")
 
 
-def _hub() -> list[Finding]:
+def _hub() -> list[Diagnosis]:
     """Login and cache. Not by `get_token`, which may refresh a token over the network."""
     if find_spec("huggingface_hub") is None:
         return []  # named among the versions
     from huggingface_hub import constants
 
-    cache = Finding("Hub cache", "ok", str(constants.HF_HUB_CACHE))
+    cache = Diagnosis("Hub cache", "ok", str(constants.HF_HUB_CACHE))
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(variable, "").strip():
-            return [Finding("Hub login", "ok", f"token from {variable}"), cache]
+            return [Diagnosis("Hub login", "ok", f"token from {variable}"), cache]
     file = Path(constants.HF_TOKEN_PATH)
     try:
         present = bool(file.read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError):
         present = False
     if present:
-        return [Finding("Hub login", "ok", f"token in {file}"), cache]
+        return [Diagnosis("Hub login", "ok", f"token in {file}"), cache]
     remedy = "Needed for gated or private repos and to publish: hf auth login"
-    return [Finding("Hub login", "note", "no token", remedy), cache]
+    return [Diagnosis("Hub login", "note", "no token", remedy), cache]
 
 
-def _apple_converter() -> Finding:
+def _apple_converter() -> Diagnosis:
     name = "Apple's converter"
     if find_spec("python_coreml_stable_diffusion") is not None:
-        return Finding(name, "ok", "python_coreml_stable_diffusion")
-    return Finding(
+        return Diagnosis(name, "ok", "python_coreml_stable_diffusion")
+    return Diagnosis(
         name,
         "note",
         "not installed",

@@ -23,7 +23,9 @@ def out_option(text: str, metavar: str | None = None) -> Any:
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="The result as one JSON document on stdout.")
+]
 SourceOption = Annotated[
     str | None,
     typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
@@ -35,7 +37,7 @@ Only = Annotated[
     str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
-Runtime = Annotated[
+RuntimeOption = Annotated[
     str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
 ]
 Device = Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")]

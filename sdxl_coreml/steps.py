@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from convert.plan.plan import Plan
     from convert.recipe.recipe import Recipe
     from convert.run.run import Result
-    from convert.source.download import Snapshot, Source
+    from convert.source.download import CheckpointSource, Snapshot
     from release.card.source_card import SourceCard
     from release.pack.pack import Packed
 
@@ -52,15 +52,15 @@ def read_recipe(recipe: str) -> Recipe:
     return load_recipe(Path(recipe))
 
 
-def wanted_source(recipe: Recipe, source: str | None) -> Source:
+def wanted_source(recipe: Recipe, source: str | None) -> CheckpointSource:
     """The recipe's source, or `source` instead."""
-    from convert.source.download import Source, parse_source
+    from convert.source.download import CheckpointSource, parse_source
 
     given = recipe.source
     if source is not None:
         return parse_source(source)
     if given.repo:
-        return Source("repo", given.repo, given.revision)
+        return CheckpointSource("repo", given.repo, given.revision)
     return parse_source(str(given.path))
 
 

@@ -163,6 +163,32 @@ def used(file: Path) -> set[str]:
     return found
 
 
+def test_a_type_has_a_name_of_its_own() -> None:
+    places: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        if module.split(".")[0] != "bench":
+            for name in types_of(file):
+                places.setdefault(name, []).append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_the_reader_of_types_sees_classes_and_aliases(tmp_path: Path) -> None:
+    file = tmp_path / "low.py"
+    file.write_text("LIMIT = 3\nText = str\nclass One:\n    class Two: ...\n")
+    assert sorted(types_of(file)) == ["One", "Text", "Two"]
+
+
+def types_of(file: Path) -> Iterator[str]:
+    """The names of classes, and of what a module calls as if it were one: `Shape = tuple[…]`."""
+    tree = ast.parse(file.read_text("utf-8"))
+    yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name[0].isupper() and not name.isupper():
+                yield name
+
+
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the product, by its dotted name."""

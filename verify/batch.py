@@ -19,8 +19,8 @@ from convert.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.run import manifest as manifests
 from convert.run.run import Result
-from convert.values import Resolution
-from verify.judge.checks import Verdict, exit_code, versions, worst
+from convert.values import Resolution, Verdict
+from verify.judge.checks import exit_code, versions, worst
 from verify.judge.gates import recipe_gates
 from verify.judge.policy import Policy, load_policy
 from verify.reports.images import image_paths

@@ -40,7 +40,7 @@ from convert.run import manifest as manifests
 from convert.values import Resolution
 from verify.judge.checks import versions
 from verify.reference.recording import Case, Recording
-from verify.sampling.sampling import Call, Picture, Settings, Trace
+from verify.sampling.sampling import NetworkCall, Picture, Settings, Trace
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ class _Checkpoint(Document):
     files: dict[str, str]
 
 
-class _Manifest(Document):
+class _GoldenManifest(Document):
     """The bundle's manifest."""
 
     resolution: ResolutionText
@@ -186,7 +186,7 @@ def read_golden(path: Path) -> Golden:
         found = shown(values.get("schema"))
         raise InputError(f"`schema` is {found}, this tool reads {SCHEMA}", where=file)
     hint = "Record it again."
-    manifest = checked(_Manifest, values, file, hint=hint)
+    manifest = checked(_GoldenManifest, values, file, hint=hint)
     _require_files(path, values["files"])
     checkpoint = open_without_weights(path / CHECKPOINT, manifest.checkpoint.name)
     try:
@@ -326,18 +326,18 @@ def _listed(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
     return tuple(tensors[f"{kind}/{index}"] for index in range(count))
 
 
-def _calls(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Call, ...]]:
+def _calls(tensors: Mapping[str, Tensor]) -> dict[str, tuple[NetworkCall, ...]]:
     parts: dict[str, dict[int, dict[str, dict[str, Tensor]]]] = {}
     for key, tensor in tensors.items():
         if key.count("/") == 3:
             component, index, kind, name = key.split("/")
             part = parts.setdefault(component, {}).setdefault(int(index), {})
             part.setdefault(kind, {})[name] = tensor
-    calls: dict[str, tuple[Call, ...]] = {}
+    calls: dict[str, tuple[NetworkCall, ...]] = {}
     for component, found in parts.items():
-        made: list[Call] = []
+        made: list[NetworkCall] = []
         for _, call in sorted(found.items()):
             before = made[-1].inputs if made else {}
-            made.append(Call({**before, **call.get("inputs", {})}, call["outputs"]))
+            made.append(NetworkCall({**before, **call.get("inputs", {})}, call["outputs"]))
         calls[component] = tuple(made)
     return calls

@@ -23,7 +23,7 @@ from convert.checkpoint.configs import (
     VAEConfig,
 )
 from convert.checkpoint.tensors import Tensor, read_header
-from convert.components import COMPONENTS, SUBFOLDERS, Feature, belongs
+from convert.components import COMPONENTS, SUBFOLDERS, FeatureSpec, belongs
 from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
@@ -167,7 +167,7 @@ class Checkpoint:
                 sizes |= {"H": resolution.height, "W": resolution.width}
                 sizes |= {"h": sizes["H"] // factor, "w": sizes["W"] // factor}
 
-        def resolved(features: Mapping[str, Feature]) -> dict[str, Shape]:
+        def resolved(features: Mapping[str, FeatureSpec]) -> dict[str, Shape]:
             return {
                 name: tuple(sizes[n] if isinstance(n, str) else n for n in feature.shape)
                 for name, feature in features.items()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from convert.files.documents import Document
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
-Blocks = Annotated[list[Count], Field(min_length=1, max_length=16)]
+PerBlock = Annotated[list[Count], Field(min_length=1, max_length=16)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -26,7 +26,7 @@ class UNetPart(Document):
 class VAEPart(Document):
     """Of the VAE's."""
 
-    block_out_channels: Blocks
+    block_out_channels: PerBlock
     latent_channels: Count
     scaling_factor: Annotated[float, Field(gt=0)]
     shift_factor: float | None = None
@@ -95,7 +95,7 @@ class SchedulerPart(BaseModel):
     use_flow_sigmas: bool | None = None
 
 
-class AddedToken(Document):
+class AddedTokenDocument(Document):
     """A token beside a tokenizer's vocabulary."""
 
     id: Annotated[int, Field(ge=0, le=1 << 31)]
@@ -116,7 +116,7 @@ class PipelineDocument(Document):
     scheduler: SchedulerPart
     pipeline: IndexPart
     pad_tokens: dict[Literal["tokenizer", "tokenizer_2"], Annotated[str, Field(min_length=1)]]
-    added_tokens: dict[str, list[AddedToken]] | None = None
+    added_tokens: dict[str, list[AddedTokenDocument]] | None = None
 
 
 def sayable(value: Any) -> Any:

@@ -29,7 +29,7 @@ from convert.weights.compress import NONE, Compression
 TRANSFORMER_NORM_EPSILON = 1e-6  # fixed in diffusers' Transformer2DModel
 LAYER_NORM_EPSILON = 1e-5
 
-Attention = Callable[[Module, Var, Var, Var, int], Var]
+AttentionFunction = Callable[[Module, Var, Var, Var, int], Var]
 
 
 def unet(
@@ -128,7 +128,7 @@ class Blocks:
     config: UNetConfig
     temb: Var  # [B, E, 1, 1], activated
     text: Var  # [B, C, 1, T]
-    attention: Attention
+    attention: AttentionFunction
 
     def down(self, m: Module, x: Var) -> tuple[Var, list[Var]]:
         """Every down block; also returns what the up blocks will concatenate."""

@@ -15,7 +15,7 @@ from convert.errors import InputError, nearest
 from convert.plan.engines import Engine, require_engine
 from convert.plan.gates import require_gates
 from convert.plan.notices import Notice, notices
-from convert.recipe.recipe import Artifact, Recipe
+from convert.recipe.recipe import ArtifactSpec, Recipe
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
 from convert.weights.allocation import Allocation, read_allocation, require_fit
 from convert.weights.compress import NONE, Compression
@@ -72,7 +72,7 @@ class Job:
 class PlannedArtifact:
     """An artifact and the job behind each of its components."""
 
-    artifact: Artifact
+    artifact: ArtifactSpec
     jobs: dict[str, Job]
 
 
@@ -171,7 +171,7 @@ def make_plan(
     )
 
 
-def wanted_artifacts(recipe: Recipe, only: str | None = None) -> list[Artifact]:
+def wanted_artifacts(recipe: Recipe, only: str | None = None) -> list[ArtifactSpec]:
     """The recipe's artifacts whose names match a glob; all if None. Raises InputError for none."""
     artifacts = [a for a in recipe.artifacts() if only is None or fnmatch.fnmatchcase(a.name, only)]
     if not artifacts:
@@ -192,7 +192,7 @@ def require_components(names: Iterable[str]) -> None:
 
 
 def _allocations(
-    checkpoint: Checkpoint, artifacts: list[Artifact], recipe: Recipe, components: list[str]
+    checkpoint: Checkpoint, artifacts: list[ArtifactSpec], recipe: Recipe, components: list[str]
 ) -> dict[Bits, Allocation]:
     """The recipe's own allocation, if it names one, which must fit all that is asked for."""
     file = recipe.compress.allocation
@@ -217,7 +217,7 @@ def _allocations(
 
 def _compressions(
     checkpoint: Checkpoint,
-    artifacts: list[Artifact],
+    artifacts: list[ArtifactSpec],
     recipe: Recipe,
     components: list[str],
     allocations: Mapping[Bits, Allocation],
@@ -248,7 +248,7 @@ def _compressions(
 
 def _job(
     component: str,
-    artifact: Artifact,
+    artifact: ArtifactSpec,
     recipe: Recipe,
     engine: Engine,
     compressions: Mapping[tuple[str, Bits], Compression],
@@ -275,7 +275,7 @@ def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
 
 
 def _check(
-    checkpoint: Checkpoint, artifacts: list[Artifact], components: list[str], engine: Engine
+    checkpoint: Checkpoint, artifacts: list[ArtifactSpec], components: list[str], engine: Engine
 ) -> None:
     """Refuse now what would fail after minutes."""
     unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.part("vae_decoder").config_file

@@ -37,7 +37,7 @@ _LARGEST_RECIPE = 1 << 20  # bytes; a checkpoint given by mistake is not read in
 
 
 @dataclass(frozen=True)
-class Artifact:
+class ArtifactSpec:
     """One folder that a run leaves: the models of one attention, bit width and resolution."""
 
     name: str
@@ -77,7 +77,7 @@ class Recipe(Section):
         """
         return self._digest
 
-    def artifacts(self) -> list[Artifact]:
+    def artifacts(self) -> list[ArtifactSpec]:
         """Attention × bits × resolution, in the recipe's order, with names from the template."""
         return _artifacts(self.name, self.matrix, self.release.template)
 
@@ -121,7 +121,7 @@ class Recipe(Section):
         if name is None or matrix is None:
             return release  # they have errors of their own
         artifacts = _artifacts(name, matrix, release.template)
-        first: dict[str, Artifact] = {}
+        first: dict[str, ArtifactSpec] = {}
         for artifact in artifacts:
             try:
                 check_file_name(artifact.name)
@@ -165,9 +165,9 @@ def _asked(
             yield f"{at}.group_size", "a palette for each group of channels", grouped
 
 
-def _artifacts(name: str, matrix: Matrix, template: str) -> list[Artifact]:
+def _artifacts(name: str, matrix: Matrix, template: str) -> list[ArtifactSpec]:
     return [
-        Artifact(
+        ArtifactSpec(
             template.format(
                 name=name,
                 attention=attention.replace("_", "-"),  # so that _ only separates fields
@@ -183,7 +183,7 @@ def _artifacts(name: str, matrix: Matrix, template: str) -> list[Artifact]:
     ]
 
 
-def _differing(one: Artifact, other: Artifact) -> list[str]:
+def _differing(one: ArtifactSpec, other: ArtifactSpec) -> list[str]:
     pairs = {
         "attention": (one.attention, other.attention),
         "bits": (one.bits, other.bits),

@@ -21,12 +21,12 @@ from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.json_files import read_object
 from convert.plan.notices import notices
 from convert.recipe.fields import BitsText, GroupSize, ResolutionText, WidthText
-from convert.values import FORMATS, Attention, DeploymentTarget, VaePrecision
+from convert.values import FORMATS, Attention, DeploymentTarget, VaePrecision, Verdict
 from convert.weights.methods import UNCOMPRESSED, own_bits
 
 if TYPE_CHECKING:
     from convert.plan.plan import Job, PlannedArtifact
-    from convert.recipe.recipe import Artifact, Recipe
+    from convert.recipe.recipe import ArtifactSpec, Recipe
     from convert.run.packages import Context, Package
 
 FILE = "manifest.json"
@@ -36,7 +36,7 @@ SCHEMA = 1
 REMEDY = "Remove the folder and run the command that made it again."
 
 
-class Source(Document):
+class SourceFacts(Document):
     """The checkpoint that an artifact was made from."""
 
     name: str
@@ -68,10 +68,10 @@ class Manifest(Document):
     bits_per_weight: dict[str, float] | None = None
     files: dict[LocalName, FileFacts]
     pipeline: dict[str, Any] | None = None
-    source: Source
+    source: SourceFacts
     recipe: RecipeFacts
     versions: dict[str, str]
-    verdict: Literal["pass", "fail", "indeterminate"] | None = None
+    verdict: Verdict | None = None
 
 
 class TensorRequest(Document):
@@ -191,7 +191,7 @@ def compose(
 
 
 def _asked(
-    component: str, artifact: Artifact, recipe: Recipe, checkpoint: Checkpoint
+    component: str, artifact: ArtifactSpec, recipe: Recipe, checkpoint: Checkpoint
 ) -> CompressionRequest:
     if artifact.bits == UNCOMPRESSED:
         return CompressionRequest()

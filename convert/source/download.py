@@ -43,13 +43,13 @@ from convert.source.snapshot import (
     select_local,
 )
 
-__all__ = ["File", "Snapshot", "Source", "download", "parse_source", "select_files"]
+__all__ = ["CheckpointSource", "File", "Snapshot", "download", "parse_source", "select_files"]
 
 _REPO = re.compile(r"\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """Where a checkpoint comes from: a local path, a Hub repo at a revision, or a URL."""
 
     kind: Literal["path", "repo", "url"]
@@ -57,7 +57,7 @@ class Source:
     revision: str | None = None
 
 
-def parse_source(text: str, revision: str | None = None) -> Source:
+def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
     """What SOURCE means: an existing path wins, then `owner/name`, then a URL.
 
     Raises InputError if it is none of them, or a revision is given where none can be.
@@ -75,9 +75,9 @@ def parse_source(text: str, revision: str | None = None) -> Source:
                 where=text,
                 hint="A revision belongs to a Hub repo. Leave it away, or give owner/name.",
             )
-        return Source("path", str(path))
+        return CheckpointSource("path", str(path))
     if _REPO.fullmatch(text) and "--" not in text and ".." not in text:
-        return Source("repo", text, revision)
+        return CheckpointSource("repo", text, revision)
     url = urlsplit(text)
     if url.scheme in ("http", "https") and url.hostname:
         plain = f"{url.scheme}://{url.hostname}{url.path}"  # without user, password, query
@@ -89,21 +89,21 @@ def parse_source(text: str, revision: str | None = None) -> Source:
             or not _REPO.fullmatch(repo)
             or (tree and (tree[0], len(tree)) != ("tree", 2))
         ):
-            return Source("url", plain, revision)
+            return CheckpointSource("url", plain, revision)
         if tree and revision not in (None, tree[1]):
             raise InputError(
                 f"the URL names revision {tree[1]}, --revision {revision}",
                 where=plain,
                 hint="Give one of the two.",
             )
-        return Source("repo", repo, tree[1] if tree else revision)
+        return CheckpointSource("repo", repo, tree[1] if tree else revision)
     raise InputError(
         f"no such folder or file, and not a Hub repo id: {text!r}",
         hint="Give an existing path, or owner/name as on huggingface.co.",
     )
 
 
-def refuse_url(source: Source) -> None:
+def refuse_url(source: CheckpointSource) -> None:
     """Raise InputError for a source that is a URL."""
     if source.kind == "url":
         raise InputError(
@@ -114,7 +114,7 @@ def refuse_url(source: Source) -> None:
 
 
 def download(
-    source: Source,
+    source: CheckpointSource,
     out: Path | None = None,
     *,
     progress: FileProgress | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.disk import link
-from convert.source.download import Source
+from convert.source.download import CheckpointSource
 from convert.source.hub import Repo, explain, is_unreachable, quiet
 from convert.source.select import File, select_files
 from convert.source.snapshot import Snapshot
@@ -19,7 +19,11 @@ FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fift
 
 
 def fetch_headers(
-    source: Source, folder: Path, *, endpoint: str | None = None, cache_dir: Path | None = None
+    source: CheckpointSource,
+    folder: Path,
+    *,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
 ) -> Snapshot:
     """Fetch configs, tokenizers and weight files' headers of a Hub repo into `folder`.
 

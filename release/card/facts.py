@@ -13,7 +13,7 @@ from release.card.markdown import code, link, prose
 # Apple's Swift package e12202c, Scheduler.swift: PNDM, DPM-Solver++ and a flow scheduler.
 SWIFT_SCHEDULERS = ("pndm", "dpmpp_2m", "dpmpp_2m_karras")
 CHUNKS = "https://github.com/apple/ml-stable-diffusion#-converting-models-to-core-ml"
-Archive = Mapping[str, Any]
+ArchiveEntry = Mapping[str, Any]
 
 
 def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -69,20 +69,20 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return found
 
 
-def _zeros(archives: Sequence[Archive]) -> bool:
+def _zeros(archives: Sequence[ArchiveEntry]) -> bool:
     """Whether diffusers takes zeros for an empty negative prompt, which no app does."""
     settings = [(a["manifest"].get("pipeline") or {}).get("pipeline") or {} for a in archives]
     return any(s.get("force_zeros_for_empty_prompt") is True for s in settings)
 
 
-def _notices(archives: Sequence[Archive]) -> list[str]:
+def _notices(archives: Sequence[ArchiveEntry]) -> list[str]:
     """What of the checkpoint apps cannot express, and what has been done about it."""
     told = [n for a in archives for n in a["manifest"].get("notices") or ()]
     lines = [f"{prose(n['problem'])}: {prose(n['effect'])}." for n in told]
     return list(dict.fromkeys(line[0].upper() + line[1:] for line in lines))
 
 
-def _which(archives: Sequence[Archive], holds: Callable[[Archive], bool]) -> str | None:
+def _which(archives: Sequence[ArchiveEntry], holds: Callable[[ArchiveEntry], bool]) -> str | None:
     """`all files`, or the names of those for which it holds; None for none."""
     found = [a for a in archives if holds(a)]
     if not found:
@@ -92,9 +92,9 @@ def _which(archives: Sequence[Archive], holds: Callable[[Archive], bool]) -> str
     return ", ".join(code(a["archive"]) for a in found)
 
 
-def _needs(system: str, archive: Archive) -> bool:
+def _needs(system: str, archive: ArchiveEntry) -> bool:
     return bool(archive["manifest"]["minimum_system"] == system)
 
 
-def _has_chunks(archive: Archive) -> bool:
+def _has_chunks(archive: ArchiveEntry) -> bool:
     return any("Chunk" in file for file in archive["manifest"]["components"].values())

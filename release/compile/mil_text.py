@@ -29,7 +29,7 @@ XCODE = "Compile it with Xcode: `--engine xcode` on a Mac."
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-class Blob(NamedTuple):
+class BlobReference(NamedTuple):
     """A constant in a weight file, as the program refers to it."""
 
     file: str
@@ -40,7 +40,7 @@ class Blob(NamedTuple):
 
 def write_program(
     model: Any, write: Callable[[str], Any], build_info: Mapping[str, str]
-) -> list[Blob]:
+) -> list[BlobReference]:
     """Write a model's program.
 
     Args:
@@ -109,7 +109,7 @@ class MilText:
         }
         self._string, self._uint64 = self._scalar("string"), self._scalar("uint64")
         self._types: dict[bytes, str] = {}
-        self.blobs: set[Blob] = set()
+        self.blobs: set[BlobReference] = set()
 
     def function(
         self, name: str, function: Any, description: Any, write: Callable[[str], Any]
@@ -206,7 +206,7 @@ class MilText:
             if value.type.WhichOneof("type") != "tensorType":
                 raise CannotExecute("a value in a weight file that is no tensor")
             dtype, shape = self._dtype(tensor.dataType), _shape(tensor)
-            self.blobs.add(Blob(blob.fileName, blob.offset, dtype, shape))
+            self.blobs.add(BlobReference(blob.fileName, blob.offset, dtype, shape))
             payload = (
                 f"BLOBFILE(path = {self._string}({quote(blob.fileName)}), "
                 f"offset = {self._uint64}({blob.offset}))"

@@ -24,7 +24,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-class _Manifest(Document):
+class _BundleManifest(Document):
     """What is read of a bundle's manifest."""
 
     artifact: str
@@ -127,7 +127,7 @@ def _promised(tree: Tree) -> str:
 def provenance(tree: Tree, digests: bool) -> Iterator[Finding]:
     """Every file as the manifest has it."""
     try:
-        manifest = checked(_Manifest, read_json(tree, FILE), FILE)
+        manifest = checked(_BundleManifest, read_json(tree, FILE), FILE)
         files, name, verdict = manifest.files, manifest.artifact, manifest.verdict
     except OSError:
         effect = "nobody can tell where the models come from"

@@ -18,7 +18,7 @@ FEATURE = re.compile(rb"(?:tensor<)?(\w+), \[([\d, ]*)\]> (\w+)")
 BLOB = re.compile(rb'BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)')
 TYPE = re.compile(rb"(?:^|[ (])(?:tensor<)?(\w+)(?:, \[([\d, ]*)\]>)?\($")  # of what stands next
 LONGEST_TYPE = 200  # letters
-Blob = tuple[int, str, tuple[int, ...]]  # offset, dtype, shape
+BlobPlace = tuple[int, str, tuple[int, ...]]  # offset, dtype, shape
 
 
 def completeness(tree: Tree, model: str) -> Iterator[tuple[str, str, str]]:
@@ -31,7 +31,7 @@ def completeness(tree: Tree, model: str) -> Iterator[tuple[str, str, str]]:
             yield "incomplete-model", path, PROBLEM
     if f"{model}/model.mil" not in tree.files:
         return
-    blobs: dict[str, set[Blob]] = {}
+    blobs: dict[str, set[BlobPlace]] = {}
     for line in lines(tree, f"{model}/model.mil"):
         for match in BLOB.finditer(line):
             found = blobs.setdefault(match[1].decode(), set())
@@ -43,7 +43,7 @@ def completeness(tree: Tree, model: str) -> Iterator[tuple[str, str, str]]:
             yield "missing-weights", f"{model}/{name}", problem
 
 
-def _weights_problem(tree: Tree, path: str, blobs: list[Blob]) -> str | None:
+def _weights_problem(tree: Tree, path: str, blobs: list[BlobPlace]) -> str | None:
     """Why a weight file does not hold what the program refers to, or None."""
     size = tree.files.get(path)
     if size is None:

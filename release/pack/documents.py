@@ -8,14 +8,13 @@ from pydantic import Field
 
 from convert.files.documents import Document, FileFacts, LocalName, Size
 from convert.recipe.fields import BitsText, ResolutionText
-from convert.run.manifest import RecipeFacts, Source
-from convert.values import Attention
+from convert.run.manifest import RecipeFacts, SourceFacts
+from convert.values import Attention, Verdict
 
-Verdict = Literal["pass", "fail", "indeterminate"]
 Figure = float | Literal["inf", "-inf"] | None
 
 
-class Deviation(Document):
+class DeviationDocument(Document):
     """Where a graph differs from Apple's."""
 
     what: str
@@ -35,7 +34,7 @@ class Verification(Document):
     conversion_snr_db: Figure = None
 
 
-class Notice(Document):
+class NoticeDocument(Document):
     """What of the checkpoint apps cannot express."""
 
     severity: Literal["note", "warning"]
@@ -61,27 +60,27 @@ class ArchiveManifest(Document):
     bits_per_weight: dict[str, float]
     components: dict[str, LocalName]
     minimum_system: str
-    deviations: list[Deviation]
+    deviations: list[DeviationDocument]
     files: dict[LocalName, FileFacts]
     pipeline: ArchivePipeline | None = None
-    notices: list[Notice] | None = None
+    notices: list[NoticeDocument] | None = None
     verdict: Verdict | None
     verification: Verification | None = None
 
 
-class Part(FileFacts):
+class PartDocument(FileFacts):
     """A file of an archive: the whole, or one of its parts."""
 
     name: LocalName
 
 
-class Archive(Document):
+class ArchiveDocument(Document):
     """An archive of a release."""
 
     archive: LocalName
     size: Size
     sha256: str
-    files: Annotated[list[Part], Field(min_length=1)]
+    files: Annotated[list[PartDocument], Field(min_length=1)]
     fingerprint: Annotated[str, Field(min_length=1)]
     manifest: ArchiveManifest
 
@@ -90,7 +89,7 @@ class ReleaseManifest(Document):
     """The manifest of a release."""
 
     name: str
-    source: Source
+    source: SourceFacts
     recipe: RecipeFacts
     versions: dict[str, str]
-    archives: Annotated[list[Archive], Field(min_length=1)]
+    archives: Annotated[list[ArchiveDocument], Field(min_length=1)]

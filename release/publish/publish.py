@@ -28,7 +28,7 @@ from release.card.source_card import read_source_card
 from release.pack.manifest import FILE, read_sums, sha256_sums
 from release.pack.pack import SUMS, read_release
 
-Change = Literal["new", "changed", "unchanged"]
+UploadChange = Literal["new", "changed", "unchanged"]
 
 
 class LicenseForbids(UserError):
@@ -43,7 +43,7 @@ class Upload:
 
     path: str  # in the repo
     size: int
-    change: Change
+    change: UploadChange
     file: Path | None = None
     content: bytes = b""
 
@@ -89,7 +89,7 @@ def plan_publication(release: Path, repo: str, *, endpoint: str | None = None) -
         file = source if isinstance(source, Path) else None
         count = len(content) if file is None else file.stat().st_size
         there = listing.get(path)
-        change: Change = "new" if there is None else "changed"
+        change: UploadChange = "new" if there is None else "changed"
         if there is not None and there.size == count and _same(there, file, content):
             change = "unchanged"
         uploads.append(Upload(path, count, change, file, content))

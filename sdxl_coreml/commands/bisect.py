@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import Json, Quiet, out_option
+from sdxl_coreml.options import JsonOption, Quiet, out_option
 from sdxl_coreml.steps import require_new_folder
 from sdxl_coreml.terminal import Terminal
 
@@ -33,7 +33,7 @@ def bisect(
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="Of PyTorch: cpu, cuda or mps.")] = "cpu",
-    as_json: Json = False,
+    as_json: JsonOption = False,
     quiet: Quiet = False,
 ) -> int:
     """Find the first op that diverges from the checkpoint's modules in PyTorch, and why.

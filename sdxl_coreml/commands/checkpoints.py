@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convert.units import size
-from sdxl_coreml.options import Json, Quiet, out_option, writable
+from sdxl_coreml.options import JsonOption, Quiet, out_option, writable
 from sdxl_coreml.steps import fetch
 from sdxl_coreml.terminal import Terminal
 
@@ -34,7 +34,7 @@ def download(
         str | None, typer.Option(help="Branch, tag or commit; recorded as a commit.")
     ] = None,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch what a conversion needs of a checkpoint, pinned to a commit; goes on if interrupted.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from convert.units import size
-from sdxl_coreml.options import Json, Quiet, out_option
+from sdxl_coreml.options import JsonOption, Quiet, out_option
 from sdxl_coreml.terminal import Terminal
 
 
@@ -20,7 +20,7 @@ def compile(
         str, typer.Option(help="native, xcode (on a Mac), or auto: Xcode's where it is installed.")
     ] = "auto",
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compile packages to .mlmodelc folders, on any system; `pack` makes the bundle that apps load.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import Jobs, Json, Quiet, out_option
+from sdxl_coreml.options import Jobs, JsonOption, Quiet, out_option
 from sdxl_coreml.steps import fetch, make, open_snapshot, results_shown
 from sdxl_coreml.terminal import Terminal
 
@@ -47,7 +47,7 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint without a recipe; options may repeat to make several artifacts.
 

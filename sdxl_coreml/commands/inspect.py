@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_coreml.options import Json
+from sdxl_coreml.options import JsonOption
 from sdxl_coreml.terminal import Terminal
 
 
@@ -18,7 +18,7 @@ def inspect(
     layers: Annotated[
         bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
 
@@ -30,7 +30,7 @@ def inspect(
     Terminal(as_json=as_json).result(found.to_json(), "\n".join(found.lines()))
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Show what works here and what does not: versions, disk, memory, Core ML, Xcode, Hub login.
 
     Example: sdxl-coreml doctor

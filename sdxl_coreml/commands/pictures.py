@@ -10,7 +10,14 @@ import typer
 from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.interrupts import deferred_interrupt
-from sdxl_coreml.options import Device, Json, Quiet, Runtime, SchedulerOption, out_option
+from sdxl_coreml.options import (
+    Device,
+    JsonOption,
+    Quiet,
+    RuntimeOption,
+    SchedulerOption,
+    out_option,
+)
 from sdxl_coreml.steps import require_new_folder, require_writable
 from sdxl_coreml.terminal import Terminal
 
@@ -36,10 +43,10 @@ def generate(
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="How much of the image is made anew.")
     ] = 0.6,
-    runtime: Runtime = "auto",
+    runtime: RuntimeOption = "auto",
     device: Device = "cpu",
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a picture with an artifact's own models: text-to-image, or image-to-image.
 
@@ -115,7 +122,7 @@ def record(
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the PyTorch reference once, and keep all that `verify --golden` needs to replay it.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import Json, Quiet
+from sdxl_coreml.options import JsonOption, Quiet
 from sdxl_coreml.terminal import Terminal
 
 
@@ -26,7 +26,7 @@ def publish(
         bool, typer.Option("--allow-license", help="Publish whatever the licence says.")
     ] = False,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Send a release to a repo on the Hub: only what changed, in one commit; resumable.
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import Json
+from sdxl_coreml.options import JsonOption
 from sdxl_coreml.terminal import Terminal
 
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the built-in recipes, or print one to start from.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import Json, Quiet, Split, out_option
+from sdxl_coreml.options import JsonOption, Quiet, Split, out_option
 from sdxl_coreml.steps import _source_texts, packed_shown
 from sdxl_coreml.terminal import Terminal
 
@@ -32,7 +32,7 @@ def pack(
         bool, typer.Option("--passing", help="Leave out artifacts that did not pass.")
     ] = False,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make archives that apps load, with SHA256SUMS, a manifest and a card; resumable.
 
@@ -76,7 +76,7 @@ def lint(
     fast: Annotated[
         bool, typer.Option("--fast", help="Compare sizes only, not every file's SHA-256.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Tell what each app would make of it, and what is wrong; exits with 1 if something is.
 
@@ -102,7 +102,7 @@ def card(
         Path | None, typer.Option(help="The reports with sample images; reports/ beside DIR.")
     ] = None,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the model card of a release again: README.md and its images.
 

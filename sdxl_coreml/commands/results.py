@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdxl_coreml.options import Json, JsonFile, Markdown, Quiet, Strict
+from sdxl_coreml.options import JsonFile, JsonOption, Markdown, Quiet, Strict
 from sdxl_coreml.steps import write_report
 from sdxl_coreml.terminal import Terminal
 
@@ -79,7 +79,7 @@ def diff(
         Path | None, typer.Option(metavar="FILE", help="Whose tolerances hold; built-in ones.")
     ] = None,
     markdown: Markdown = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     quiet: Quiet = False,
 ) -> int:
     """Compare two results; what is worse, loosened or no longer checked fails.

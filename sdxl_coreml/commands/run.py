@@ -12,7 +12,16 @@ import typer
 from convert.errors import InputError
 from convert.interrupts import deferred_interrupt
 from convert.units import size
-from sdxl_coreml.options import Jobs, Json, Only, Quiet, SourceOption, Split, Strict, out_option
+from sdxl_coreml.options import (
+    Jobs,
+    JsonOption,
+    Only,
+    Quiet,
+    SourceOption,
+    Split,
+    Strict,
+    out_option,
+)
 from sdxl_coreml.steps import (
     fetch,
     license_texts,
@@ -35,7 +44,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
     source: SourceOption = None,
     only: Only = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what `run` would make: artifacts, packages and their sizes.
 
@@ -66,7 +75,7 @@ def run(
         bool, typer.Option("--dry-run", help="Show the plan and stop, as `plan` does.")
     ] = False,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     strict: Strict = False,
 ) -> int:
     """Do everything a recipe asks for: download, convert, verify, release; cached and resumable.

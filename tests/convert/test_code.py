@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from convert import code
-from convert.code import OUTSIDE, PARTS, Part, code_digest, files
+from convert.code import OUTSIDE, PARTS, CodePart, code_digest, files
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("convert", "verify", "release", "recipes", "sdxl_coreml")
 # Where the work of each part begins, and where it ends although an import leads on.
-ENTRIES: dict[Part, tuple[tuple[str, ...], tuple[str, ...]]] = {
+ENTRIES: dict[CodePart, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "convert": (("convert.package.native", "convert.run.packages"), ("convert.peer.engine",)),
     "apple": (("convert.peer.engine", "convert.run.packages"), ("convert.package.native",)),
     # the checks for the libraries' versions
@@ -92,11 +92,11 @@ def test_every_file_of_ours_is_in_a_part_or_outside_of_all() -> None:
 
 
 @pytest.mark.parametrize("part", list(PARTS))
-def test_a_part_has_every_file_that_its_work_depends_on(part: Part) -> None:
+def test_a_part_has_every_file_that_its_work_depends_on(part: CodePart) -> None:
     entries, beyond = ENTRIES[part]
     outside = set(files(OUTSIDE)) | {MODULES[name] for name in beyond}
     # A verdict has two digests: what measures calls what judges, which judges its numbers.
-    parts: tuple[Part, ...] = ("measure", "judge") if part in ("measure", "judge") else (part,)
+    parts: tuple[CodePart, ...] = ("measure", "judge") if part in ("measure", "judge") else (part,)
     mine = set(files(tuple(pattern for name in parts for pattern in PARTS[name])))
     needed = reached(entries, outside)
     forgotten = needed - mine - SILENT
@@ -105,7 +105,7 @@ def test_a_part_has_every_file_that_its_work_depends_on(part: Part) -> None:
 
 @pytest.mark.parametrize("part", list(PARTS))
 def test_a_digest_is_of_its_own_files_alone(
-    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: CodePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in MODULES.values():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from sdxl_coreml.doctor import diagnose
 ROOT = Path(__file__).parents[2]
 
 
-def finding(name: str) -> doctor.Finding:
+def finding(name: str) -> doctor.Diagnosis:
     return next(f for f in diagnose() if f.name == name)
 
 
@@ -157,4 +157,4 @@ def test_a_gpu_that_torch_cannot_use_is_worth_a_note(
     assert found.status == "note"
     assert "NVIDIA H200" in found.value
     monkeypatch.setattr(metadata, "version", lambda name: "2.13.0")
-    assert finding("CUDA") == doctor.Finding("CUDA", "ok", "NVIDIA H200")
+    assert finding("CUDA") == doctor.Diagnosis("CUDA", "ok", "NVIDIA H200")

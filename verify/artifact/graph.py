@@ -21,7 +21,7 @@ BETWEEN = ("mul", "add", "cast", "real_div", "sub", "select", "reshape")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightCounts:
     """The constants that weight files hold.
 
     `elements` counts decoded values, `bytes` what is on disk, so `bits_per_weight` includes
@@ -150,7 +150,7 @@ def image_size(program: Program, component: str | None) -> Resolution | None:
         return None  # the features' shapes are told as they are
 
 
-def count_weights(program: Program) -> Weights:
+def count_weights(program: Program) -> WeightCounts:
     """Counts from types and shapes alone; a value that several constants share counts once."""
     constants = dict(program.constants())
     decoders = [op for op in program.ops if op.type.startswith("constexpr_")]
@@ -183,7 +183,7 @@ def count_weights(program: Program) -> Weights:
     for kind, count in counted.values():
         formats[kind] += count
     size = sum(p.stat().st_size for p in paths if p.is_file())
-    return Weights(sum(formats.values()), size, dict(formats.most_common()))
+    return WeightCounts(sum(formats.values()), size, dict(formats.most_common()))
 
 
 def decoder_parts(op: Op, constants: dict[str, Constant]) -> dict[str, Constant]:

@@ -18,7 +18,7 @@ from convert.run.manifest import read_values
 from convert.values import Resolution
 from verify.artifact.folder import SUFFIXES, models_in
 from verify.artifact.graph import (
-    Weights,
+    WeightCounts,
     count_weights,
     image_size,
     infer_attention,
@@ -39,7 +39,7 @@ class FileFact:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """One `.mlpackage` or `.mlmodelc`, or one function of several in it."""
 
     file: str
@@ -52,7 +52,7 @@ class Model:
     opset: str
     ops: dict[str, int]  # by type, most frequent first; without constants
     constants: int
-    weights: Weights
+    weights: WeightCounts
     author: str
     license: str
     version: str
@@ -95,7 +95,7 @@ class Inspection:
     """One package, or an artifact folder with its manifest; a model for each function."""
 
     path: Path
-    models: list[Model]
+    models: list[ModelFacts]
     manifest: dict[str, Any] | None
 
     @property
@@ -152,7 +152,7 @@ def inspect(path: Path, *, by_layer: bool = False) -> Inspection:
     return Inspection(path, models, _manifest(path))
 
 
-def inspect_functions(path: Path, *, by_layer: bool = False) -> list[Model]:
+def inspect_functions(path: Path, *, by_layer: bool = False) -> list[ModelFacts]:
     """The facts of each function of a package. Raises as `inspect` does."""
     from verify.mil.load import load_functions
     from verify.mil.program import require_weights
@@ -173,13 +173,13 @@ def inspect_functions(path: Path, *, by_layer: bool = False) -> list[Model]:
     ]
 
 
-def _model(program: Program, files: dict[str, FileFact], by_layer: bool) -> Model:
+def _model(program: Program, files: dict[str, FileFact], by_layer: bool) -> ModelFacts:
     from verify.mil.program import histogram
 
     ops = Counter(histogram(program))
     constants = ops.pop("const", 0)
     component = infer_component(program)
-    return Model(
+    return ModelFacts(
         file=program.path.name,
         component=component,
         attention=infer_attention(program)

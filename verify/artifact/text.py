@@ -11,7 +11,7 @@ from convert import units
 from verify.artifact.layers import layer_table
 
 if TYPE_CHECKING:
-    from verify.artifact.inspect import Inspection, Model
+    from verify.artifact.inspect import Inspection, ModelFacts
     from verify.mil.program import Feature
 
 LABEL = 15  # columns of the facts' names, their indentation included
@@ -31,7 +31,7 @@ def lines(inspection: Inspection, width: int = 100) -> list[str]:
     return out[:-1]
 
 
-def _model(model: Model, width: int) -> list[str]:
+def _model(model: ModelFacts, width: int) -> list[str]:
     weights = model.weights
     what = [
         model.component or "not a component of SDXL",

@@ -22,7 +22,7 @@ from convert.values import Resolution
 from verify.bisect.graph import clean_graph, differences
 from verify.bisect.modules import module_of, module_outputs, module_values, weight_names
 from verify.bisect.ops import Overflow, Segment, first_overflow, is_computed, worst_ops
-from verify.bisect.weights import Weights, constants_of
+from verify.bisect.weights import ProgramWeights, constants_of
 from verify.judge.metrics import Metrics, compare, json_number
 from verify.mil import Op, Program
 from verify.reference.recording import Case
@@ -135,7 +135,7 @@ class _Search:
         with Reference(checkpoint, component, device=device) as reference:
             self.outputs, results = module_outputs(reference, inputs)
         self.names = weight_names(program, checkpoint.component_tensors(component))
-        self.weights = Weights(checkpoint, component, self.exact, self.names)
+        self.weights = ProgramWeights(checkpoint, component, self.exact, self.names)
         self.values = module_values(program, self.outputs, self.names)
         for name, value in results.items():
             self.values.setdefault(name, (name, value))

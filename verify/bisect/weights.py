@@ -18,7 +18,7 @@ from verify.runtime.evaluator import Evaluator
 SAME_DB = 60.0  # float16 keeps 70 dB and more of any weight
 
 
-class Weights:
+class ProgramWeights:
     """The checkpoint's tensors in the shapes of a program's constants.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from convert.errors import CannotExecute
-from convert.values import Level, Resolution
+from convert.values import Level, Resolution, Verdict
 from verify.judge.image_metrics import ImageMetrics
 from verify.judge.metrics import Metrics
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 PIPELINE = "pipeline"  # the component that levels generation and sanity are of
 PICTURE_LEVELS: tuple[Level, ...] = ("generation", "sanity")
-Verdict = Literal["pass", "fail", "indeterminate"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
 from convert.recipe.sections import CompressionGate
-from verify.judge.checks import PIPELINE, Verdict, worst
+from convert.values import Verdict
+from verify.judge.checks import PIPELINE, worst
 
 TensorMetric = Literal["snr_db", "nrmse", "cosine", "max_abs", "p99_abs"]
 ImageMetric = Literal["psnr_db", "ssim"]  # of output `image` at level `generation` alone

@@ -51,7 +51,7 @@ def _not_blank(why: str) -> str:
 
 Tables = Annotated[tuple[T, ...], BeforeValidator(_tables)]
 Why = Annotated[str, AfterValidator(_not_blank)]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # an integer beyond it is no float
+Bound = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # an integer beyond it is no float
 EXAMPLE = "At 28 dB the mean error is 4 % of the range."
 
 
@@ -63,8 +63,8 @@ class GateTable(Section):
     outputs: ManyOf[Text] | None = None
     bits: ManyOf[BitsText] | None = None
     metric: Metric = Field(examples=["snr_db"])
-    at_least: Number | None = None
-    at_most: Number | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
     why: Why = Field(examples=[EXAMPLE])
 
     @model_validator(mode="after")
@@ -113,9 +113,9 @@ class Tolerance(Section):
 
     levels: ManyOf[JudgedLevel] = Field(examples=[["conversion"]])
     metric: Metric = Field(examples=["snr_db"])
-    max_drop: Annotated[Number, Field(ge=0)] | None = None
-    max_factor: Annotated[Number, Field(ge=1)] | None = None
-    up_to_snr_db: Number = Field(default=math.inf, validate_default=False)
+    max_drop: Annotated[Bound, Field(ge=0)] | None = None
+    max_factor: Annotated[Bound, Field(ge=1)] | None = None
+    up_to_snr_db: Bound = Field(default=math.inf, validate_default=False)
     why: Why = Field(examples=[EXAMPLE])
 
     @model_validator(mode="after")

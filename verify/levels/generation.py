@@ -20,14 +20,14 @@ from verify.judge.image_metrics import ImageMetrics, compare_images
 from verify.judge.metrics import Metrics, compare
 from verify.judge.rules import Rules
 from verify.levels.sanity import find_flaw
-from verify.sampling.pipeline import Network, build_pipeline
+from verify.sampling.pipeline import NetworkFunction, build_pipeline
 from verify.sampling.sampling import Settings, Trace, replay, to_uint8
 
 SANE = "finite; neither black, nor of one colour, nor noise"
 
 
 @dataclass(frozen=True)
-class Step:
+class StepErrors:
     """The errors of one step."""
 
     timestep: float
@@ -44,7 +44,7 @@ class Generation:
     reference: np.ndarray  # uint8 [H, W, 3]
     candidate: np.ndarray
     start: np.ndarray | None
-    trajectory: tuple[Step, ...]
+    trajectory: tuple[StepErrors, ...]
     latents: Metrics  # of the last step
     image: Metrics  # of the pictures' values in 0…1
     similarity: ImageMetrics
@@ -61,7 +61,7 @@ class Candidate:
 
     def __init__(
         self,
-        networks: Mapping[str, Network],
+        networks: Mapping[str, NetworkFunction],
         config: Mapping[str, Any],
         tokenizers: Mapping[str, Any],
     ) -> None:
@@ -104,7 +104,7 @@ def generate(
         say(f"{name} {trace.settings.case}, teacher-forced step {index + 1}")
         noise_pred = candidate.networks["unet"](call.inputs)["noise_pred"]
         steps.append(
-            Step(
+            StepErrors(
                 timestep,
                 compare(reference.latents[index], found.latents[index]),
                 compare(call.outputs["noise_pred"], noise_pred),

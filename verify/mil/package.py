@@ -106,7 +106,7 @@ class _Item(Document):
     path: LocalName
 
 
-class _Manifest(Document):
+class _PackageManifest(Document):
     """Manifest.json of a package, as Core ML's model package reader has it."""
 
     items: Annotated[dict[str, _Item], Field(alias="itemInfoEntries")]
@@ -116,7 +116,7 @@ class _Manifest(Document):
 def _root_model(package: Path) -> Path:
     manifest = package / "Manifest.json"
     try:
-        entries = checked(_Manifest, read_json(manifest), manifest)
+        entries = checked(_PackageManifest, read_json(manifest), manifest)
     except FileMissing:
         raise CannotExecute("not a model package: no Manifest.json", where=package) from None
     root = entries.items.get(entries.root)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify.judge.checks import Verdict, worst
+from convert.values import Verdict
+from verify.judge.checks import worst
 from verify.judge.metrics import SNR
 from verify.reports import figures
 from verify.reports.figures import MEANINGS

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
-from convert.components import COMPONENTS, Kind
+from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
 from convert.latents import SCALING_FACTOR
@@ -201,7 +201,7 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
 
 
 Forward = Callable[[Any, dict[str, Tensor], torch.dtype], dict[str, Tensor]]
-_FORWARD: dict[Kind, Forward] = {
+_FORWARD: dict[ComponentKind, Forward] = {
     "text_encoder": _text_encoder,
     "unet": _unet,
     "vae_decoder": _vae_decoder,

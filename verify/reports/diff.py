@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from convert.errors import InputError
-from verify.judge.checks import Verdict
+from convert.values import Verdict
 from verify.judge.gates import METRICS, number, parse_gates
 from verify.judge.policy import Policy
 from verify.judge.policy_file import Tolerance
 from verify.reports.figures import WORST_WEIGHT, kind, place
 from verify.reports.saved import Report
 
-Kind = Literal["gate", "vanished", "verdict", "number", "new"]
+ChangeKind = Literal["gate", "vanished", "verdict", "number", "new"]
 RANK: dict[Verdict, int] = {"pass": 0, "indeterminate": 1, "fail": 2}
 
 
@@ -28,7 +28,7 @@ RANK: dict[Verdict, int] = {"pass": 0, "indeterminate": 1, "fail": 2}
 class Change:
     """One difference, `worse` or not."""
 
-    kind: Kind
+    kind: ChangeKind
     worse: bool
     place: str  # artifact · level · component · case · output
     old: str

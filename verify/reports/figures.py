@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
+from convert.values import Verdict
 from convert.weights.methods import UNCOMPRESSED
-from verify.judge.checks import PIPELINE, Verdict
+from verify.judge.checks import PIPELINE
 from verify.judge.gates import HIGHER_IS_BETTER, Gate, number, parse_gates
 
 Json = Mapping[str, Any]
-Kind = Literal["checkpoint", "program", "weights", "latents", "image"]
-KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are shown
+FigureKind = Literal["checkpoint", "program", "weights", "latents", "image"]
+KINDS: tuple[FigureKind, ...] = get_args(FigureKind)  # in the order in which they are shown
 FIGURES: tuple[Literal["checkpoint", "program"], ...] = ("checkpoint", "program")
 MEANINGS = {
     "checkpoint": "against PyTorch float32 with the checkpoint's own weights",
@@ -80,7 +81,7 @@ def lowest(checks: Iterable[Json]) -> Json | None:
     return min((c for c in checks if c["metrics"]), key=snr, default=None)
 
 
-def kind(check: Json) -> Kind | None:
+def kind(check: Json) -> FigureKind | None:
     """What a check's numbers are of; None where it has none."""
     if not check["metrics"]:
         return None
@@ -91,7 +92,7 @@ def kind(check: Json) -> Kind | None:
     return "latents" if check["output"] == "latents" else "image"
 
 
-def by_kind(checks: Iterable[Json]) -> dict[Kind, list[Json]]:
+def by_kind(checks: Iterable[Json]) -> dict[FigureKind, list[Json]]:
     """The checks that have numbers, by what these are of."""
     found = {name: list[Json]() for name in KINDS}
     for check in checks:

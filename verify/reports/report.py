@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from verify.judge.checks import Check, Results, Verdict, worst
+from convert.values import Verdict
+from verify.judge.checks import Check, Results, worst
 from verify.judge.image_metrics import PSNR
 from verify.judge.metrics import SNR, json_number
 from verify.reports import figures

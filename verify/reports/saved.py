@@ -12,8 +12,8 @@ from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.documents import Document, LocalName, checked
 from convert.files.json_files import kind, read_json, shown
-from convert.values import Level
-from verify.judge.checks import PIPELINE, Verdict
+from convert.values import Level, Verdict
+from verify.judge.checks import PIPELINE
 from verify.reports.report import SCHEMA
 
 Report = dict[str, Any]  # as `verify.reports.report.to_json` makes it

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from convert.components import COMPONENTS
-from verify.judge.checks import PIPELINE, Verdict, worst
+from convert.values import Verdict
+from verify.judge.checks import PIPELINE, worst
 from verify.judge.image_metrics import PSNR
 from verify.judge.metrics import SNR
 from verify.reports import figures
 from verify.reports.figures import FIGURES, MEANINGS
 from verify.reports.report import MARKS, STYLES, failures
+from verify.reports.saved import Report
 
-Report = dict[str, Any]
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.
 SHORT = {name: spec.short for name, spec in COMPONENTS.items()} | {PIPELINE: "pictures"}
 

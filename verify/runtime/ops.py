@@ -21,7 +21,7 @@ from torch import Tensor
 from convert.errors import CannotExecute
 from verify.mil.program import Constant, Op, Program
 
-Kind = Literal["move", "map", "math"]
+OpKind = Literal["move", "map", "math"]
 How = Literal["tensor", "tensors", "value"]
 Empty = Callable[..., Tensor]  # as `fresh`
 
@@ -67,7 +67,7 @@ class Implementation:
     """
 
     function: Callable[..., Any]
-    kind: Kind
+    kind: OpKind
     parameters: dict[str, How]
     required: frozenset[str]
     takes_out: bool
@@ -78,7 +78,7 @@ OPS: dict[str, Implementation] = {}
 F_ = TypeVar("F_", bound=Callable[..., Any])
 
 
-def op(*types: str, kind: Kind = "math") -> Callable[[F_], F_]:
+def op(*types: str, kind: OpKind = "math") -> Callable[[F_], F_]:
     """Register a function as the implementation of the named op types."""
 
     def register(function: F_) -> F_:

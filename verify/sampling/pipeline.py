@@ -32,7 +32,7 @@ from verify.sampling.tokenizers import tokenizer
 REMEDY = "Convert again with this version: the packages are kept, the manifest is new."
 
 # A component with its Core ML interface: named inputs → named outputs, float32 on the CPU.
-Network = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+NetworkFunction = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 def load_pipeline(
@@ -149,12 +149,12 @@ def require_size(resolution: Resolution | None, asked: Resolution) -> None:
         )
 
 
-def network(model: Model) -> Network:
+def network(model: Model) -> NetworkFunction:
     """A loaded package that takes and gives tensors."""
     return lambda inputs: {k: torch.from_numpy(v) for k, v in model(inputs).items()}
 
 
-def open_network(runner: Runtime, file: Path, component: str) -> Network:
+def open_network(runner: Runtime, file: Path, component: str) -> NetworkFunction:
     """A component's package or compiled model, called with the component's usual inputs.
 
     A bundle's VAE encoder has another name for its input (see `convert.components`).
@@ -169,7 +169,7 @@ def open_network(runner: Runtime, file: Path, component: str) -> Network:
 
 
 def build_pipeline(
-    networks: Mapping[str, Network],
+    networks: Mapping[str, NetworkFunction],
     config: Mapping[str, Any],
     tokenizers: Mapping[str, Path],
     *,
@@ -244,7 +244,7 @@ class Adapter(torch.nn.Module):
 class TextEncoder(Adapter):
     """A text encoder: token ids [N, 77] → what the pipelines read of transformers' output."""
 
-    def __init__(self, run: Network, projected: bool, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: NetworkFunction, projected: bool, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         self.run, self.projected = run, projected
 
@@ -288,7 +288,7 @@ class UNet(Adapter):
 
     def __init__(
         self,
-        run: Network,
+        run: NetworkFunction,
         config: Mapping[str, Any],
         resolution: Resolution | None,
         pixels_per_latent: int,
@@ -360,7 +360,7 @@ class VAE(Adapter):
 
     def __init__(
         self,
-        networks: Mapping[str, Network],
+        networks: Mapping[str, NetworkFunction],
         config: Mapping[str, Any],
         resolution: Resolution | None,
     ) -> None:

@@ -24,9 +24,9 @@ from convert.values import Resolution
 from verify.reference.reference import Reference, quiet
 from verify.sampling import schedulers
 from verify.sampling.noise import Noise, RecordedNoise
-from verify.sampling.pipeline import Network, build_pipeline
+from verify.sampling.pipeline import NetworkFunction, build_pipeline
 
-Kind = Literal["text-to-image", "image-to-image"]
+PipelineKind = Literal["text-to-image", "image-to-image"]
 STRENGTH = 0.6  # of image-to-image: enough left to see that the start image got in
 RESIDENT = 6 << 30  # bytes of float32 weights that may stay loaded: the text encoders, not the UNet
 
@@ -35,7 +35,7 @@ RESIDENT = 6 << 30  # bytes of float32 weights that may stay loaded: the text en
 class Settings:
     """What one picture is made from, beside the noise."""
 
-    kind: Kind
+    kind: PipelineKind
     prompt: str
     negative_prompt: str
     scheduler: str | None  # the checkpoint's own if None
@@ -52,7 +52,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkCall:
     """One evaluation of a component: what it was given and gave, under the Core ML names."""
 
     inputs: dict[str, Tensor]
@@ -78,11 +78,13 @@ class Trace:
     noise: tuple[Tensor, ...]  # in the order in which it was drawn
     picture: Picture
     # By component; a VAE's have the scale of the checkpoint's own config, see `trace_all`.
-    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
+    calls: Mapping[str, tuple[NetworkCall, ...]] = field(default_factory=dict)
     start: np.ndarray | None = None  # uint8 [H, W, 3], of image-to-image
 
 
-def settings_for(asked: Verify, kinds: Iterable[Kind], *, seed: int = 0) -> tuple[Settings, ...]:
+def settings_for(
+    asked: Verify, kinds: Iterable[PipelineKind], *, seed: int = 0
+) -> tuple[Settings, ...]:
     """What a recipe's [verify] asks for: every prompt, in every kind."""
     return tuple(
         Settings(
@@ -101,9 +103,9 @@ def settings_for(asked: Verify, kinds: Iterable[Kind], *, seed: int = 0) -> tupl
     )
 
 
-def kinds_of(components: Iterable[str]) -> tuple[Kind, ...]:
+def kinds_of(components: Iterable[str]) -> tuple[PipelineKind, ...]:
     """What a model with these components can do; a refiner has no text encoder 1."""
-    kinds: list[Kind] = []
+    kinds: list[PipelineKind] = []
     if "text_encoder" in components:
         kinds.append("text-to-image")
     if "vae_encoder" in components:
@@ -200,7 +202,7 @@ def trace_all(
     traces = []
     with References(checkpoint, device, folded=False) as references:
         for settings in wanted:
-            calls: dict[str, list[Call]] = {}
+            calls: dict[str, list[NetworkCall]] = {}
             networks = {
                 name: _traced(references.network(name), calls.setdefault(name, []))
                 for name in checkpoint.components
@@ -287,7 +289,7 @@ class References:
         for component in list(self._loaded):
             self._free(component)
 
-    def network(self, component: str) -> Network:
+    def network(self, component: str) -> NetworkFunction:
         """The component as a function with the Core ML interface."""
         return lambda inputs: self._get(component)(inputs)
 
@@ -310,7 +312,7 @@ class References:
         return sum(4 * int(np.prod(t.shape, dtype=np.int64)) for t in tensors)
 
 
-def _traced(network: Network, calls: list[Call]) -> Network:
+def _traced(network: NetworkFunction, calls: list[NetworkCall]) -> NetworkFunction:
     """The network, with every call kept; what stays the same from call to call is kept once."""
 
     def run(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -322,7 +324,7 @@ def _traced(network: Network, calls: list[Call]) -> Network:
             else value.clone()
             for name, value in inputs.items()
         }
-        calls.append(Call(kept, dict(outputs)))
+        calls.append(NetworkCall(kept, dict(outputs)))
         return outputs
 
     return run

@@ -31,7 +31,7 @@ from convert.values import FORMATS, Resolution
 from convert.weights.compress import Compression
 from tests.support.checkpoints import edit_checkpoint
 from tests.support.packages import write_package
-from verify.artifact.inspect import Model, inspect_functions
+from verify.artifact.inspect import ModelFacts, inspect_functions
 from verify.mil import load_program
 from verify.question import Question
 from verify.run import verify
@@ -102,7 +102,7 @@ def both(
     return apple, native
 
 
-def same_interface(apple: Path, native: Path) -> tuple[Model, Model]:
+def same_interface(apple: Path, native: Path) -> tuple[ModelFacts, ModelFacts]:
     (a,), (n,) = inspect_functions(apple), inspect_functions(native)
     assert a.inputs == n.inputs
     assert sorted(a.outputs, key=lambda f: f.name) == sorted(n.outputs, key=lambda f: f.name)

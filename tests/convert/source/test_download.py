@@ -13,7 +13,7 @@ from convert.errors import InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.source import select as repo_files
-from convert.source.download import Snapshot, Source, download, parse_source
+from convert.source.download import CheckpointSource, Snapshot, download, parse_source
 from convert.source.headers import fetch_headers
 from convert.source.hub import FileProgress
 from convert.source.snapshot import RECORD
@@ -57,7 +57,7 @@ def fetch(
     revision: str | None = None,
     progress: FileProgress | None = None,
 ) -> Snapshot:
-    source = Source("repo", REPO, revision)
+    source = CheckpointSource("repo", REPO, revision)
     return download(source, out, endpoint=hub.url, cache_dir=tmp_path / "cache", progress=progress)
 
 
@@ -77,20 +77,23 @@ def test_existing_path_wins_over_repo_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert parse_source("owner/name").kind == "repo"
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert parse_source("owner/name") == Source("path", "owner/name")
+    assert parse_source("owner/name") == CheckpointSource("path", "owner/name")
 
 
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        (REPO, Source("repo", REPO)),
-        (f"https://huggingface.co/{REPO}", Source("repo", REPO)),
-        (f"https://huggingface.co/{REPO}/", Source("repo", REPO)),
-        (f"https://hf.co/{REPO}/tree/v1", Source("repo", REPO, "v1")),
-        (f"https://huggingface.co/{REPO}/tree/refs%2Fpr%2F3", Source("repo", REPO, "refs/pr/3")),
+        (REPO, CheckpointSource("repo", REPO)),
+        (f"https://huggingface.co/{REPO}", CheckpointSource("repo", REPO)),
+        (f"https://huggingface.co/{REPO}/", CheckpointSource("repo", REPO)),
+        (f"https://hf.co/{REPO}/tree/v1", CheckpointSource("repo", REPO, "v1")),
+        (
+            f"https://huggingface.co/{REPO}/tree/refs%2Fpr%2F3",
+            CheckpointSource("repo", REPO, "refs/pr/3"),
+        ),
     ],
 )
-def test_repo_by_name_and_by_url(text: str, source: Source) -> None:
+def test_repo_by_name_and_by_url(text: str, source: CheckpointSource) -> None:
     assert parse_source(text) == source
 
 
@@ -440,7 +443,12 @@ def test_out_that_holds_something_else_is_left_alone(
         out.mkdir()
         (out / "thesis.tex").write_text("mine")
     else:
-        download(Source("repo", "other/repo"), out, endpoint=hub.url, cache_dir=tmp_path / "cache")
+        download(
+            CheckpointSource("repo", "other/repo"),
+            out,
+            endpoint=hub.url,
+            cache_dir=tmp_path / "cache",
+        )
     before = {p: p.read_bytes() for p in [out, *out.rglob("*")] if p.is_file()}
     with pytest.raises(InputError, match="not a folder" if kind == "file" else "left as it is"):
         fetch(hub, tmp_path, out)

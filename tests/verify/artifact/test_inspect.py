@@ -24,7 +24,7 @@ from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution
 from tests.support.packages import write_package
 from verify.artifact.graph import image_size, infer_attention, infer_component
-from verify.artifact.inspect import Model, inspect
+from verify.artifact.inspect import ModelFacts, inspect
 from verify.mil import Constant, Feature, Op, TensorType, load_program
 
 ct = pytest.importorskip("coremltools")
@@ -80,7 +80,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return package
 
 
-def one(path: Path) -> Model:
+def one(path: Path) -> ModelFacts:
     (model,) = inspect(path).models
     return model
 
@@ -181,7 +181,7 @@ def test_weights_and_digests_are_those_of_the_files(make: Make) -> None:
     assert model.bytes == sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
-def compressed(tmp_path: Path, target: str, compress: Callable[[Any], Any]) -> Model:
+def compressed(tmp_path: Path, target: str, compress: Callable[[Any], Any]) -> ModelFacts:
     from coremltools.converters.mil import Builder as mb
 
     @mb.program(input_specs=[mb.TensorSpec((1, 32, 8, 8))], opset_version=target)
