@@ -185,6 +185,21 @@ def test_verify_names_component_and_tensor_of_a_changed_weight(
     assert message.endswith(f"; `{tensor}` is no longer the checkpoint's")
 
 
+def test_verify_names_no_tensor_that_may_have_been_replaced_on_purpose(
+    artifact: Path, base: Checkpoint
+) -> None:
+    value = base.component_tensors("unet")["conv_in.bias"].read(np.float16).tobytes()
+
+    def replace(data: np.ndarray) -> None:
+        start = data.tobytes().index(value)
+        data[start : start + len(value)] ^= 1  # every value, none of them by much
+
+    edit_weights(artifact / "Unet.mlpackage", replace)
+    results = verify(artifact, base, Question(levels=["structure"]))
+    (message,) = (check.message for check in results.failures)
+    assert message.endswith("has another SHA-256 than the manifest says")
+
+
 def test_verify_of_a_component_without_files_in_the_manifest_is_no_pass(
     artifact: Path, base: Checkpoint
 ) -> None:
