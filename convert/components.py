@@ -77,7 +77,7 @@ class Component:
 
     @property
     def input_dtype(self) -> Literal["float32", "computed"]:
-        """Of all its inputs."""
+        """The shapes of all its inputs."""
         (dtype,) = {feature.dtype for feature in self.inputs.values()}
         return dtype
 

@@ -95,7 +95,7 @@ class LatentScaling:
         return np.array(self.mean) if self.mean else np.full(channels, self.shift_factor)
 
     def __str__(self) -> str:
-        """As a config has it, without what it leaves out."""
+        """The keys of a config, without those that it leaves out."""
         said = [f"scaling_factor {self.scaling_factor:g}"]
         if self.shift_factor:
             said.append(f"shift_factor {self.shift_factor:g}")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from convert.errors import InputError, nearest
 
-# As image-generation apps spell them.
+# The names that image-generation apps use.
 Scheduler = Literal[
     "ddim",
     "ddpm",

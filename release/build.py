@@ -47,7 +47,7 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
 
 
 def passing(artifacts: Sequence[Path]) -> list[Path]:
-    """Those of some artifacts that passed this version's verification.
+    """The artifacts that passed this version's verification.
 
     Raises:
         NotVerified: none did.

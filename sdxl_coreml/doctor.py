@@ -187,7 +187,7 @@ def _xcode() -> Diagnosis:
 
 
 def _cuda() -> Diagnosis:
-    """Told by the driver's files, and by torch's version: importing torch takes seconds."""
+    """Read from the driver's files and torch's version, because importing torch takes seconds."""
     models = [
         match[1].strip()
         for info in sorted(NVIDIA.glob("*/information"))

@@ -147,7 +147,7 @@ def _source_texts(
     if source is None:
         return copied_part(release / "README.md"), []
     wanted = parse_source(source)
-    # Of a repo of many gigabytes only these are needed.
+    # Only these are needed of a repo of many gigabytes.
     snapshot = download(wanted, select=_texts) if wanted.kind == "repo" else fetch(wanted, terminal)
     return source_card(snapshot), license_texts(snapshot)
 

@@ -129,7 +129,7 @@ def _check_structure(subject: Subject, say: Say) -> Iterator[Check]:
 def _worst_ops(
     subject: Subject, recording: Recording, broken: Collection[str], device: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Of the components that have not failed, the ops that rounding costs most."""
+    """The ops that rounding costs most, in components that have not failed."""
     sound = {name: p for name, p in subject.programs.items() if name not in broken}
     first = {name: cases[0].inputs for name, cases in recording.cases.items()}
     return worst_ops_of(sound, subject.source, first, device=device)

@@ -1,4 +1,4 @@
-"""What of each network's config.json shapes it; whatever we could not build is an error here."""
+"""The settings of each config.json that shape its network; what cannot be built is an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NESTED = "a text encoder's config, with its keys at the top, not that of a whole
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What of config.json shapes the network. Lists have one entry a block, from the outside in."""
+    """The settings that shape the UNet. Lists have one entry a block, from the outside in."""
 
     in_channels: int
     out_channels: int
@@ -187,7 +187,7 @@ class LatentSize(NamedTuple):
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """What of config.json shapes the network; `channels` from the image inwards."""
+    """The settings that shape the VAE; `channels` from the image inwards."""
 
     in_channels: int
     out_channels: int
@@ -271,7 +271,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """What of config.json shapes the network."""
+    """The settings that shape a text encoder."""
 
     vocabulary: int
     width: int

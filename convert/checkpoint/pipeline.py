@@ -50,7 +50,7 @@ DEFAULTS = {
     "force_upcast": True,
     "projection_dim": 512,
 }
-# Of an artifact's VAE, whose networks have folded in whatever the checkpoint says instead.
+# For an artifact's VAE, whatever the checkpoint says: that is folded into the networks.
 FOLDED = {
     "scaling_factor": SCALING_FACTOR,
     "shift_factor": None,

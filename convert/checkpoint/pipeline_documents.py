@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class UNetPart(Document):
-    """Of the UNet's config."""
+    """What pipelines need of the UNet's config."""
 
     in_channels: Count
     sample_size: Count | list[Count] | None
@@ -24,7 +24,7 @@ class UNetPart(Document):
 
 
 class VAEPart(Document):
-    """Of the VAE's."""
+    """What pipelines need of the VAE's config."""
 
     block_out_channels: PerBlock
     latent_channels: Count
@@ -36,13 +36,13 @@ class VAEPart(Document):
 
 
 class TextPart(Document):
-    """Of text encoder 2's."""
+    """What pipelines need of text encoder 2's config."""
 
     projection_dim: Count
 
 
 class IndexPart(Document):
-    """Of model_index.json."""
+    """What pipelines need of model_index.json."""
 
     force_zeros_for_empty_prompt: bool
     requires_aesthetics_score: bool | None

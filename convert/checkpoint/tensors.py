@@ -45,11 +45,11 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """That its values have before they are cast, as safetensors spells it: F16, BF16, F32."""
+        """The dtype of the stored values, as safetensors spells it: F16, BF16, F32."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the checkpoint has it."""
+        """The shape that the checkpoint has."""
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ from coremltools.converters.mil.mil import Var
 from convert.errors import InputError
 from convert.networks.graph import Module
 
-# Of a VAE in float32 Apple's 1e-5 would cost 30 dB: batch_norm divides by sqrt(1 + epsilon).
+# Apple's 1e-5 would cost a VAE in float32 30 dB: batch_norm divides by sqrt(1 + epsilon).
 BATCH_NORM_EPSILON = {2: np.float16(1e-5), 4: np.float32(1e-12)}
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {

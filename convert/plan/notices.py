@@ -54,7 +54,7 @@ class Notice:
         return f"{self.severity}: {self.problem}: {self.effect}"
 
     def to_json(self) -> dict[str, Any]:
-        """As manifests have it."""
+        """The notice, as manifests have it."""
         return asdict(self)
 
 

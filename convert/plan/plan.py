@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def notices(self) -> tuple[Notice, ...]:
-        """What of the checkpoint apps cannot express."""
+        """What apps cannot express of the checkpoint."""
         return notices(self.checkpoint, {c: None for a in self.artifacts for c in a.jobs})
 
     @property

@@ -233,6 +233,6 @@ def _artifact(
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The same tree from hard links, or from copies where links are impossible."""
+    """Rebuild a folder from hard links, or from copies where links are impossible."""
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         link(file, target / file.relative_to(source))

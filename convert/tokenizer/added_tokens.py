@@ -33,7 +33,7 @@ class AddedToken:
     rstrip: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As manifests have it."""
+        """The tokens, as manifests have them."""
         return asdict(self)
 
 

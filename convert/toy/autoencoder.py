@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 SEED = 1
-# Of the KL term in the first third of the steps, where it spreads the latents, and afterwards.
+# Weight of the KL term: in the first third of the steps, where it spreads the latents, and after.
 KL_WEIGHT, LATE_KL_WEIGHT = 1e-3, 1e-4
 EDGE_WEIGHT = 1.0
 # The share of the steps on crops; whole pictures follow, as group norm sees more of them.

@@ -97,12 +97,12 @@ class Compression:
 
     @classmethod
     def of(cls, methods: Mapping[str, Method | None]) -> Compression:
-        """That of tensors by name, of which None stay as they are."""
+        """From each tensor's method, by name; with None it stays as it is."""
         return cls(tuple(sorted((n, m) for n, m in methods.items() if m is not None)))
 
     @classmethod
     def uniform(cls, tensors: Mapping[str, Tensor], bits: str) -> Compression:
-        """The same bits for all that can be compressed."""
+        """Give every tensor that can be compressed the same bits."""
         return cls.of({name: choose_method(tensor, bits) for name, tensor in tensors.items()})
 
     @cached_property
@@ -110,7 +110,7 @@ class Compression:
         return dict(self.methods)
 
     def method(self, name: str) -> Method | None:
-        """What is done to the tensor of a name; None if it stays as it is."""
+        """The method of a tensor, by its name; None if it stays as it is."""
         return self._by_name.get(name)
 
     def stored_bytes(self, tensors: Mapping[str, Tensor], width: int) -> int:

@@ -79,7 +79,7 @@ class _LUT:
 
 
 class GroupedTensor:
-    """The same with a palette for every `group_size` output channels; the tensor is read whole."""
+    """A tensor with a palette for every `group_size` output channels; it is read whole."""
 
     def __init__(self, tensor: Tensor, bits: int, group_size: int) -> None:
         self.tensor, self.bits, self.group_size = tensor, bits, group_size

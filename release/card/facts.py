@@ -76,7 +76,7 @@ def _zeros(archives: Sequence[ArchiveEntry]) -> bool:
 
 
 def _notices(archives: Sequence[ArchiveEntry]) -> list[str]:
-    """What of the checkpoint apps cannot express, and what has been done about it."""
+    """What apps cannot express of the checkpoint, and what was done about it."""
     told = [n for a in archives for n in a["manifest"].get("notices") or ()]
     lines = [f"{prose(n['problem'])}: {prose(n['effect'])}." for n in told]
     return list(dict.fromkeys(line[0].upper() + line[1:] for line in lines))

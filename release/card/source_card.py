@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "<!-- From here on: the source model's own card. -->"
-# Of Markdown and of HTML: what a link or an image points to.
+# What a link or an image points to, in Markdown and in HTML.
 _TARGET = re.compile(r"""(\]\(|(?:src|href)=["'])([^)"'\s]+)""")
 _RELATIVE = re.compile(r"(?![a-zA-Z][a-zA-Z0-9+.-]*:|//|/|#)")
 

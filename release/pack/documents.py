@@ -35,7 +35,7 @@ class Verification(Document):
 
 
 class NoticeDocument(Document):
-    """What of the checkpoint apps cannot express."""
+    """What apps cannot express of the checkpoint."""
 
     severity: Literal["note", "warning"]
     topic: str

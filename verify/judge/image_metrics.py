@@ -26,7 +26,7 @@ class ImageMetrics:
     ssim: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values, as `Metrics.to_json` has them."""
+        """PSNR in dB and SSIM by name; infinities and NaN as in `Metrics.to_json`."""
         ssim = None if self.ssim is None else json_number(self.ssim)
         return {"psnr_db": json_number(self.psnr_db), "ssim": ssim}
 

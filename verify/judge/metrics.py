@@ -39,7 +39,7 @@ class Metrics:
     problem: str | None = None  # which value is not finite
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values: infinities are the strings "inf" and "-inf", NaN is null."""
+        """The measures by name; infinities are the strings "inf" and "-inf", NaN is null."""
         found: dict[str, Any] = {
             name: json_number(getattr(self, name))
             for name in ("snr_db", "nrmse", "cosine", "max_abs", "p99_abs")

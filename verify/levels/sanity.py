@@ -74,7 +74,7 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 
 
 def _correlation(blocks: np.ndarray) -> float:
-    """Of blocks that are `LAG` apart along rows and columns, over all channels."""
+    """Correlation of blocks that are `LAG` apart along rows and columns, over all channels."""
     centred = blocks - blocks.mean(axis=(0, 1))
     down, right = centred[LAG:] * centred[:-LAG], centred[:, LAG:] * centred[:, :-LAG]
     products = down.mean() + right.mean()

@@ -57,7 +57,7 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
 
 
 def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Of each component, and of `artifact` for the rest: how its files differ from the manifest."""
+    """How files differ from the manifest, by component, or `artifact` for files of none."""
     owners = {f"{spec.file}{s}": name for name, spec in COMPONENTS.items() for s in SUFFIXES}
     files: dict[str, list[str]] = {"artifact": [], **{name: [] for name in artifact.packages}}
     for name in sorted(artifact.files):

@@ -51,7 +51,7 @@ class Composite:
 
     @property
     def plain(self) -> TensorType:
-        """As `verify.mil.package` calls it."""
+        """The name that `verify.mil.package` gives the type."""
         return TensorType(COMPOSITES.get(self.kind, f"{self.kind}Type"), ())
 
 

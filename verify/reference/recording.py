@@ -68,7 +68,7 @@ class Denoising:
 
     @classmethod
     def of(cls, asked: Verify) -> Denoising:
-        """That of a recipe's [verify], with its first prompt."""
+        """The run that a recipe's [verify] asks for, with its first prompt."""
         return cls(asked.prompts[0], asked.negative_prompt, asked.guidance)
 
 

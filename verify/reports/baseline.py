@@ -20,7 +20,7 @@ from verify.judge.gates import TENSOR_METRICS
 from verify.reports.figures import place
 from verify.reports.saved import Report, read_reports, reports_of
 
-# What of a report a comparison needs; pictures and curves stay with the report.
+# The keys of a report that a comparison needs; pictures and curves stay with the report.
 KEPT = (
     "schema",
     "verdict",

@@ -19,7 +19,7 @@ def headline(diff: Diff) -> str:
 
 
 def table(diff: Diff) -> Any:
-    """As a rich renderable: a row for each change, the worse ones first."""
+    """A table for the terminal: a row for each change, the worse ones first."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
