@@ -3,8 +3,8 @@
 With errors δ of a weight, an output y changes by J·δ to first order. For a random vector v of ±1,
 the gradient g of v·y by the weight is Jᵀ·v, and the expectation of (g·δ)² over v is |J·δ|²
 (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990). Palettes leave
-errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g²)·|δ|², and mean(g²),
-averaged over recorded denoising steps and each divided by |y|², is the sensitivity. What they do
+errors of hardly any correlation, so what is expected is Σ g²·δ² ≈ mean(g²)·|δ|², and mean(g²)
+divided by |y|² is the sensitivity, of each output of each recorded denoising step. What they do
 have in common with the weights is that they shrink them (`convert.weights.mixed_bits`): what the
 outputs feel of that is (g·w)², which comes from the same gradients. It is no small step, and
 networks bend: how much of it comes true is asked of the network itself, once, with all weights at
@@ -50,7 +50,7 @@ from verify.judge.metrics import compare
 from verify.reference.recording import Case, Denoising, record
 from verify.reference.reference import Reference
 
-# Random projections of the outputs, for all recorded cases together. The effect of a weight's
+# Random projections of each output, for all recorded cases together. The effect of a weight's
 # shrinking is a mean of squares of single numbers, known to √(2/16), about a third: 1.5 dB.
 PROJECTIONS = 16
 LARGEST = 256  # pixels along a side: weights see the same things in a small image
@@ -67,38 +67,46 @@ def _forget(what: str, measure: Callable[[], Any]) -> Any:
 
 
 @dataclass
-class GradientSums:
-    """What a weight's gradients add up to, case by case; in the end, what `Measured` has of it."""
+class _Sums:
+    """What gradients of a weight come to, until it is taken."""
 
-    sensitivity: float = 0.0
-    energy: float = 0.0
+    squares: float = 0.0
     drift: float = 0.0
 
-    def take(self) -> list[float]:
-        """The three numbers; the sums among them begin at zero again."""
-        found = [self.sensitivity, self.energy, self.drift]
-        self.sensitivity = self.drift = 0.0
+    def take(self) -> tuple[float, float]:
+        """The two sums, which begin at zero again."""
+        found = self.squares, self.drift
+        self.squares = self.drift = 0.0
         return found
 
 
-def _watch(parameters: Mapping[str, Tensor]) -> dict[str, GradientSums]:
+@dataclass(frozen=True)
+class WeightSensitivity:
+    """What each recorded output feels of a weight; see `convert.weights.mixed_bits.Measured`."""
+
+    sensitivities: tuple[float, ...]
+    energy: float
+    drifts: tuple[float, ...]
+
+
+def _watch(parameters: Mapping[str, Tensor]) -> dict[str, _Sums]:
     """Sums of (g·g) and (g·w)² of these parameters; no other gradients are computed.
 
     Each gradient is reduced and freed by a hook as soon as it is there.
     """
-    found: dict[str, GradientSums] = {}
+    found: dict[str, _Sums] = {}
     for name, parameter in parameters.items():
-        found[name] = GradientSums(energy=float(torch.linalg.vector_norm(parameter)) ** 2)
+        found[name] = _Sums()
         parameter.requires_grad_(True)
         parameter.register_post_accumulate_grad_hook(_hook(found[name]))
     return found
 
 
-def _hook(sums: GradientSums) -> Callable[[Tensor], None]:
+def _hook(sums: _Sums) -> Callable[[Tensor], None]:
     def reduce(parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None
-        sums.sensitivity += float(torch.linalg.vector_norm(gradient)) ** 2
+        sums.squares += float(torch.linalg.vector_norm(gradient)) ** 2
         sums.drift += float(torch.dot(gradient.reshape(-1), parameter.detach().reshape(-1))) ** 2
         parameter.grad = None
 
@@ -113,8 +121,8 @@ def sensitivities(
     device: str = "cpu",
     say: Say = silent,
     keep: Keep = _forget,
-) -> dict[str, GradientSums]:
-    """Sensitivity, energy and drift of every weight of a component that can be compressed, by name.
+) -> dict[str, WeightSensitivity]:
+    """What every weight of a component that can be compressed means to each output, by name.
 
     Args:
         cases: what the component is given, recorded; their outputs are computed anew. Those that
@@ -127,35 +135,37 @@ def sensitivities(
     with ExitStack() as stack:
 
         @once
-        def watched() -> tuple[Reference, dict[str, GradientSums]]:
+        def watched() -> tuple[Reference, dict[str, float], dict[str, _Sums]]:
             model = stack.enter_context(Reference(checkpoint, component, device=device))
             own = model.parameters()
             for parameter in own.values():
                 parameter.requires_grad_(False)
             named = {name: own[name] for name, t in tensors.items() if is_compressible(t)}
-            return model, _watch(named)
+            energies = {n: float(torch.linalg.vector_norm(p)) ** 2 for n, p in named.items()}
+            return model, energies, _watch(named)
 
-        def sums_of(number: int) -> dict[str, list[float]]:
-            case, (model, sums) = cases[number], watched()
+        def sums_of(number: int) -> dict[str, Any]:
+            case, (model, energies, sums) = cases[number], watched()
             say(f"sensitivities of {component}, {case.name}")
-            outputs = model.differentiable(case.inputs)
-            for draw in range(projections):
-                generator = np.random.Generator(np.random.PCG64([number, draw]))
-                product = sum(_projection(y, generator) for _, y in sorted(outputs.items()))
-                assert isinstance(product, Tensor)
-                product.backward(retain_graph=draw + 1 < projections)
-            return {name: of.take() for name, of in sums.items()}
+            outputs = [y for _, y in sorted(model.differentiable(case.inputs).items())]
+            of_outputs = []
+            for place, output in enumerate(outputs):
+                for draw in range(projections):
+                    generator = np.random.Generator(np.random.PCG64([number, draw, place]))
+                    more = place + 1 < len(outputs) or draw + 1 < projections
+                    _projection(output, generator).backward(retain_graph=more)
+                of_outputs.append({name: of.take() for name, of in sums.items()})
+            return {"energies": energies, "outputs": of_outputs}
 
         found = [keep(f"case {number}", partial(sums_of, number)) for number in range(count)]
-    count *= projections
-    sums = {name: list(zip(*(of[name] for of in found), strict=True)) for name in found[0]}
+    outputs = [of for case in found for of in case["outputs"]]
     return {
-        name: GradientSums(
-            rounded(math.fsum(squares) / tensors[name].size / count),
-            rounded(energies[0]),
-            rounded(math.fsum(drifts) / count),
+        name: WeightSensitivity(
+            tuple(rounded(of[name][0] / tensors[name].size / projections) for of in outputs),
+            rounded(energy),
+            tuple(rounded(of[name][1] / projections) for of in outputs),
         )
-        for name, (squares, energies, drifts) in sums.items()
+        for name, energy in found[0]["energies"].items()
     }
 
 
@@ -163,7 +173,7 @@ def _projection(output: Tensor, generator: np.random.Generator) -> Tensor:
     """The product of an output with a random vector of ±1, divided by the output's length.
 
     Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990: the
-    mean of such a product's squared gradient is that of all outputs together.
+    mean of such a product's squared gradient is that of the whole output.
     """
     signs = generator.integers(0, 2, tuple(output.shape)).astype(np.float32) * 2 - 1
     length = torch.linalg.vector_norm(output.detach())
@@ -196,13 +206,16 @@ def measure(
     for number, names in enumerate(_batches({name: tensors[name] for name in found})):
         errors |= keep(f"palettes {number}", partial(errors_of, names))
     measured = {
-        name: Measured(sums.sensitivity, errors[name], sums.energy, sums.drift)
+        name: Measured(sums.sensitivities, errors[name], sums.energy, sums.drifts)
         for name, sums in found.items()
     }
     say(f"{component} at {COARSE} bits")
     true = keep("error", lambda: _error_of(checkpoint, component, cases, list(found), device))
     bend = _bend(measured.values(), true)
-    return {name: replace(m, drift=rounded(m.drift * bend)) for name, m in measured.items()}
+    return {
+        name: replace(m, drifts=tuple(rounded(drift * bend) for drift in m.drifts))
+        for name, m in measured.items()
+    }
 
 
 def _batches(tensors: Mapping[str, Weight]) -> Iterator[list[str]]:
@@ -219,17 +232,21 @@ def _batches(tensors: Mapping[str, Weight]) -> Iterator[list[str]]:
 
 def _bend(measured: Collection[Measured], true: float) -> float:
     """What all drifts are to be multiplied by so that they and the noise make the true error."""
-    noise = sum(replace(m, drift=0.0).expected(COARSE) for m in measured)
-    drift = sum(m.expected(COARSE) for m in measured) - noise
+    noise = math.fsum(_mean(replace(m, drifts=()).expected(COARSE)) for m in measured)
+    drift = math.fsum(_mean(m.expected(COARSE)) for m in measured) - noise
     return max(true - noise, 0.0) / drift if drift > 0 else 1.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _error_of(
     checkpoint: Checkpoint, component: str, cases: Sequence[Case], names: list[str], device: str
 ) -> float:
-    """Relative squared error of the outputs with all weights at `COARSE` bits, mean over cases."""
+    """Relative squared error with all weights at `COARSE` bits, the mean over outputs."""
     tensors = checkpoint.component_tensors(component)
-    total = 0.0
+    errors = []
     with Reference(checkpoint, component, device=device) as model, torch.no_grad():
         own = model.parameters()
         for name in names:
@@ -241,11 +258,11 @@ def _error_of(
             own[name].copy_(decoded.reshape(own[name].shape))
         for case in cases:
             outputs = model(case.inputs)
-            total += sum(
+            errors += [
                 10 ** (-compare(expected, outputs[name]).snr_db / 10)
                 for name, expected in case.outputs.items()
-            )
-    return total / len(cases)
+            ]
+    return _mean(errors)
 
 
 def calibrate(

@@ -24,6 +24,7 @@ from convert.weights.mixed_bits import (
     Option,
     allocate,
     budget,
+    least_errors,
     make_allocation,
     options,
     palette_errors,
@@ -31,6 +32,7 @@ from convert.weights.mixed_bits import (
 from convert.weights.palette import Histogram, fit
 
 MIXED = Bits("mixed-4.5")
+SIXTEENTHS = {bits: 4.0 ** -int(bits) for bits in ("1", "2", "4", "6", "8")}
 
 
 def error_of(choices: dict[str, list[Option]], bits: dict[str, str]) -> float:
@@ -103,6 +105,27 @@ def test_equal_tensors_are_told_apart_by_name() -> None:
     assert allocate({"b": of, "a": of}, 3) == {"a": "2", "b": "1"}
 
 
+def test_an_output_that_loses_more_counts_more() -> None:
+    """Fourteen tensors reach one output, three another; alike, the first would lose most."""
+    facts = {f"a{i}": Measured((1 + i / 10, 0.0), SIXTEENTHS) for i in range(14)}
+    facts |= {f"b{i}": Measured((0.0, 2 + i / 5), SIXTEENTHS) for i in range(3)}
+    sizes = {name: {bits: 100 * int(bits) for bits in SIXTEENTHS} for name in facts}
+    limit = 500 * len(facts)
+    choices = {
+        name: [Option(bits, size, sum(facts[name].expected(bits))) for bits, size in of.items()]
+        for name, of in sizes.items()
+    }
+
+    def lost(widths: dict[str, str]) -> list[float]:
+        return [
+            sum(facts[n].expected(bits)[output] for n, bits in widths.items()) for output in (0, 1)
+        ]
+
+    found, alike = lost(least_errors(sizes, facts, limit)), lost(allocate(choices, limit))
+    assert max(found) < 0.7 * max(alike)
+    assert sum(found) < 1.2 * sum(alike)
+
+
 def test_errors_are_those_of_the_palettes(toy: Path) -> None:
     tensor = open_checkpoint(toy).component_tensors("text_encoder")[
         "encoder.layers.0.mlp.fc1.weight"
@@ -129,7 +152,9 @@ def measured(source: Checkpoint) -> dict[str, Measured]:
     tensors = source.component_tensors("text_encoder_2")
     wanted = {n: t for n, t in sorted(tensors.items()) if is_compressible(t)}
     return {
-        name: Measured(10.0 ** -(number % 5), {b: tensor.size * 4.0 ** -int(b) for b in PALETTES})
+        name: Measured(
+            (10.0 ** -(number % 5),), {b: tensor.size * 4.0 ** -int(b) for b in PALETTES}
+        )
         for number, (name, tensor) in enumerate(wanted.items())
     }
 

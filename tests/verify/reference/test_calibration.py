@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def noise(
     return found
 
 
-def snr_db(shares: list[float]) -> float:
+def snr_db(shares: Sequence[float]) -> float:
     return -10 * math.log10(sum(shares) / len(shares))
 
 
@@ -79,10 +79,9 @@ def snr_db(shares: list[float]) -> float:
 def test_expected_errors_come_true(
     source: Checkpoint, cases: tuple[Case, ...], measured: dict[str, Measured], bits: str
 ) -> None:
-    expected = sum(facts.expected(bits) for facts in measured.values())
+    expected = np.sum([facts.expected(bits) for facts in measured.values()], axis=0)
     shares = noise(source, COMPONENT, cases, dict.fromkeys(measured, bits))
-    # What is expected is the sum over outputs, of which there are two.
-    assert -10 * math.log10(expected) == pytest.approx(snr_db(shares) - 3.01, abs=1.5)
+    assert snr_db(expected) == pytest.approx(snr_db(shares), abs=1.5)
 
 
 @pytest.mark.parametrize(("bits", "gain_db"), [("mixed-4.5", 0.5), ("mixed-5.0", 3.5)])
@@ -99,13 +98,10 @@ def test_mixed_bits_keep_more_than_uniform_ones(
     mixed = noise(source, COMPONENT, cases, allocation.widths(COMPONENT))
     assert snr_db(mixed) > snr_db(uniform) + gain_db
     expected = sum(a.expected_error for a in allocation.components[COMPONENT].values())
-    assert -10 * math.log10(expected) == pytest.approx(snr_db(mixed) - 3.01, abs=3)
+    assert -10 * math.log10(expected) == pytest.approx(snr_db(mixed), abs=3)
 
 
 BUDGETS = [f"{tenths / 10:.1f}" for tenths in range(25, 71, 5)]
-# The sum over all outputs is what is allocated for. Of 20 worst outputs these two come out below
-# that of widths dealt alike, by 0.08 and 0.30 dB.
-WORSE_DB = {("text_encoder_2", "4.5"): 0.2, ("text_encoder_2", "6.5"): 0.5}
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
@@ -125,8 +121,7 @@ def test_gradients_deal_widths_better_than_chance_at_the_same_budget(
         mixed = noise(source, component, cases, allocation.widths(component))
         gains.append(snr_db(mixed) - snr_db(alike))
         assert gains[-1] > 0, (budgeted, gains[-1])
-        worst = 10 * math.log10(max(alike) / max(mixed))
-        assert worst > -WORSE_DB.get((component, budgeted), 0.0), (budgeted, worst)
+        assert max(mixed) < max(alike), (budgeted, 10 * math.log10(max(alike) / max(mixed)))
     assert sum(gains) / len(gains) > 2
 
 
@@ -135,15 +130,21 @@ def test_an_output_feels_only_the_weights_before_it(
 ) -> None:
     assert all(facts.sensitivity > 0 for facts in measured.values())
     again = sensitivities(source, COMPONENT, cases)
-    assert {n: (sums.sensitivity, sums.energy) for n, sums in again.items()} == {
-        n: (facts.sensitivity, facts.energy) for n, facts in measured.items()
+    assert {n: (sums.sensitivities, sums.energy) for n, sums in again.items()} == {
+        n: (facts.sensitivities, facts.energy) for n, facts in measured.items()
     }
     # All drifts are as much more, or less, than small steps say.
-    ratios = [facts.drift / again[name].drift for name, facts in measured.items()]
+    ratios = [
+        drift / small
+        for name, facts in measured.items()
+        for drift, small in zip(facts.drifts, again[name].drifts, strict=True)
+        if small > 0
+    ]
     assert max(ratios) == pytest.approx(min(ratios), rel=2e-3)  # four digits are kept
     # Only the pooled output comes after the last layer; the hidden states are the last but one's.
     alone = [Case(c.name, c.inputs, {}) for c in cases[:1]]
-    assert sensitivities(source, COMPONENT, alone)["text_projection.weight"].sensitivity > 0
+    hidden, pooled = sensitivities(source, COMPONENT, alone)["text_projection.weight"].sensitivities
+    assert hidden == 0 < pooled
 
 
 def convert(monkeypatch: pytest.MonkeyPatch, toy: Path, out: Path, *options: object) -> Path:
