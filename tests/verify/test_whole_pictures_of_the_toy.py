@@ -14,12 +14,13 @@ from convert.recipe.sections import Verify
 from convert.run.run import run
 from convert.source.download import Snapshot
 from convert.values import Resolution
+from verify.artifact.folder import require_models
 from verify.judge.image_metrics import compare_images
 from verify.judge.metrics import compare
 from verify.levels.generation import Candidate
 from verify.levels.sanity import find_flaw
 from verify.runtime.runtimes import TorchRuntime
-from verify.sampling.pipeline import network, packages
+from verify.sampling.pipeline import network
 from verify.sampling.sampling import replay, settings_for, trace_all
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -58,7 +59,7 @@ def test_an_fp16_artifact_makes_the_same_pictures(
     config = pipeline_config(checkpoint)
     runtime = TorchRuntime()
     candidate = Candidate(
-        {name: network(runtime.load(file)) for name, file in packages(artifact).items()},
+        {name: network(runtime.load(file)) for name, file in require_models(artifact).items()},
         config,
         {name: artifact for name in config["pad_tokens"]},
     )

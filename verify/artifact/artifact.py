@@ -13,7 +13,7 @@ from convert.files.documents import checked
 from convert.files.json_files import FileMissing, shown
 from convert.run.manifest import CompressionRequest, read_values
 from convert.values import ATTENTIONS, FORMATS, Resolution, parse_bits
-from verify.artifact.folder import MANIFEST, SUFFIXES, models_by_component
+from verify.artifact.folder import HINT, MANIFEST, SUFFIXES, models_by_component
 from verify.artifact.graph import infer_component
 from verify.mil import Program, load_program
 
@@ -76,8 +76,7 @@ def open_artifact(
         raise InputError(
             "neither an .mlpackage or .mlmodelc nor an artifact folder",
             where=path,
-            hint="An artifact folder holds Unet.mlpackage and its companions; "
-            "`sdxl-coreml convert` makes one.",
+            hint=HINT,
         )
     values, problems = _manifest(path)
     claims = _claims(values, problems) if values else {}

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.components import COMPONENTS
+from convert.errors import InputError
 from convert.run.manifest import FILE as MANIFEST
 
-__all__ = ["MANIFEST", "SUFFIXES", "models_by_component", "models_in"]
+__all__ = ["HINT", "MANIFEST", "SUFFIXES", "models_by_component", "models_in", "require_models"]
 SUFFIXES = (".mlpackage", ".mlmodelc")  # of models; the package counts where there are both
+HINT = (
+    "An artifact folder holds Unet.mlpackage and its companions; `sdxl-coreml convert` makes one."
+)
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -25,4 +29,14 @@ def models_by_component(folder: Path) -> dict[str, Path]:
         files = (folder / f"{component.file}{suffix}" for suffix in SUFFIXES)
         if file := next((file for file in files if file.exists()), None):
             found[name] = file
+    return found
+
+
+def require_models(folder: Path) -> dict[str, Path]:
+    """The same; raises InputError if it has none."""
+    if not folder.is_dir():
+        raise InputError("no such artifact folder", where=folder)
+    found = models_by_component(folder)
+    if not found:
+        raise InputError("is not an artifact folder", where=folder, hint=HINT)
     return found

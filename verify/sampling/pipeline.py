@@ -22,7 +22,7 @@ from convert.errors import InputError
 from convert.files.documents import checked
 from convert.run.manifest import read_values
 from convert.values import Resolution
-from verify.artifact.folder import MANIFEST, models_by_component
+from verify.artifact.folder import MANIFEST, require_models
 from verify.mil import load_program
 from verify.reference.reference import quiet
 from verify.runtime.runtimes import Model, Runtime, choose
@@ -83,7 +83,7 @@ def require_pipeline(
     Raises:
         InputError: a model is missing, or there is no config.
     """
-    found = packages(artifact)
+    found = require_models(artifact)
     config = config or artifact_config(artifact)
     needed = ["text_encoder_2", "unet", "vae_decoder"]
     needed += ["text_encoder"] if "tokenizer" in config["pad_tokens"] else []
@@ -97,20 +97,6 @@ def require_pipeline(
                 hint="Convert all components: leave out --component.",
             )
     return {name: found[name] for name in needed}, config
-
-
-def packages(artifact: Path) -> dict[str, Path]:
-    """The models of an artifact folder, by component; raises InputError if it is none."""
-    if not artifact.is_dir():
-        raise InputError("no such artifact folder", where=artifact)
-    found = models_by_component(artifact)
-    if not found:
-        raise InputError(
-            "is not an artifact folder",
-            where=artifact,
-            hint="One holds Unet.mlpackage and its companions; `sdxl-coreml convert` makes it.",
-        )
-    return found
 
 
 def artifact_config(artifact: Path) -> Mapping[str, Any]:
