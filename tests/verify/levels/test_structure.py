@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -78,6 +79,34 @@ def test_the_structure_is_exact(case: str, base: Checkpoint, tmp_path: Path) -> 
             verify(path, base, Question(levels=["structure"]))
         return
     assert failing(verify(path, base, Question(levels=["structure"]))) == {f"{component}/{case}"}
+
+
+def test_inputs_in_another_order_than_the_functions_fail(base: Checkpoint, tmp_path: Path) -> None:
+    path = write_component(tmp_path / "Unet.mlpackage", base, "unet")
+
+    def swap(model: Any) -> None:
+        inputs = list(model.description.input)
+        del model.description.input[:]
+        model.description.input.extend(reversed(inputs))
+
+    edit_model(path, swap)
+    results = verify(path, base, Question(levels=["structure"]))
+    (message,) = (c.message for c in results.failures if c.case == "inputs")
+    assert message.startswith("in another order than the function's: sample, timestep, ")
+
+
+def test_the_last_value_of_a_large_weight_is_looked_at(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verify.levels.structure.SCAN_BYTES", 256)
+    path = write_component(tmp_path / "Unet.mlpackage", base, "unet")
+    tensor = base.component_tensors("unet")["conv_out.weight"].read(np.float16)
+    data = (path / WEIGHTS).read_bytes()
+    end = data.index(tensor.tobytes()) + tensor.nbytes
+    (path / WEIGHTS).write_bytes(data[: end - 2] + np.float16("nan").tobytes() + data[end:])
+    results = verify(path, base, Question(levels=["structure"]))
+    (message,) = (c.message for c in results.failures if c.case == "weights")
+    assert message == f"conv_out_weight{[size - 1 for size in tensor.shape]} is nan"
 
 
 def test_an_output_in_float16_fails(base: Checkpoint, tmp_path: Path) -> None:
