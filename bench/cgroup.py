@@ -23,7 +23,10 @@ MINE = Path("/proc/self/cgroup")
 # A shell that joins the group and then becomes the command, so that nothing runs outside.
 JOIN = 'echo 0 > "$0" || exit 125; exec "$@"'
 # A group may exist and limit nothing (systemd where the controller is not delegated to the user).
-PROBE = "import sys; from convert.memory import cgroup_limit as c; sys.exit((c() or 1e30) > {0})"
+PROBE = (
+    "import sys; from convert.process.memory import cgroup_limit as c; "
+    "sys.exit((c() or 1e30) > {0})"
+)
 FILES = {
     # Control files by cgroup version: limit, limit with swap, peak, and where kills are counted.
     1: (

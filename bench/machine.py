@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from convert.memory import cgroup_limit, physical_memory
+from convert.process.memory import cgroup_limit, physical_memory
 from convert.units import size
 
 LIBRARIES = ("sdxl-coreml", "coremltools", "numpy", "safetensors", "torch")

@@ -7,9 +7,7 @@ shapes and dtypes are exact. Descriptions follow Apple's converter (ml-stable-di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from convert.latents import SCALING_FACTOR
+from typing import Literal
 
 MAX_TOKENS = 77
 BATCH = 2  # [unconditional, conditional]; Apple's XL pipeline hard-codes it
@@ -226,29 +224,3 @@ def belongs(component: str, tensor: str) -> bool:
     """Whether the part's tensor of this name is one of the component's."""
     prefixes = COMPONENTS[component].tensors
     return not prefixes or tensor.startswith(prefixes)
-
-
-def user_metadata(
-    component: str,
-    config: dict[str, Any],
-    scheduler: dict[str, Any],
-    model_index: dict[str, Any],
-) -> dict[str, str]:
-    """The settings that Guernika reads from a model's user-defined metadata (GuernikaKit).
-
-    Only what the checkpoint states is written of the scheduler: an absent key means the app's own
-    default. A VAE's scaling factor is that which its networks expect (`convert.latents`).
-    """
-    spec = COMPONENTS[component]
-    if spec.kind == "text_encoder":
-        return {"hidden_size": str(config.get("hidden_size", 512))}  # transformers' default
-    if spec.part == "vae":
-        return {"scaling_factor": str(SCALING_FACTOR)}  # others are folded into the networks
-    found: dict[str, str] = {}
-    for key in ("prediction_type", "timestep_spacing", "steps_offset", "set_alpha_to_one"):
-        if scheduler.get(key) is not None:
-            value = scheduler[key]
-            found[key] = str(value).lower() if isinstance(value, bool) else str(value)
-    if model_index.get("requires_aesthetics_score"):
-        found["requires_aesthetics_score"] = "true"
-    return found

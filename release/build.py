@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.cache import Cache
 from convert.errors import InputError
+from convert.files.cache import Cache
 from convert.progress import Progress
 from convert.recipe.recipe import Recipe
 from convert.run import manifest as artifact_manifests

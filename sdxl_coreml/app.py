@@ -15,7 +15,12 @@ try:
     import os
 
     from convert import __version__
-    from convert.interrupts import Terminated, deferred_interrupt, ignore_interrupts, orderly_ends
+    from convert.process.interrupts import (
+        Terminated,
+        deferred_interrupt,
+        ignore_interrupts,
+        orderly_ends,
+    )
 except KeyboardInterrupt:
     if sys.stderr is not None:
         print(f"error: {INTERRUPTED}", file=sys.stderr)
@@ -58,7 +63,7 @@ def _run() -> int:
     try:
         with deferred_interrupt():
             from convert.errors import UserError
-            from convert.libraries import silence_libraries
+            from convert.process.libraries import silence_libraries
 
             if not os.environ.get(DEBUG):
                 silence_libraries()
@@ -79,7 +84,7 @@ def _run() -> int:
             hint = f"Try `{context.command_path} --help`." if context else ""
             return _fail(f"{error.format_message()}\n{hint}".rstrip(), 2)
         if not isinstance(error, UserError):
-            from convert.environment import blame
+            from convert.process.environment import blame
 
             error = blame(error, os.environ) or error
         if isinstance(error, UserError):

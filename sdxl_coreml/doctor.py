@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from convert.memory import cgroup_limit, physical_memory
+from convert.process.memory import cgroup_limit, physical_memory
 
 PROJECT = "sdxl-coreml"
 # Why a range is as it is, where the numbers do not say it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
+from convert.process.interrupts import deferred_interrupt
 from convert.units import size
 from sdxl_coreml.terminal import Terminal
 

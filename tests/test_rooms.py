@@ -21,21 +21,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROOMS = """
-convert.face           what a package exports without loading it
-convert                the version, and what scripts need
 convert.errors         what is wrong, where, and what to do
 convert.values         attention, resolution, bits, targets: the words of recipes
-convert.schedulers     their names, and diffusers' classes behind them
 convert.units          sizes and times as people read them
 convert.progress       what long work reports to
-convert.memory         of the machine
-convert.interrupts     Ctrl-C and its kin
-convert.libraries      libraries that speak of their own affairs
-convert.environment    variables that a library cannot use
-convert.code           which of our code has made what is kept
-convert.files          files from outside: JSON with types, Git LFS pointers
-convert.cache          content-addressed, killable
-convert.latents        how latents are scaled: what checkpoints say and what apps assume
+convert.process        the process we run in: its code, libraries, memory, signals
+convert                the version, and what scripts need
+convert.files          files: JSON with types, Git LFS pointers, complete or not at all, the cache
 convert.components     the one table: component → part, file name, inputs, outputs
 convert.source         Hub repo or folder → a checkpoint on this disk
 convert.tokenizer      CLIP's tokenizer, as transformers and as the apps read it
@@ -124,7 +116,10 @@ COMMAND_LINE_ONLY = {
     "sys.argv", "sys.exit", "sys.stdin", "sys.stdout", "sys.stderr",
 }  # fmt: skip
 EXCEPTIONS = {
-    ("convert.interrupts", "SystemExit"),  # a signal ends a process with the shell's exit code
+    (
+        "convert.process.interrupts",
+        "SystemExit",
+    ),  # a signal ends a process with the shell's exit code
     ("convert.run.pool", "os._exit"),  # a worker, whose parent was killed
     ("convert.toy.train", "sys.stdout"),  # a program of its own, which trains for hours
 }

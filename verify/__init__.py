@@ -5,7 +5,7 @@ What a script needs stands here, and is loaded when it is asked for; the rooms h
 
 from __future__ import annotations
 
-from convert.face import face
+from convert.process.face import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

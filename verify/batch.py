@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.code import code_digest
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
+from convert.files.cache import Cache, key_of
 from convert.plan.plan import Plan
+from convert.process.code import code_digest
+from convert.process.interrupts import deferred_interrupt
 from convert.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.run import manifest as manifests

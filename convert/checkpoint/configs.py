@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from convert.checkpoint.config_reader import Config, block_type
+from convert.checkpoint.latents import LatentScaling
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
-from convert.latents import LatentScaling
 from convert.values import Resolution
 
 LEGACY_EOS = 2  # of configs written before transformers 4.29, whatever the tokenizer says

@@ -1,8 +1,9 @@
-"""What diffusers' SDXL pipelines ask of a checkpoint beside its networks, as plain JSON.
+"""What pipelines ask of a checkpoint beside its networks: diffusers' own, and Guernika's.
 
 It travels in an artifact's manifest, so that pictures can be made without the checkpoint. The keys
 are those that `StableDiffusionXLPipeline` and `StableDiffusionXLImg2ImgPipeline` read (diffusers),
-and `shift_factor`, which they do not, of what is folded into the VAE (`convert.latents`).
+and `shift_factor`, which they do not, of what is folded into the VAE
+(`convert.checkpoint.latents`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from convert.checkpoint.checkpoint import SCHEDULER, Checkpoint
+from convert.checkpoint.latents import DEFAULT, SCALING_FACTOR
 from convert.checkpoint.pipeline_documents import (
     IndexPart,
     SchedulerPart,
@@ -18,8 +20,8 @@ from convert.checkpoint.pipeline_documents import (
     VAEPart,
     sayable,
 )
+from convert.components import COMPONENTS
 from convert.files.documents import Document, checked
-from convert.latents import DEFAULT, SCALING_FACTOR
 
 CONFIGS: dict[str, tuple[str, ...]] = {
     "unet": (
@@ -89,4 +91,31 @@ def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str,
             name: [token.to_json() for token in tokenizer.added]
             for name, tokenizer in tokenizers.items()
         }
+    return found
+
+
+def user_metadata(
+    component: str,
+    config: dict[str, Any],
+    scheduler: dict[str, Any],
+    model_index: dict[str, Any],
+) -> dict[str, str]:
+    """The settings that Guernika reads from a model's user-defined metadata (GuernikaKit).
+
+    Only what the checkpoint states is written of the scheduler: an absent key means the app's own
+    default. A VAE's scaling factor is that which its networks expect
+    (`convert.checkpoint.latents`).
+    """
+    spec = COMPONENTS[component]
+    if spec.kind == "text_encoder":
+        return {"hidden_size": str(config.get("hidden_size", 512))}  # transformers' default
+    if spec.part == "vae":
+        return {"scaling_factor": str(SCALING_FACTOR)}  # others are folded into the networks
+    found: dict[str, str] = {}
+    for key in ("prediction_type", "timestep_spacing", "steps_offset", "set_alpha_to_one"):
+        if scheduler.get(key) is not None:
+            value = scheduler[key]
+            found[key] = str(value).lower() if isinstance(value, bool) else str(value)
+    if model_index.get("requires_aesthetics_score"):
+        found["requires_aesthetics_score"] = "true"
     return found

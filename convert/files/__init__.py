@@ -1,1 +1,3 @@
-"""Files from outside: read with types, and an error that names the file."""
+"""Files: read with types, written whole or not at all, kept by what they were made from."""
+
+from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 from coremltools.converters.mil.mil import Var
 
 from convert.checkpoint.configs import VAEConfig
+from convert.checkpoint.latents import Affine
 from convert.checkpoint.tensors import Tensor
-from convert.latents import Affine
 from convert.networks.graph import Input, Module, Network, build
 from convert.networks.layers import activation, cast, conv, group_norm, linear, to_float32, upsample
 from convert.weights.compress import NONE, Compression
@@ -29,7 +29,8 @@ def vae_decoder(
 ) -> Network:
     """The decoder: `z` [1, 4, H/8, W/8], divided by 0.13025, → `image` float32 [1, 3, H, W].
 
-    Where the config scales latents otherwise, `z` is first given that scale (`convert.latents`).
+    Where the config scales latents otherwise, `z` is first given that scale
+    (`convert.checkpoint.latents`).
 
     Args:
         tensors: the checkpoint's tensors under `decoder.` and `post_quant_conv.`.

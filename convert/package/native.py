@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from convert.cache import key_of
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.files.cache import key_of
 from convert.networks.build import build_network
 from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.plan.plan import Job

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import InputError
-from convert.memory import cgroup_limit, physical_memory
 from convert.networks.attention import ops_within
 from convert.plan.plan import Job, Plan
+from convert.process.memory import cgroup_limit, physical_memory
 from convert.units import size
 
 # Of graphs without what is in their attentions; within 8 % for every component of SDXL, and of the

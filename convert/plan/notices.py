@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from convert.checkpoint.checkpoint import Checkpoint, embedding_rows
 from convert.checkpoint.configs import LEGACY_EOS
+from convert.checkpoint.latents import DEFAULT
 from convert.components import COMPONENTS, MAX_TOKENS
-from convert.latents import DEFAULT
 from convert.tokenizer.app import chained
 from convert.tokenizer.bpe import END
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer

@@ -3,7 +3,7 @@
 Packages, calibrations, reports and archives are kept from run to run and are true only of the code
 that made them. A file's digest is that of its bytes: a changed comment makes things again that come
 out the same, which costs time, but no change is overlooked, and no parser's version is part of it.
-What belongs to no part is in `OUTSIDE`; `tests/convert/test_code.py` walks the imports and fails
+What belongs to no part is in `OUTSIDE`; `tests/convert/process/test_code.py` walks the imports and fails
 when a part forgets a file that it depends on.
 """
 
@@ -16,15 +16,19 @@ from typing import Literal
 
 CodePart = Literal["convert", "apple", "calibrate", "measure", "judge", "release"]
 
-ROOT = Path(__file__).parents[1]  # the folder that holds ours: convert, verify, release
+ROOT = Path(__file__).parents[2]  # the folder that holds ours: convert, verify, release
 
 # How a checkpoint is read, and what its components are.
 _CHECKPOINT = (
     "convert/__init__.py",
     "convert/checkpoint/*.py",
     "convert/components.py",
-    "convert/files/*.py",
-    "convert/latents.py",
+    "convert/files/__init__.py",
+    "convert/files/appearing.py",
+    "convert/files/disk.py",
+    "convert/files/documents.py",
+    "convert/files/git_lfs.py",
+    "convert/files/json_files.py",
     "convert/source/select.py",
     "convert/tokenizer/*.py",
     "convert/values.py",
@@ -72,7 +76,7 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         *_REFERENCE,
         "convert/plan/notices.py",
         "convert/run/manifest.py",
-        "convert/schedulers.py",
+        "convert/recipe/schedulers.py",
         "verify/artifact/artifact.py",
         "verify/artifact/folder.py",
         "verify/artifact/graph.py",
@@ -126,7 +130,6 @@ OUTSIDE: tuple[str, ...] = (
     # the command line, and what people are shown; made anew every time
     "sdxl_coreml/*.py",
     "sdxl_coreml/commands/*.py",
-    "convert/environment.py",
     "convert/plan/text.py",
     "convert/source/headers.py",
     "convert/units.py",
@@ -136,15 +139,11 @@ OUTSIDE: tuple[str, ...] = (
     "release/__init__.py",
     "verify/__init__.py",
     # words that everyone uses, and how work is done but not what comes of it
-    "convert/face.py",
     "release/__init__.py",
     "verify/__init__.py",
-    "convert/cache.py",
-    "convert/code.py",
     "convert/errors.py",
-    "convert/interrupts.py",
-    "convert/libraries.py",
-    "convert/memory.py",
+    "convert/files/cache.py",
+    "convert/process/*.py",
     "convert/plan/engines.py",
     "convert/plan/estimate.py",
     "convert/progress.py",
@@ -152,7 +151,13 @@ OUTSIDE: tuple[str, ...] = (
     # what is asked for, and the checkpoint's files: keys hold both, as values and digests
     "convert/plan/gates.py",
     "convert/plan/plan.py",
-    "convert/recipe/*.py",
+    "convert/recipe/__init__.py",
+    "convert/recipe/builtin.py",
+    "convert/recipe/errors.py",
+    "convert/recipe/fields.py",
+    "convert/recipe/options.py",
+    "convert/recipe/recipe.py",
+    "convert/recipe/sections.py",
     "convert/run/run.py",
     "convert/source/download.py",
     "convert/source/hub.py",

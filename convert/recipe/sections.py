@@ -21,7 +21,7 @@ from convert.recipe.fields import (
     Text,
     WidthText,
 )
-from convert.schedulers import Scheduler
+from convert.recipe.schedulers import Scheduler
 from convert.values import (
     COMPONENT_LEVELS,
     Attention,

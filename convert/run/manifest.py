@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from convert import __version__
-from convert.cache import key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import InputError
+from convert.files.cache import key_of
 from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.json_files import read_object
 from convert.plan.notices import notices

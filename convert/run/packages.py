@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert import __version__
-from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.code import code_digest
-from convert.components import COMPONENTS, user_metadata
+from convert.checkpoint.pipeline import user_metadata
+from convert.components import COMPONENTS
+from convert.files.cache import Cache, key_of
 from convert.files.disk import digest_file
-from convert.interrupts import deferred_interrupt
 from convert.plan.plan import Job
+from convert.process.code import code_digest
+from convert.process.interrupts import deferred_interrupt
 from convert.progress import Advance
 
 if TYPE_CHECKING:

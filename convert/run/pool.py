@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import CannotExecute, UserError
-from convert.interrupts import without_interrupts
-from convert.libraries import are_libraries_silent, silence_libraries
+from convert.process.interrupts import without_interrupts
+from convert.process.libraries import are_libraries_silent, silence_libraries
 from convert.progress import Advance
 
 Task = Callable[[Any, Advance], Any]

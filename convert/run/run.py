@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert.cache import Cache
 from convert.checkpoint.checkpoint import Part
 from convert.errors import InputError
+from convert.files.cache import Cache
 from convert.files.disk import disk_error, link
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact

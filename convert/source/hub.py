@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from convert.environment import is_of_certificates
 from convert.errors import InputError
 from convert.files.disk import disk_error
 from convert.files.json_files import LARGEST
+from convert.process.environment import is_of_certificates
 from convert.source.select import File
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import schedulers
 from convert.files.appearing import appearing
+from convert.recipe import schedulers
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
 from convert.weights.methods import UNCOMPRESSED

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from convert.recipe.recipe import Recipe
-from convert.schedulers import title
+from convert.recipe.schedulers import title
 from release.card.markdown import code, link, prose
 
 # Apple's Swift package e12202c, Scheduler.swift: PNDM, DPM-Solver++ and a flow scheduler.

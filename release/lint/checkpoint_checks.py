@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from convert.checkpoint.latents import SCALING_FACTOR
 from convert.checkpoint.pipeline import FOLDED
 from convert.errors import InputError
-from convert.latents import SCALING_FACTOR
 from convert.plan.notices import APPLES
 from release.lint import apps
 from release.lint.app_view import exists

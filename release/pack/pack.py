@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.cache import Cache, key_of
-from convert.code import code_digest
 from convert.errors import InputError, UserError
+from convert.files.cache import Cache, key_of
 from convert.files.disk import digest_file, disk_error
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing
+from convert.process.code import code_digest
 from convert.progress import Progress, Silent
 from convert.run import manifest as artifact_manifests
 from convert.units import size

@@ -43,7 +43,7 @@ def bisect(
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
     from convert.components import COMPONENTS
-    from convert.interrupts import deferred_interrupt
+    from convert.process.interrupts import deferred_interrupt
     from convert.source.download import parse_source
     from sdxl_coreml.steps import fetch, open_snapshot
 

@@ -9,7 +9,7 @@ import typer
 
 from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
-from convert.interrupts import deferred_interrupt
+from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     Device,
     JsonOption,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
+from convert.process.interrupts import deferred_interrupt
 from convert.units import size
 from sdxl_coreml.options import (
     Jobs,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convert.errors import InputError
-from convert.interrupts import deferred_interrupt
+from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import Quiet, Strict
 from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, require_writable, write_report
 from sdxl_coreml.terminal import Terminal

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import memory
+from convert.process import memory
 from sdxl_coreml import doctor
 from sdxl_coreml.doctor import diagnose
 

@@ -33,7 +33,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be fetched, hashed, loaded or run."""
     for place in (
         "convert.source.download.download",
-        "convert.cache.digest_file",
+        "convert.files.cache.digest_file",
         "verify.golden.digest_file",
         "verify.golden.load_file",
         "verify.run.digest_file",

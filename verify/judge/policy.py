@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.cache import key_of
-from convert.code import code_digest
 from convert.errors import InputError
+from convert.files.cache import key_of
+from convert.process.code import code_digest
 from verify.judge.gates import RATIO, TENSOR_METRICS, Gate, Judgement, judge
 from verify.judge.metrics import Metrics
 from verify.judge.policy_file import Tolerance, read_policy_file

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.latents import SCALING_FACTOR
 from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.files.disk import digest_file
 from convert.files.documents import is_local
 from convert.files.json_files import FileMissing, decode, read_bytes, read_object, shown
-from convert.latents import SCALING_FACTOR
 from convert.run.manifest import CompressionRequest
 from convert.tokenizer.app import app_files
 from convert.values import FORMATS, Format, Resolution

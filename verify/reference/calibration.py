@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.cache import Cache, key_of
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor as Weight
-from convert.code import code_digest
+from convert.files.cache import Cache, key_of
 from convert.files.json_files import read_json
 from convert.plan.plan import Plan
+from convert.process.code import code_digest
 from convert.progress import Progress, Say, Silent, silent
 from convert.run.run import checkpoint_digests, discard_unless
 from convert.source.download import Snapshot

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.configs import LatentSize
+from convert.checkpoint.latents import SCALING_FACTOR
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
-from convert.latents import SCALING_FACTOR
 from convert.progress import Say, silent
 from convert.values import Resolution
 from verify.reference.reference import Reference, quiet

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
+from convert.checkpoint.latents import SCALING_FACTOR
 from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
-from convert.latents import SCALING_FACTOR
 
 
 class Reference:
@@ -37,8 +37,8 @@ class Reference:
         device: a torch device.
         weights: values that replace the checkpoint's, by the names our reader gives them; what a
             compressed model has decoded, for one.
-        folded: a VAE takes and gives latents as the converted models do (`convert.latents`);
-            else as diffusers' own does.
+        folded: a VAE takes and gives latents as the converted models do
+            (`convert.checkpoint.latents`); else as diffusers' own does.
 
     Raises:
         InputError: the libraries cannot read the checkpoint, or find a weight missing in it.

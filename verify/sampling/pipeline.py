@@ -54,7 +54,7 @@ def load_pipeline(
             `manifest.json`.
         runtime: auto, coreml, torch, or one that is already there.
         device: where PyTorch computes: cpu, cuda or mps.
-        scheduler: of `convert.schedulers`; the checkpoint's own if None.
+        scheduler: of `convert.recipe.schedulers`; the checkpoint's own if None.
         config: of `convert.checkpoint.pipeline`, where there is no manifest that holds it.
 
     Raises:

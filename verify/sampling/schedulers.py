@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.errors import InputError
 from convert.files.json_files import reason
-from convert.schedulers import SCHEDULERS, require_scheduler
+from convert.recipe.schedulers import SCHEDULERS, require_scheduler
 from verify.reference.reference import quiet
 
 
@@ -15,7 +15,7 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
     """diffusers' scheduler of that name on a checkpoint's scheduler config.
 
     Args:
-        name: of `convert.schedulers`; the one that the config names if None.
+        name: of `convert.recipe.schedulers`; the one that the config names if None.
 
     Raises:
         InputError: there is no such scheduler, or it cannot use the config.

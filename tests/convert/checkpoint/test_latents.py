@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.pipeline import pipeline_config
-from convert.components import user_metadata
+from convert.checkpoint.latents import LatentScaling
+from convert.checkpoint.pipeline import pipeline_config, user_metadata
 from convert.errors import InputError
-from convert.latents import LatentScaling
 from convert.values import Resolution
 from tests.support.checkpoints import edit_checkpoint, write_component
 from verify.mil import load_program

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from convert.cache import Cache, key_of
+from convert.files.cache import Cache, key_of
 from convert.files.disk import digest_file
 
 KEY = key_of({"a": 1})

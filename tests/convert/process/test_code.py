@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from convert import code
-from convert.code import OUTSIDE, PARTS, CodePart, code_digest, files
+from convert.process import code
+from convert.process.code import OUTSIDE, PARTS, CodePart, code_digest, files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDERS = ("convert", "verify", "release", "recipes", "sdxl_coreml")
 # Where the work of each part begins, and where it ends although an import leads on.
 ENTRIES: dict[CodePart, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -85,7 +85,7 @@ def test_every_file_of_ours_is_in_a_part_or_outside_of_all() -> None:
     outside = set(files(OUTSIDE))
     known = outside.union(*parts.values())
     forgotten = sorted(set(MODULES.values()) - known - SILENT)
-    assert not forgotten, f"name them in convert/code.py: {forgotten}"
+    assert not forgotten, f"name them in convert/process/code.py: {forgotten}"
     assert sorted(known - set(MODULES.values())) == []
     for part, found in parts.items():
         assert not found & outside, part

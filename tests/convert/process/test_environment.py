@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.environment import blame
+from convert.process.environment import blame
 
 CASES = {
     "a SOCKS proxy": ({"ALL_PROXY": "socks5://u:geheim@127.0.0.1:9"}, "ALL_PROXY: a SOCKS proxy"),

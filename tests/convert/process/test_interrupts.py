@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from convert.interrupts import Terminated, deferred_interrupt, orderly_ends, without_interrupts
+from convert.process.interrupts import (
+    Terminated,
+    deferred_interrupt,
+    orderly_ends,
+    without_interrupts,
+)
 
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated, signal.SIGHUP: Terminated}
 
@@ -78,14 +83,14 @@ def interrupted(number: int, module: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
 
 
 @pytest.mark.parametrize(
     ("module", "number"),
     [
-        ("convert.interrupts", signal.SIGINT),  # before any handler of ours
+        ("convert.process.interrupts", signal.SIGINT),  # before any handler of ours
         ("sdxl_coreml.streams", signal.SIGINT),
         ("typer", signal.SIGINT),
         ("sdxl_coreml.commands", signal.SIGINT),
@@ -122,7 +127,7 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("sdxl-coreml ")
@@ -172,6 +177,6 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (found.returncode, found.stderr.count("\n")) == (130, 1)

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 
 from convert.errors import InputError
-from convert.schedulers import SCHEDULERS, Scheduler, require_scheduler, title
+from convert.recipe.schedulers import SCHEDULERS, Scheduler, require_scheduler, title
 
 
 def test_every_name_has_a_row_of_its_own() -> None:

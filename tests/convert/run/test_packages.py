@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.cache import Cache
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.errors import InputError
+from convert.files.cache import Cache
 from convert.plan.plan import Job, Plan, make_plan
 from convert.progress import Silent
 from convert.recipe.recipe import parse_recipe

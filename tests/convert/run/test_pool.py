@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from convert import libraries
 from convert.errors import CannotExecute, InputError
+from convert.process import libraries
 from convert.run.pool import run_tasks
 
 

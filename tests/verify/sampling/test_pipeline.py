@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
-from convert.schedulers import SCHEDULERS
+from convert.recipe.schedulers import SCHEDULERS
 from convert.values import Resolution
 from verify.reference.recording import token_ids
 from verify.reference.reference import quiet
