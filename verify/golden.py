@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convert.checkpoint.checkpoint import Checkpoint, open_without_weights
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.folder import open_without_weights
 from convert.errors import InputError
 from convert.files.appearing import appearing_folder, require_new
 from convert.files.disk import digest_file

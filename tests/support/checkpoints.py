@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.package.mlpackage import Description
 from convert.values import FORMATS, DeploymentTarget, Resolution

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.plan.plan import Plan, make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run

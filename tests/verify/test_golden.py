@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import CannotExecute, InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

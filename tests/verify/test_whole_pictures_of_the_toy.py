@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

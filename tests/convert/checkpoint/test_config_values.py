@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
 from convert.checkpoint.config_reader import ACTIVATIONS
+from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
 from convert.networks import layers

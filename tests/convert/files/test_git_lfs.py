@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.files.git_lfs import is_pointer
 from convert.package.mlpackage import MODEL

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.networks.build import build_network
 from convert.networks.deviations import DEVIATIONS, expected_ops

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.networks.attention import ATTENTION
 from convert.values import Resolution
 from tests.support.checkpoints import SHAPES, write_component

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.estimate import available_memory, count_ops, estimate
 from convert.plan.plan import Plan, make_plan

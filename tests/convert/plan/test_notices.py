@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.notices import Notice, notices
 from convert.plan.plan import make_plan

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.files.cache import Cache
 from convert.plan.plan import Job, Plan, make_plan

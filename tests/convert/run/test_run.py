@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.source.download import download, parse_source
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.toy import CHECKPOINT, write_toy
 from convert.toy.drawings import (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from coremltools.optimize.coreml import decompress_weights
 
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

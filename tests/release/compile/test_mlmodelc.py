@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from convert import __version__
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import CannotExecute, InputError
 from convert.package.mlpackage import MODEL, WEIGHTS
 from release.compile import xcode

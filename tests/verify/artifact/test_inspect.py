@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convert import units
-from convert.checkpoint.checkpoint import open_checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.files import cache
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe

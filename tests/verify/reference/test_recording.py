@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.values import Resolution
 from tests.support.checkpoints import edit_checkpoint, make_checkpoint

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
 from convert.recipe.schedulers import SCHEDULERS
