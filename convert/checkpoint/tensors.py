@@ -19,18 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from convert.errors import InputError
+from convert.files.dtypes import FLOATS, INTEGERS, READ, WIDTHS, decoded
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import kind, parse_json, shown
 
-# safetensors dtype → numpy dtype of its bytes; bfloat16 has no numpy dtype and is widened by hand.
-FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "F32": np.dtype("<f4"),
-}
-OTHER_DTYPES = {"I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "I8": 1, "I16": 2, "F64": 8}
 CHUNK_BYTES = 4 << 20
 MOST_AXES = 16
+LARGEST_SIZE = 1 << 60  # elements and bytes; what numpy can count
 
 
 class Tensor(Protocol):
@@ -45,7 +40,7 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """The dtype of the stored values, as safetensors spells it: F16, BF16, F32."""
+        """The dtype of the stored values, as safetensors spells it: F16, BF16, F32, F8_E4M3."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,24 +116,49 @@ class StoredTensor:
         """As `Tensor.chunks`.
 
         Raises:
-            InputError: a dtype that is not fp16, bf16 or fp32, a file that ends early, or a value
-                that `finite` refuses.
+            InputError: a dtype that is no float's (a single integer is read as one), a file that
+                ends early, or a value that `finite` refuses.
         """
-        stored = FLOAT_DTYPES.get(self.dtype)
+        stored = FLOATS.get(self.dtype) or (INTEGERS.get(self.dtype) if self.size == 1 else None)
         if stored is None:
+            known = "integers, no weights" if self.dtype in INTEGERS else "a dtype we cannot read"
             raise InputError(
-                f"tensor `{self.name}` has dtype {self.dtype}; networks need F16, BF16 or F32",
+                f"tensor `{self.name}` has dtype {self.dtype}, {known}; networks need {READ}",
                 where=self.path,
             )
-        count = CHUNK_BYTES // stored.itemsize
+        count = CHUNK_BYTES // max(stored.itemsize, 2)  # 8-bit codes are widened
         buffer = np.empty(min(count, self.size), stored)
         with self.path.open("rb", buffering=0) as file:
             done = 0
             while done < self.size:
                 part = buffer[: min(count, self.size - done)]
-                _read_exactly(file.fileno(), part, self.offset + done * stored.itemsize, self)
-                yield finite(_widened(part) if self.dtype == "BF16" else part, dtype, done, self)
+                self._read_exactly(file.fileno(), part, done * stored.itemsize)
+                yield finite(decoded(part, self.dtype), dtype, done, self)
                 done += len(part)
+
+    def codes(self) -> np.ndarray:
+        """The whole tensor as it is stored, flat; its dtype is one of `FLOATS` or `INTEGERS`.
+
+        Raises:
+            InputError: the file ends early.
+        """
+        out = np.empty(self.size, (FLOATS | INTEGERS)[self.dtype])
+        with self.path.open("rb", buffering=0) as file:
+            self._read_exactly(file.fileno(), out, 0)
+        return out
+
+    def _read_exactly(self, fd: int, out: np.ndarray, start: int) -> None:
+        """Fill `out` with what lies `start` bytes after the tensor's first."""
+        view, offset = out.view(np.uint8).data, self.offset + start
+        while view:
+            count = os.preadv(fd, [view], offset)
+            if count == 0:
+                raise InputError(
+                    f"the file ends inside tensor `{self.name}`",
+                    where=self.path,
+                    hint="It is truncated or still being written: download it again.",
+                )
+            view, offset = view[count:], offset + count
 
     def read(self, dtype: np.dtype | type) -> np.ndarray:
         """As `Tensor.read`."""
@@ -158,10 +178,10 @@ def gathered(
 
 
 def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tensor) -> np.ndarray:
-    """Values of a tensor, float16 or float32, as `dtype`; not copied if they have it already.
+    """Values of a tensor as `dtype`, float16 or float32; not copied if they have it already.
 
     Args:
-        values: flat.
+        values: flat, floats of any width.
         start: the index of the first in the flattened tensor.
 
     Raises:
@@ -179,7 +199,7 @@ def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tenso
         return cast
     first = int(np.argmax(magnitude >= infinity))
     index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
-    source = np.float32(values[first])
+    source = values[first] if values.itemsize == 8 else np.float32(values[first])
     problem = f"weight `{tensor.name}`{list(index)} is {source}"
     if np.isfinite(source):
         raise InputError(
@@ -195,26 +215,13 @@ def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tenso
     )
 
 
-def _widened(codes: np.ndarray) -> np.ndarray:
-    """bfloat16, given as uint16, in float32."""
-    return (codes.astype(np.uint32) << 16).view(np.float32)
-
-
-def _read_exactly(fd: int, out: np.ndarray, offset: int, tensor: StoredTensor) -> None:
-    view = out.view(np.uint8).data
-    while view:
-        count = os.preadv(fd, [view], offset)
-        if count == 0:
-            raise InputError(
-                f"the file ends inside tensor `{tensor.name}`",
-                where=tensor.path,
-                hint="It is truncated or still being written: download it again.",
-            )
-        view, offset = view[count:], offset + count
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, by name, from its header alone.
+    """The tensors of a safetensors file, by name; raises as `read_safetensors` does."""
+    return read_safetensors(path)[0]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of a safetensors file, by name, and its metadata, from its header alone.
 
     Raises:
         InputError: not a safetensors file, a pointer of Git LFS, a header that contradicts itself,
@@ -244,7 +251,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if name != "__metadata__"
     }
     _require_contiguous(header, path, size - 8 - length)
-    return tensors
+    return tensors, _metadata(header.get("__metadata__", {}), path)
+
+
+def _metadata(values: Any, path: Path) -> dict[str, str]:
+    """What a header says beside its tensors: texts by name, as the format demands."""
+    if not isinstance(values, dict):
+        raise _damaged(path, f"its `__metadata__` is {kind(values)}, not an object")
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise _damaged(path, f"`__metadata__` gives {shown(name)} as {kind(value)}, not a text")
+    return values
 
 
 def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> StoredTensor:
@@ -258,9 +275,11 @@ def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> StoredTe
         found = shown(facts.get("data_offsets"))
         raise _damaged(path, f"tensor `{name}` lies at {found}, not between two offsets")
     begin, end = offsets
-    width = FLOAT_DTYPES[dtype].itemsize if dtype in FLOAT_DTYPES else OTHER_DTYPES.get(dtype)
+    width = WIDTHS.get(dtype)
     if width is not None and end - begin != width * math.prod(shape):
         raise _damaged(path, f"tensor `{name}` of {dtype}{shape} has {end - begin} bytes")
+    if math.prod(n for n in shape if n) >= LARGEST_SIZE:  # of an empty one, which has no bytes
+        raise _damaged(path, f"tensor `{name}` claims the shape {shown(shape)}")
     if start + end > size:
         raise InputError(
             f"truncated: tensor `{name}` ends at byte {start + end} of {size}",
@@ -275,7 +294,7 @@ def _counts(values: Any, *, most: int) -> list[int] | None:
     if not isinstance(values, list) or len(values) > most:
         return None
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in values)
-    return values if whole and all(0 <= n < 1 << 60 for n in values) else None
+    return values if whole and all(0 <= n < LARGEST_SIZE for n in values) else None
 
 
 def _require_contiguous(header: dict[str, Any], path: Path, size: int) -> None:

@@ -27,6 +27,7 @@ _CHECKPOINT = (
     "convert/files/appearing.py",
     "convert/files/disk.py",
     "convert/files/documents.py",
+    "convert/files/dtypes.py",
     "convert/files/git_lfs.py",
     "convert/files/json_files.py",
     "convert/source/select.py",

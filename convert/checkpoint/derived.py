@@ -1,0 +1,142 @@
+"""Tensors whose values are computed from what files hold: each is a `Tensor` like a stored one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.checkpoint.tensors import CHUNK_BYTES, StoredTensor, Tensor, finite, gathered
+from convert.files.dtypes import decoded
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor times one number, in float32: a `Tensor`.
+
+    Attributes:
+        stored: the codes, of 8-bit floats as a rule.
+        scale: a tensor of one element, which is read when the values are.
+    """
+
+    stored: Tensor
+    scale: Tensor
+    dtype = "F32"
+
+    @property
+    def name(self) -> str:
+        """That of the codes."""
+        return self.stored.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the codes."""
+        return self.stored.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.stored.size
+
+    @property
+    def path(self) -> Path:
+        """The file of the codes."""
+        return self.stored.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of codes and scale."""
+        return tuple(dict.fromkeys((*self.stored.files, *self.scale.files)))
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """What determines the codes, and the scale."""
+        return ["scaled", self.stored.key(digests), self.scale.key(digests)]
+
+    def reshape(self, shape: tuple[int, ...]) -> Scaled:
+        """As `Tensor.reshape`."""
+        return replace(self, stored=self.stored.reshape(shape))
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """As `Tensor.chunks`."""
+        scale = self.scale.read(np.float32).reshape(-1)
+        done = 0
+        for codes in self.stored.chunks(np.float32):
+            with np.errstate(over="ignore", invalid="ignore"):  # `finite` says it with its place
+                values = codes * scale
+            yield finite(values, dtype, done, self)
+            done += len(values)
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """As `Tensor.read`."""
+        return gathered(self.chunks(dtype), self.shape, dtype)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A tensor whose elements do not lie in order, such as one that was transposed: a `Tensor`.
+
+    Attributes:
+        span: all elements from the first to the last of it, as they lie; they are read at once.
+        axes: its own shape.
+        strides: elements of `span` from one index to the next along each of `axes`.
+        shape: what the elements, in the order of `axes`, are seen as.
+    """
+
+    span: StoredTensor
+    axes: tuple[int, ...]
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As in its file."""
+        return self.span.name
+
+    @property
+    def dtype(self) -> str:
+        """As in its file."""
+        return self.span.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def path(self) -> Path:
+        """The one file."""
+        return self.span.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return self.span.files
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """What lies where in the file, and in which order it is taken."""
+        return ["strided", self.span.key(digests), self.axes, self.strides, self.shape]
+
+    def reshape(self, shape: tuple[int, ...]) -> Strided:
+        """As `Tensor.reshape`."""
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return replace(self, shape=shape)
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """As `Tensor.chunks`."""
+        span = self.span.codes()
+        steps = tuple(step * span.itemsize for step in self.strides)
+        ordered = np.lib.stride_tricks.as_strided(span, self.axes, steps, writeable=False)
+        flat = ordered.flat  # of the codes, not of the values: an iterator that copies slices
+        count = CHUNK_BYTES // max(span.itemsize, 2)
+        for done in range(0, self.size, count):
+            part = flat[done : min(done + count, self.size)]
+            yield finite(decoded(part, self.dtype), dtype, done, self)
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """As `Tensor.read`."""
+        return gathered(self.chunks(dtype), self.shape, dtype)
