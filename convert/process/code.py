@@ -30,6 +30,7 @@ _CHECKPOINT = (
     "convert/files/dtypes.py",
     "convert/files/git_lfs.py",
     "convert/files/json_files.py",
+    "convert/lora/*.py",
     "convert/source/select.py",
     "convert/tokenizer/*.py",
     "convert/values.py",
