@@ -46,7 +46,7 @@ KINDS = {
 
 
 def unscaled(
-    tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], path: Path
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 ) -> dict[str, Tensor]:
     """A file's tensors without what belongs to their scales: weights that have one are `Scaled`.
 
@@ -61,7 +61,7 @@ def unscaled(
     """
     _refuse_others(tensors, path)
     layers = _formats(tensors, metadata, path)
-    scales: dict[str, StoredTensor] = {}
+    scales: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         layer, _, last = name.rpartition(".")
         if last in SCALES and layer:
@@ -97,7 +97,7 @@ def _wants_scale(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> boo
     return is_linear and tensor.dtype.startswith("F8_") and layer not in scales
 
 
-def _require_scale(layer: str, scale: StoredTensor, weight: Tensor | None) -> StoredTensor:
+def _require_scale(layer: str, scale: Tensor, weight: Tensor | None) -> Tensor:
     """The scale, if it is one number of a weight that is there."""
     if weight is None:
         raise InputError(
@@ -123,9 +123,7 @@ def _without_scale(names: list[str], path: Path) -> InputError:
     )
 
 
-def _formats(
-    tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], path: Path
-) -> list[str]:
+def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> list[str]:
     """The layers that the file says are quantised, all of them as 8-bit floats with a scale."""
     found: dict[str, Any] = {}
     if "_quantization_metadata" in metadata:
@@ -135,7 +133,8 @@ def _formats(
     for name, tensor in tensors.items():
         layer, _, last = name.rpartition(".")
         if last == "comfy_quant" and layer:
-            if tensor.dtype != "U8" or tensor.size > LARGEST_NOTE:
+            is_note = tensor.dtype == "U8" and tensor.size <= LARGEST_NOTE
+            if not isinstance(tensor, StoredTensor) or not is_note:
                 kind = f"{tensor.dtype}{list(tensor.shape)}"
                 raise InputError(f"tensor `{name}` is {kind}; JSON in U8 is expected", where=path)
             found[layer] = parse_json(tensor.codes().tobytes(), f"{path}: tensor `{name}`")

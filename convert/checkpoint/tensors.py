@@ -25,6 +25,7 @@ from convert.files.json_files import kind, parse_json, shown
 
 CHUNK_BYTES = 4 << 20
 MOST_AXES = 16
+LONGEST_NAME = 1024  # letters
 LARGEST_SIZE = 1 << 60  # elements and bytes; what numpy can count
 
 
@@ -266,6 +267,8 @@ def _metadata(values: Any, path: Path) -> dict[str, str]:
 
 def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> StoredTensor:
     """A tensor as the header has it; `start` is where the data begins in a file of `size`."""
+    if any(letter < " " for letter in name) or len(name) > LONGEST_NAME:
+        raise _damaged(path, f"a tensor is called {ascii(name)[:80]}")
     facts = entry if isinstance(entry, dict) else {}
     dtype, offsets = facts.get("dtype"), _counts(facts.get("data_offsets"), most=2)
     shape = _counts(facts.get("shape"), most=MOST_AXES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from convert.checkpoint.pickles import Pickled, read_legacy, read_zip
 from convert.checkpoint.quantised import HINT, unscaled
 from convert.checkpoint.tensors import Tensor, read_safetensors
 from convert.errors import InputError
@@ -70,6 +71,10 @@ def read_weights(path: Path) -> WeightsFile:
     refuse_pointer(path, start)
     if _is_safetensors(start):
         return _of_safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _of_pickle(path, "zip pickle", read_zip(path))
+    if _is_pickle(start):
+        return _of_pickle(path, "legacy pickle", read_legacy(path))
     for pattern, what, hint in OTHERS:
         if re.match(pattern, start, re.IGNORECASE):
             raise InputError(f"is {what}, no file of weights", where=path, hint=hint or PLAIN)
@@ -94,6 +99,16 @@ def _start(path: Path) -> tuple[bytes, int]:
 def _is_safetensors(start: bytes) -> bool:
     """Whether a header's length stands before an object; lengths are far below 2⁴⁰."""
     return start[5:8] == b"\0\0\0" and start[8:9] == b"{"
+
+
+def _is_pickle(start: bytes) -> bool:
+    """Whether the protocol's number stands first, or a global as the oldest protocol names it."""
+    is_new = start[:1] == b"\x80" and start[1:2] in (b"\1", b"\2", b"\3", b"\4", b"\5")
+    return is_new or re.match(rb"[(\]})]*[ci][\w.]+\n[\w.]+\n", start) is not None
+
+
+def _of_pickle(path: Path, format_: WeightsFormat, found: Pickled) -> WeightsFile:
+    return WeightsFile(path, format_, unscaled(found.tensors, {}, path), {}, found.others)
 
 
 def _of_safetensors(path: Path) -> WeightsFile:
