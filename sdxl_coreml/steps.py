@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
     """A checkpoint on this disk, with the progress of its download."""
+    import os
+
     from convert.source.download import download
 
     stage, advance, seen = None, None, 0
@@ -35,8 +37,9 @@ def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
         advance(done - seen)
         seen = done
 
+    token = os.environ.get("SDXL_COREML_TOKEN") if source.url else None
     try:
-        return download(source, out, progress=report)
+        return download(source, out, progress=report, token=token)
     finally:
         if stage is not None:
             stage.__exit__(None, None, None)
@@ -54,14 +57,16 @@ def read_recipe(recipe: str) -> Recipe:
 
 def wanted_source(recipe: Recipe, source: str | None) -> CheckpointSource:
     """The recipe's source, or `source` instead."""
+    from dataclasses import replace
+
     from convert.source.download import CheckpointSource, parse_source
 
     given = recipe.source
     if source is not None:
         return parse_source(source)
     if given.repo:
-        return CheckpointSource("repo", given.repo, given.revision)
-    return parse_source(str(given.path))
+        return CheckpointSource("repo", given.repo, given.revision, given.file, given.sha256)
+    return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
 
 
 def open_snapshot(snapshot: Snapshot) -> Checkpoint:

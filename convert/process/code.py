@@ -166,6 +166,7 @@ OUTSIDE: tuple[str, ...] = (
     "convert/source/download.py",
     "convert/source/hub.py",
     "convert/source/snapshot.py",
+    "convert/source/url.py",
     "convert/toy/*.py",
     "convert/weights/allocation.py",
     "convert/weights/methods.py",

@@ -16,6 +16,7 @@ from pydantic import (
 
 from convert.errors import InputError
 from convert.recipe.errors import refusal, written, wrong_type
+from convert.source.url import Url
 from convert.values import (
     GROUP_SIZES,
     MIXED_BITS_PATTERN,
@@ -117,8 +118,29 @@ def check_url(value: str) -> str:
     return value
 
 
+def check_download_link(value: str) -> str:
+    """Checked to be a link to a file, without a secret: recipes are shown and recorded."""
+    check_url(value)
+    try:
+        url = Url(value)
+    except InputError as error:
+        raise refusal(f"{written(value)} is {error.problem}", error.hint) from None
+    if secret := url.secret:
+        raise refusal(f"holds {secret}, and recipes are recorded", "give it as SDXL_COREML_TOKEN")
+    return value
+
+
+def check_sha256(value: str) -> str:
+    """Checked to be a SHA-256 in hex; in lower case from here on."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise refusal(f"{written(value)} is not a SHA-256: 64 digits from 0 to f")
+    return value.lower()
+
+
 Text = Annotated[str, Field(min_length=1)]
 Link = Annotated[str, AfterValidator(check_url)]
+DownloadLink = Annotated[str, AfterValidator(check_download_link)]
+Sha256 = Annotated[str, AfterValidator(check_sha256)]
 HubRepo = Annotated[str, AfterValidator(check_hub_repo)]
 ManyOf = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 ManyOrNone = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]

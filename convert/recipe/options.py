@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from convert.files.disk import name_as_given
 from convert.files.json_files import readable
 from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.recipe import Recipe, make_recipe
-from convert.source.download import parse_source, refuse_url
+from convert.source.download import parse_source
+from convert.source.select import is_single
 
 # What a person typed for each key of the recipe, the most particular first.
 OPTIONS = {
@@ -50,10 +52,11 @@ def recipe_from_options(
         InputError: no such source, or one line for each option that is wrong.
     """
     found = parse_source(source, revision)
-    refuse_url(found)
     origin: dict[str, str] = {found.kind: readable(found.location)}
     if found.revision:
         origin["revision"] = found.revision
+    if found.file:
+        origin["file"] = found.file
     compress: dict[str, Any] = {}
     if group_size is not None:
         compress["group_size"] = group_size
@@ -83,11 +86,13 @@ def recipe_from_options(
 
 
 def own_name(source: str, revision: str | None = None) -> str:
-    """What a source is called: its folder's name, or its repo's without the owner."""
+    """What a source is called: its folder's or file's name, or its repo's without the owner."""
     found = parse_source(source, revision)
     if found.kind == "path":
-        return name_as_given(Path(found.location))
-    return found.location.rstrip("/").rpartition("/")[2]
+        name = name_as_given(Path(found.location))
+        return name.rpartition(".")[0] if is_single(name) and not Path(source).is_dir() else name
+    name = unquote(found.file or found.location).rstrip("/").rpartition("/")[2]
+    return name.rpartition(".")[0] if is_single(name) else name
 
 
 def artifact_name(text: str) -> str:

@@ -30,7 +30,16 @@ from convert.errors import InputError, nearest
 from convert.files.git_lfs import refuse_pointer
 from convert.recipe.errors import refusal, refused, written
 from convert.recipe.fields import LONGEST_NAME, check_file_name
-from convert.recipe.sections import Compress, Matrix, Release, Section, Source, Target, Verify
+from convert.recipe.sections import (
+    ORIGINS,
+    Compress,
+    Matrix,
+    Release,
+    Section,
+    Source,
+    Target,
+    Verify,
+)
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
 
 _LARGEST_RECIPE = 1 << 20  # bytes; a checkpoint given by mistake is not read into memory
@@ -288,8 +297,8 @@ def json_schema() -> dict[str, Any]:
     for values in schema["$defs"]["Matrix"]["properties"].values():
         values["uniqueItems"] = True
     source = schema["$defs"]["Source"]
-    source["oneOf"] = [{"required": [key]} for key in ("repo", "path")]
-    source["dependentRequired"] = {"revision": ["repo"]}
+    source["oneOf"] = [{"required": [key]} for key in ORIGINS]
+    source["dependentRequired"] = {"revision": ["repo"], "file": ["repo"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from convert.recipe.errors import refusal, written
 from convert.recipe.fields import (
     BitsText,
+    DownloadLink,
     EachOnce,
     GroupSize,
     HubRepo,
@@ -18,6 +19,7 @@ from convert.recipe.fields import (
     ManyOf,
     ManyOrNone,
     ResolutionText,
+    Sha256,
     Text,
     WidthText,
 )
@@ -34,6 +36,7 @@ from convert.values import (
     suggestion,
 )
 
+ORIGINS = ("repo", "path", "url")
 TEMPLATE_FIELDS = ("name", "attention", "bits", "width", "height")
 DEFAULT_TEMPLATE = "{name}_{attention}_{bits}-bit_{width}x{height}"
 
@@ -49,10 +52,9 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where the checkpoint comes from: exactly one of repo and path."""
+    """Where the checkpoint comes from: exactly one of repo, path and url."""
 
     LATER: ClassVar[Mapping[str, str]] = {
-        "url": "download the file, or give the Hub repo as `repo`",
         "vae": "apply it with diffusers and save the checkpoint",
         "loras": "apply them with diffusers and save the checkpoint",
     }
@@ -62,23 +64,44 @@ class Source(Section):
     )
     path: Text | None = Field(
         default=None,
-        description="A folder in diffusers' layout; a relative path starts at the recipe's folder.",
+        description="A folder in diffusers' layout, or a .safetensors or .ckpt file; a relative "
+        "path starts at the recipe's folder.",
         examples=["checkpoints/my-model"],
+    )
+    url: DownloadLink | None = Field(
+        default=None,
+        description="The address of a .safetensors or .ckpt file. A token for its server is given "
+        "as SDXL_COREML_TOKEN, never here.",
+        examples=["https://civitai.com/api/download/models/128713"],
     )
     revision: Text | None = Field(
         default=None,
         description="A commit of the Hub repository; a branch or tag is resolved and recorded.",
         examples=["main"],
     )
+    file: Text | None = Field(
+        default=None,
+        description="The one file that is meant, of a Hub repository that holds single files.",
+        examples=["model-v2.safetensors"],
+    )
+    sha256: Sha256 | None = Field(
+        default=None,
+        description="What the SHA-256 of the single file must be.",
+        examples=["31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b"],
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [key for key in ("repo", "path") if getattr(self, key) is not None]
+        given = [key for key in ORIGINS if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise refusal(f"needs exactly one of repo and path; {found}")
-        if self.revision is not None and self.repo is None:
-            raise refusal(f"belongs to repo; a {given[0]} has no revisions", at=".revision")
+            raise refusal(f"needs exactly one of {', '.join(ORIGINS)}; {found}")
+        for key in ("revision", "file"):
+            if getattr(self, key) is not None and self.repo is None:
+                what = "revisions" if key == "revision" else "files to choose from"
+                raise refusal(f"belongs to repo; a {given[0]} has no {what}", at=f".{key}")
+        if self.sha256 is not None and self.repo is not None and self.file is None:
+            raise refusal("is of a single file, which `file` names in a repo", at=".sha256")
         return self
 
 

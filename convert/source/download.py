@@ -1,4 +1,4 @@
-"""Hub repo or local path -> pinned local checkpoint in the diffusers layout.
+"""Hub repo, URL or local path -> pinned local checkpoint: a folder, or a single file.
 
 A revision is resolved to a commit once, and every file is fetched at that commit. A folder we
 write holds a record of what it is, written last: no record, not done.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -25,7 +26,7 @@ from convert.source.hub import (
     quiet,
     require_space,
 )
-from convert.source.select import File, select_files
+from convert.source.select import File, is_single, select_files, select_one
 from convert.source.snapshot import (
     RECORD,
     Select,
@@ -42,6 +43,7 @@ from convert.source.snapshot import (
     require_target,
     select_local,
 )
+from convert.source.url import Url, fetch_url
 
 __all__ = ["CheckpointSource", "File", "Snapshot", "download", "parse_source", "select_files"]
 
@@ -50,11 +52,22 @@ _REPO = re.compile(r"\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """Where a checkpoint comes from: a local path, a Hub repo at a revision, or a URL."""
+    """Where a checkpoint, or another file of weights, comes from.
+
+    Attributes:
+        kind: a local path, a Hub repo at a revision, or a URL.
+        location: which one; without what a URL holds of secrets.
+        file: the one of a repo that is meant; None for all that a checkpoint is.
+        sha256: that the single file must have, in hex.
+        url: the address, where it is one.
+    """
 
     kind: Literal["path", "repo", "url"]
     location: str
     revision: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    url: Url | None = None
 
 
 def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
@@ -78,39 +91,41 @@ def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
         return CheckpointSource("path", str(path))
     if _REPO.fullmatch(text) and "--" not in text and ".." not in text:
         return CheckpointSource("repo", text, revision)
-    url = urlsplit(text)
-    if url.scheme in ("http", "https") and url.hostname:
-        plain = f"{url.scheme}://{url.hostname}{url.path}"  # without user, password, query
-        parts = [unquote(part) for part in url.path.split("/") if part]
-        repo, tree = "/".join(parts[:2]), parts[2:]
-        on_hub = url.hostname in ("huggingface.co", "www.huggingface.co", "hf.co")
-        if (
-            not on_hub
-            or not _REPO.fullmatch(repo)
-            or (tree and (tree[0], len(tree)) != ("tree", 2))
-        ):
-            return CheckpointSource("url", plain, revision)
-        if tree and revision not in (None, tree[1]):
-            raise InputError(
-                f"the URL names revision {tree[1]}, --revision {revision}",
-                where=plain,
-                hint="Give one of the two.",
-            )
-        return CheckpointSource("repo", repo, tree[1] if tree else revision)
+    if re.match("https?://", text):
+        return _of_url(Url(text), revision)
     raise InputError(
         f"no such folder or file, and not a Hub repo id: {text!r}",
         hint="Give an existing path, or owner/name as on huggingface.co.",
     )
 
 
-def refuse_url(source: CheckpointSource) -> None:
-    """Raise InputError for a source that is a URL."""
-    if source.kind == "url":
+_PAGES = {"tree": 2, "blob": 3, "resolve": 3}  # the Hub's; a file's has its path behind
+
+
+def _of_url(url: Url, revision: str | None) -> CheckpointSource:
+    """What a URL means: a page of the Hub is its repo, at its revision; all others are files."""
+    address = urlsplit(url.address)
+    parts = [unquote(part) for part in address.path.split("/") if part]
+    repo, page = "/".join(parts[:2]), parts[2:]
+    on_hub = address.hostname in ("huggingface.co", "www.huggingface.co", "hf.co")
+    is_page = not page or (page[0] in _PAGES and len(page) >= _PAGES[page[0]])
+    if not on_hub or not _REPO.fullmatch(repo) or not is_page or (page[2:] and page[0] == "tree"):
+        if revision is not None:
+            raise InputError(
+                f"--revision {revision} given for a URL",
+                where=url,
+                hint="A revision belongs to a Hub repo. Leave it away, or give owner/name.",
+            )
+        return CheckpointSource("url", str(url), url=url)
+    if page and revision not in (None, page[1]):
         raise InputError(
-            "checkpoints by URL are not read yet",
-            where=source.location,
-            hint="Download the file and give its path, or give the Hub repo as owner/name.",
+            f"the URL names revision {page[1]}, --revision {revision}",
+            where=url,
+            hint="Give one of the two.",
         )
+    return CheckpointSource(
+        "repo", repo, page[1] if page else revision, file="/".join(page[2:]) or None
+    )
 
 
 def download(
@@ -121,14 +136,30 @@ def download(
     select: Select = select_files,
     endpoint: str | None = None,
     cache_dir: Path | None = None,
+    token: str | None = None,
 ) -> Snapshot:
     """Make `source` a checkpoint on this disk: in `out`, or else in the Hub's cache or in place.
 
     `progress(file, done, total)` counts the bytes of the whole download. A run that was killed
     goes on where it stopped; without a connection, what `out` or the cache holds complete is used.
-    Raises InputError, also if `out` holds anything but an earlier download of this source.
+    The path of a snapshot is a folder's, or that of the single file that was meant.
+
+    Args:
+        token: for the server of a URL; the Hub has its own login.
+
+    Raises:
+        InputError: also if `out` holds anything but an earlier download of this source.
     """
-    refuse_url(source)
+    if source.url is not None:
+        found = fetch_url(
+            source.url,
+            out,
+            sha256=source.sha256,
+            token=token,
+            progress=progress or (lambda *_: None),
+        )
+        return single(found, found.files[0].name)
+    select = selection(source, select)
     if source.kind == "path":
         try:
             return _local(Path(source.location), out, select)
@@ -142,7 +173,8 @@ def download(
     repo = Repo(source.location, source.revision, endpoint, cache_dir)
     with quiet():
         try:
-            return _from_hub(repo, out, select, progress or (lambda *_: None))
+            found = _from_hub(repo, out, select, progress or (lambda *_: None))
+            return single(found, source.file)
         except InputError:
             raise
         except Exception as error:
@@ -224,12 +256,6 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
     if not path.exists():
         raise InputError("no such folder or file", where=path)
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise InputError(
-                f"not a checkpoint: {path.suffix or 'no suffix'} instead of .safetensors",
-                where=path,
-                hint="Give a folder in the diffusers layout or a .safetensors file.",
-            )
         snapshot = Snapshot(path.parent, None, None, (file_at(path.parent, path.name),))
         if out is not None:
             snapshot = copy(snapshot, out, str(path.resolve()), None)
@@ -237,8 +263,24 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
     here = recorded(path)
     if out is None or out.resolve() == path.resolve():
         names = [name for name in file_names(path) if (path / name).exists()]
-        return here or Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
+        return single(here or Snapshot(path, None, None, tuple(file_at(path, n) for n in names)))
     if here is None:
         names = select_local(path, select)
         here = Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
-    return copy(here, out, str(path.resolve()), None)
+    return single(copy(here, out, str(path.resolve()), None))
+
+
+def selection(source: CheckpointSource, select: Select = select_files) -> Select:
+    """What is taken of a repo: the file that is meant, or else what `select` says."""
+    return select if source.file is None else partial(select_one, source.file)
+
+
+def single(snapshot: Snapshot, file: str | None = None) -> Snapshot:
+    """The snapshot, whose path is that of the file that is meant, or of the only one of weights."""
+    names = [entry.name for entry in snapshot.files]
+    if file is None:
+        weights = [name for name in names if is_single(name)]
+        if "model_index.json" in names or len(weights) != 1:
+            return snapshot
+        file = weights[0]
+    return replace(snapshot, path=snapshot.path / file)

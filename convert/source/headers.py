@@ -10,9 +10,9 @@ from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.disk import link
-from convert.source.download import CheckpointSource
+from convert.source.download import CheckpointSource, selection, single
 from convert.source.hub import Repo, explain, is_unreachable, quiet
-from convert.source.select import File, select_files
+from convert.source.select import File
 from convert.source.snapshot import Snapshot
 
 FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fifth of that
@@ -36,7 +36,8 @@ def fetch_headers(
     with quiet():
         try:
             commit, listing = repo.listing()
-            names = select_files(list(listing), lambda name: repo.content(commit, listing[name]))
+            select = selection(source)
+            names = select(list(listing), lambda name: repo.content(commit, listing[name]))
             files = tuple(listing[name] for name in names)
             for file in files:
                 _fetch(repo, commit, file, folder)
@@ -50,7 +51,7 @@ def fetch_headers(
                     hint="Check the connection, or give --source a local checkpoint.",
                 ) from None
             raise explain(error, repo) from None
-    return Snapshot(folder, repo.name, commit, files)
+    return single(Snapshot(folder, repo.name, commit, files), source.file)
 
 
 def _fetch(repo: Repo, commit: str, file: File, folder: Path) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convert.components import SUBFOLDERS
-from convert.errors import InputError
+from convert.errors import InputError, nearest
 from convert.files.json_files import kind, parse_json, require_object, shown
 
 Read = Callable[[str], bytes]  # the content of a small file of the listing
 
 _WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 FOLDERS = (*SUBFOLDERS, "scheduler", "tokenizer", "tokenizer_2")
 _TOKENIZER = (
     "vocab.json",
@@ -60,16 +61,23 @@ def select_files(siblings: Sequence[str], read: Read) -> list[str]:
     """
     names = set(siblings)
     if "model_index.json" not in names:
-        single = sorted(n for n in names if "/" not in n and n.endswith((".safetensors", ".ckpt")))
-        found = ", ".join((single or sorted(names))[:6]) or "nothing"
+        singles = sorted(name for name in names if is_single(name))
+        if len(singles) == 1:
+            return [*singles, *_texts(names)]
+        if singles:
+            raise InputError(
+                f"{len(singles)} single files here, and no model_index.json: "
+                f"{', '.join(singles[:12])}{', …' if len(singles) > 12 else ''}",
+                hint="Say which one: `file` in a recipe, or its own path or URL.",
+            )
+        found = ", ".join(sorted(names)[:6]) or "nothing"
         raise InputError(
-            f"no diffusers checkpoint here: no model_index.json, found {found}",
-            hint="Single files from the Hub are not read yet: give a repo in the diffusers layout."
-            if single
-            else "Give a repo or folder that holds unet/, vae/, text_encoder_2/, tokenizer_2/.",
+            f"no checkpoint here: no model_index.json, found {found}",
+            hint="Give a folder or repo that holds unet/, vae/, text_encoder_2/, tokenizer_2/, or "
+            "a .safetensors or .ckpt file.",
         )
-    chosen = ["model_index.json", "scheduler/scheduler_config.json", "README.md"]
-    chosen += [n for n in names if "/" not in n and n.startswith("LICENSE")]
+    chosen = ["model_index.json", "scheduler/scheduler_config.json"]
+    chosen += _texts(names)
     for folder, spec in SUBFOLDERS.items():
         if not spec.is_optional or any(n.startswith(f"{folder}/") for n in names):
             weights = weight_files(names, folder, read)
@@ -85,6 +93,27 @@ def select_files(siblings: Sequence[str], read: Read) -> list[str]:
             )
         chosen += held
     return sorted(names.intersection(chosen))
+
+
+def select_one(file: str, siblings: Sequence[str], read: Read) -> list[str]:
+    """The file of that name, and what is said of the repo; InputError if it is not there."""
+    if file in siblings:
+        return [file, *_texts(siblings)]
+    near = nearest(file, sorted(siblings))
+    raise InputError(
+        f"no file {file} here; there are {', '.join(sorted(siblings)[:12]) or 'none'}",
+        hint=f"Did you mean {near}?" if near else None,
+    )
+
+
+def is_single(name: str) -> bool:
+    """Whether a file, not in a folder, may be a whole checkpoint, by what it is called."""
+    return "/" not in name and name.lower().endswith(SINGLE)
+
+
+def _texts(names: Collection[str]) -> list[str]:
+    """The card and the licences."""
+    return [n for n in names if n == "README.md" or ("/" not in n and n.startswith("LICENSE"))]
 
 
 def weight_files(names: Collection[str], folder: str, read: Read) -> WeightFiles:

@@ -87,11 +87,14 @@ def test_every_key_of_the_contract_is_read() -> None:
 GATE = "bits = '6', component = 'unet', min_snr_db"
 # (what follows SMALL, what the message says)
 BAD_RECIPES = [
-    ("bogus = 1", "source.bogus: unknown key; the keys here are repo, path, revision"),
+    (
+        "bogus = 1",
+        "source.bogus: unknown key; the keys here are repo, path, url, revision, file, sha256",
+    ),
     ("[matrx]", "matrx: unknown key; did you mean `matrix`?"),
     ("bits = ['8']", "source.bits: unknown key; `bits` belongs in [matrix]"),
     ("name = 'y'", "source.name: unknown key; `name` belongs at the top"),
-    ("path = 'x'", "source: needs exactly one of repo and path; not repo and path"),
+    ("path = 'x'", "source: needs exactly one of repo, path, url; not repo and path"),
     ("revision = 3", 'source.revision: must be a string, not the integer 3; write "3"'),
     (f"[verify]\ngates = [{{ {GATE} = '1' }}]", "verify.gates[0].min_snr_db: must be a number"),
     (f"[verify]\ngates = [{{ {GATE} = inf }}]", "gates[0].min_snr_db: must be a finite number"),
@@ -99,7 +102,9 @@ BAD_RECIPES = [
     ("[compress]\ntensors = 'x'", 'tensors: must be a list, not the string "x"; write ["x"]'),
     ("loras = []", "source.loras: cannot be used by this version; apply them with diffusers"),
     ("vae = 'a/b'", "source.vae: cannot be used by this version; apply it with diffusers"),
-    ("url = 'https://example.com/x'", "source.url: cannot be used by this version; download"),
+    ("url = 'https://example.com/x'", "source: needs exactly one of repo, path, url; not repo and"),
+    ("sha256 = 'abc'", 'source.sha256: "abc" is not a SHA-256: 64 digits from 0 to f'),
+    (f"sha256 = '{'a' * 64}'", "source.sha256: is of a single file, which `file` names in a repo"),
     ("[[matrix]]", "matrix: must be a table, not a list"),
     (
         "[matrix]\nattention = ['original', 'split_einsm']",
@@ -198,7 +203,13 @@ def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("", "source: needs exactly one of repo and path; none is given"),
+        ("", "source: needs exactly one of repo, path, url; none is given"),
+        (
+            "url = 'https://h/x?token=1'",
+            "source.url: holds `token`, and recipes are recorded; give",
+        ),
+        ("url = 'https://me:pw@h/x'", "source.url: holds a login, and recipes are recorded; give"),
+        ("path = 'x'\nfile = 'y'", "source.file: belongs to repo; a path has no files to choose"),
         ("repo = 'x'", 'source.repo: "x" is not a Hub repository (owner/name)'),
         ("url = 'example.com/x'", "source.url: "),
         ("path = 'x'\nrevision = 'main'", "source.revision: belongs to repo; a path has no rev"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,11 +98,18 @@ def test_repo_by_name_and_by_url(text: str, source: CheckpointSource) -> None:
     assert parse_source(text) == source
 
 
-def test_other_urls_are_not_read_yet_and_lose_their_secrets() -> None:
-    source = parse_source("https://me:hf_secret@example.com/a.safetensors?token=hf_secret")
-    with pytest.raises(InputError, match=r"example\.com/a\.safetensors: .*not read yet") as error:
-        download(source)
-    assert "secret" not in str(error.value)
+@pytest.mark.parametrize("page", ["resolve", "blob"])
+def test_a_files_page_on_the_hub_is_that_file_of_its_repo(page: str) -> None:
+    found = parse_source(f"https://huggingface.co/{REPO}/{page}/v1/sub/a.safetensors?download=true")
+    assert found == CheckpointSource("repo", REPO, "v1", "sub/a.safetensors")
+
+
+def test_what_is_said_of_a_url_holds_no_secret() -> None:
+    source = parse_source("https://me:hf_secret@example.com:8080/a.safetensors?token=hf_secret")
+    assert source.location == "https://example.com:8080/a.safetensors"
+    assert "secret" not in repr(source)
+    with pytest.raises(InputError, match=r"a\.safetensors: --revision main given for a URL"):
+        parse_source("https://example.com/a.safetensors", "main")
 
 
 @pytest.mark.parametrize("text", ["", "animagine", "./owner/name", "a/b/c", "owner/na me"])
@@ -182,12 +190,9 @@ def test_only_bin_weights_names_folder_and_remedy() -> None:
     assert "save_pretrained" in str(error.value.hint)
 
 
-def test_single_file_repo_says_what_it_found() -> None:
-    with pytest.raises(
-        InputError, match=r"no model_index\.json, found model\.safetensors"
-    ) as error:
-        select_files(["README.md", "model.safetensors"])
-    assert "not read yet" in str(error.value.hint)
+def test_a_repo_of_another_layout_says_what_it_found() -> None:
+    with pytest.raises(InputError, match=r"no model_index\.json, found model\.onnx"):
+        select_files(["model.onnx"])
 
 
 def test_other_architectures_are_no_sdxl_layout() -> None:
@@ -424,10 +429,38 @@ def test_login_goes_to_the_hub_only(
 
 
 def test_repo_of_another_layout_is_named(hub: HubServer, tmp_path: Path) -> None:
-    hub.push(REPO, {"README.md": b"", "model.safetensors": b"weights"})
-    with pytest.raises(InputError, match=rf"{REPO}: .*found model\.safetensors"):
+    hub.push(REPO, {"README.md": b"", "model.onnx": b"weights"})
+    with pytest.raises(InputError, match=rf"{REPO}: .*found README\.md, model\.onnx"):
         fetch(hub, tmp_path)
     assert hub.fetched() == []
+
+
+def test_the_only_single_file_of_a_repo_is_meant(hub: HubServer, tmp_path: Path) -> None:
+    texts = {"README.md": b"card", "LICENSE.md": b"terms"}
+    hub.push(REPO, {**texts, "model.safetensors": b"weights", "sub/other.safetensors": b""})
+    snapshot = fetch(hub, tmp_path)
+    assert snapshot.path.name == "model.safetensors"
+    assert snapshot.path.read_bytes() == b"weights"
+    assert {f.name for f in snapshot.files} == {*texts, "model.safetensors"}
+    assert snapshot.files[0].sha256 == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_one_of_several_single_files_has_to_be_named(hub: HubServer, tmp_path: Path) -> None:
+    hub.push(REPO, {"a.safetensors": b"a", "b.ckpt": b"b", "sub/c.safetensors": b"c"})
+    with pytest.raises(
+        InputError, match=r"2 single files here.*: a\.safetensors, b\.ckpt"
+    ) as error:
+        fetch(hub, tmp_path)
+    assert "`file` in a recipe" in str(error.value.hint)
+    for name in ("b.ckpt", "sub/c.safetensors"):
+        source = CheckpointSource("repo", REPO, file=name)
+        found = download(source, endpoint=hub.url, cache_dir=tmp_path / "cache")
+        assert found.path.read_bytes() == name.rpartition("/")[2][0].encode()
+        in_out = download(source, tmp_path / name[0], endpoint=hub.url, cache_dir=tmp_path / "new")
+        assert in_out.path == tmp_path / name[0] / name
+    with pytest.raises(InputError, match=r"no file b\.ckp here") as error:
+        download(CheckpointSource("repo", REPO, file="b.ckp"), endpoint=hub.url)
+    assert error.value.hint == "Did you mean b.ckpt?"
 
 
 @pytest.mark.parametrize("kind", ["file", "other files", "other repo"])
@@ -516,8 +549,9 @@ def test_local_single_file(tmp_path: Path) -> None:
     file = write(tmp_path, {"model.safetensors": b"weights"}) / "model.safetensors"
     assert download(parse_source(str(file))).path == file
     assert download(parse_source(str(file)), tmp_path / "out").path.read_bytes() == b"weights"
-    with pytest.raises(InputError, match=r"\.ckpt instead of \.safetensors"):
-        download(parse_source(str(write(tmp_path, {"model.ckpt": b""}) / "model.ckpt")))
+    folder = write(tmp_path / "folder", {"model.ckpt": b"", "README.md": b""})
+    assert download(parse_source(str(folder / "model.ckpt"))).path == folder / "model.ckpt"
+    assert download(parse_source(str(folder)), tmp_path / "two").path == tmp_path / "two/model.ckpt"
 
 
 def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""A server of single files on 127.0.0.1, with the manners of model sites, good and bad."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Answer:
+    """What the server does with a path.
+
+    Attributes:
+        drops: of each of these requests in turn, the bytes after which the connection ends.
+        ranges: whether parts of the file may be asked for.
+    """
+
+    content: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    drops: list[int] = field(default_factory=list)
+    ranges: bool = True
+
+
+@dataclass
+class FileServer:
+    """`with FileServer() as server: server.answers["/model"] = Answer(b"…")`."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # path, headers
+
+    def __enter__(self) -> FileServer:
+        # Redirects lead to another origin, as to a site's store: no login may be sent there.
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
+        self.url, self.store = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
+        for server in self.servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+
+def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            files.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            answer = files.answers.get(urlsplit(self.path).path, Answer(b"gone", 404))
+            content, start, status = answer.content, 0, answer.status
+            asked = self.headers.get("Range")
+            version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            headers = dict(answer.headers)
+            if asked and answer.ranges and self.headers.get("If-Range") == version:
+                start = int(asked.removeprefix("bytes=").partition("-")[0])
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                status = 206
+                if start >= len(content):
+                    status, headers["Content-Range"] = 416, f"bytes */{len(content)}"
+            body = b"" if status == 416 else content[start:]
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if answer.drops:
+                body = body[: answer.drops.pop(0)]
+                self.close_connection = True
+            self.wfile.write(body)
+
+    return Handler
