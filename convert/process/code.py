@@ -3,8 +3,8 @@
 Packages, calibrations, reports and archives are kept from run to run and are true only of the code
 that made them. A file's digest is that of its bytes: a changed comment makes things again that come
 out the same, which costs time, but no change is overlooked, and no parser's version is part of it.
-What belongs to no part is in `OUTSIDE`; `tests/convert/process/test_code.py` walks the imports and fails
-when a part forgets a file that it depends on.
+What belongs to no part is in `OUTSIDE`; `tests/convert/process/test_code.py` walks the imports and
+fails when a part forgets a file that it depends on.
 """
 
 from __future__ import annotations
