@@ -139,16 +139,25 @@ def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> 
 
 
 def checkpoint_digests(
-    plan: Plan, source: Snapshot, cache: Cache, progress: Progress
+    plan: Plan,
+    source: Snapshot,
+    cache: Cache,
+    progress: Progress,
+    *,
+    whole: bool = False,
 ) -> dict[str, str]:
-    """SHA-256 of the files that the jobs read, by path; the Hub's where it vouches for them."""
+    """SHA-256 of the files that the jobs read, by path; the Hub's where it vouches for them.
+
+    Args:
+        whole: of all of the checkpoint's files, whatever the jobs are.
+    """
     known = {f.name: f.sha256 for f in source.files if f.sha256}
     weights = _weight_files(plan.checkpoint.parts.values())
     wanted = _weight_files(plan.checkpoint.part(job.component) for job in plan.jobs)
     files = {
         name: path
         for name, path in plan.checkpoint.files.items()
-        if path not in weights or path in wanted
+        if whole or path not in weights or path in wanted
     }
     unknown = {name: path for name, path in files.items() if name not in known}
     total = sum(path.stat().st_size for path in unknown.values())

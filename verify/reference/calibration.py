@@ -288,7 +288,8 @@ def calibrate(
         if is_mixed(component_bits(component, bits, plan.recipe.compress))
     }
     with discard_unless(out, "calibrations"), Cache(out / ".cache") as cache:
-        digests = checkpoint_digests(plan, source, cache, progress or Silent())
+        # The UNet's inputs come from the text encoders, whether these are converted or not.
+        digests = checkpoint_digests(plan, source, cache, progress or Silent(), whole=True)
         measuring = _Measuring(plan, digests, cache, device, say)
         measured = {component: measuring.measured(component) for component in wanted}
     recipe = plan.recipe

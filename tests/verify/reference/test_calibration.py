@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from convert.run.run import require_ours
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
 from convert.weights.allocation import read_allocation
+from convert.weights.compress import PALETTES, is_compressible
 from convert.weights.mixed_bits import Measured, budget, make_allocation, options, provisional
 from convert.weights.palette import Histogram, fit
 from sdxl_coreml import app
@@ -224,6 +226,42 @@ def test_an_interrupted_calibration_keeps_what_was_measured(
     again = done[len(every) - 1 :]  # of the batch that was not finished
     assert set(again) == {"palette"}
     assert len(again) < every.count("palette") / 2
+
+
+def test_other_text_encoders_are_another_calibration_of_the_unet(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recorded inputs come from them, although they are not converted."""
+    asked: list[str] = []
+
+    def measure_nothing(
+        checkpoint: Checkpoint,
+        component: str,
+        cases: object,
+        *,
+        keep: calibration.Keep,
+        **_: object,
+    ) -> dict[str, Measured]:
+        keep("all", lambda: asked.append(component))
+        tensors = checkpoint.component_tensors(component)
+        errors = {bits: 4.0 ** -int(bits) for bits in PALETTES}
+        return {n: Measured((1.0,), errors) for n, t in tensors.items() if is_compressible(t)}
+
+    monkeypatch.setattr(calibration, "measure", measure_nothing)
+    folder = shutil.copytree(toy, tmp_path / "toy")
+    recipe = parse_recipe(
+        'name = "toy"\nsource.path = "toy"\n'
+        'matrix = { attention = ["original"], resolution = ["64x64"], bits = ["mixed-4.5"] }\n',
+        where="test",
+    )
+    for times in (1, 1, 2):
+        if times == 2:
+            weights = bytearray((folder / "text_encoder/model.safetensors").read_bytes())
+            weights[-1] ^= 1
+            (folder / "text_encoder/model.safetensors").write_bytes(weights)
+        plan = make_plan(recipe, open_checkpoint(folder), components=["unet"])
+        calibrate(plan, Snapshot(folder, None, None, ()), tmp_path / "out")
+        assert asked == ["unet"] * times
 
 
 @pytest.mark.slow
