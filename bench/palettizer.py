@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.weights.compress import SMALLEST
 
 BITS = 6

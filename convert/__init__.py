@@ -10,8 +10,8 @@ from convert.process.face import face
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from convert.checkpoint.checkpoint import Checkpoint
-    from convert.checkpoint.opening import open_checkpoint
     from convert.errors import UserError
+    from convert.opening.door import open_checkpoint
     from convert.plan.plan import Plan, make_plan
     from convert.recipe.recipe import Recipe, load_recipe, parse_recipe
     from convert.run.run import Result
@@ -32,7 +32,7 @@ _FACE = {
     "download": ("convert.source.download", "download"),
     "load_recipe": ("convert.recipe.recipe", "load_recipe"),
     "make_plan": ("convert.plan.plan", "make_plan"),
-    "open_checkpoint": ("convert.checkpoint.opening", "open_checkpoint"),
+    "open_checkpoint": ("convert.opening.door", "open_checkpoint"),
     "parse_recipe": ("convert.recipe.recipe", "parse_recipe"),
     "parse_source": ("convert.source.download", "parse_source"),
 }

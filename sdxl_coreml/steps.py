@@ -71,7 +71,7 @@ def wanted_source(recipe: Recipe, source: str | None) -> CheckpointSource:
 
 def open_snapshot(snapshot: Snapshot) -> Checkpoint:
     """The checkpoint, named after its repo or folder."""
-    from convert.checkpoint.opening import open_checkpoint
+    from convert.opening.door import open_checkpoint
 
     name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
     return open_checkpoint(snapshot.path, name=name)

@@ -75,7 +75,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 @pytest.fixture(scope="session")
 def base(shapes: Mapping[str, Path]) -> Checkpoint:
     """The checkpoint of the shape `base`, opened."""
-    from convert.checkpoint.opening import open_checkpoint
+    from convert.opening.door import open_checkpoint
 
     return open_checkpoint(shapes["base"])
 

@@ -31,8 +31,10 @@ convert.files          files: JSON with types, Git LFS pointers, complete or not
 convert.components     the one table: component → part, file name, inputs, outputs
 convert.source         Hub repo or folder → a checkpoint on this disk
 convert.tokenizer      CLIP's tokenizer, as transformers and as the apps read it
+convert.known          SDXL's configs and CLIP's vocabulary, as data
 convert.checkpoint     what a checkpoint is: configs, tensors by reference
 convert.lora           LoRAs and kin, merged into a checkpoint's tensors as they are read
+convert.opening        whatever a checkpoint comes as → a Checkpoint
 convert.toy            the embedded checkpoint, random ones, and their training
 convert.recipe         TOML → typed recipe
 convert.weights        how each weight is stored: palettes, integers, weight.bin

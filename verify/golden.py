@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.folder import open_without_weights
 from convert.errors import InputError
 from convert.files.appearing import appearing_folder, require_new
 from convert.files.disk import digest_file
 from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_object, reason, shown
+from convert.opening.folder import open_without_weights
 from convert.progress import Say, silent
 from convert.recipe.fields import ResolutionText
 from convert.run import manifest as manifests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,8 @@ from convert.checkpoint.configs import (
     UNetConfig,
     VAEConfig,
 )
+from convert.checkpoint.layout import FilePart
+from convert.checkpoint.origin import Origin
 from convert.checkpoint.tensors import Tensor
 from convert.components import COMPONENTS, FeatureSpec, belongs
 from convert.errors import InputError
@@ -24,18 +27,20 @@ from convert.values import Resolution
 
 Shape = tuple[int, ...]
 
+BASE = "base/"  # what precedes the names of files that another checkpoint supplies
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network folder of the checkpoint: its config and its tensors by reference."""
+    """One network of the checkpoint: its config and its tensors by reference."""
 
-    name: str  # the folder: unet, vae, text_encoder, text_encoder_2
-    path: Path
+    name: str  # its folder in diffusers' layout: unet, vae, text_encoder, text_encoder_2
+    path: Path  # its folder, or the single file that holds it
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
+    single: FilePart | None = None  # what it is in a single file; None of a folder
 
     @property
     def weight_files(self) -> frozenset[Path]:
@@ -44,8 +49,8 @@ class Part:
 
     @property
     def config_file(self) -> Path:
-        """Where the config was read."""
-        return self.path / "config.json"
+        """Where the config was read; of a single file, whose shapes have told it, that file."""
+        return self.path if self.single else self.path / "config.json"
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,15 @@ class Checkpoint:
     cannot express is no hindrance to whoever does not build them. Each raises InputError for one.
     """
 
-    path: Path
+    path: Path  # the folder, or the single file
     name: str
     files: Mapping[str, Path]  # all that were read or will be, by their path in the folder
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]
     model_index: Mapping[str, Any]
+    documents: Mapping[str, str] = field(default_factory=dict)  # that no file holds, by their path
+    origin: Origin | None = None  # what was put together; None for one folder in diffusers' layout
     _configs: dict[str, PartConfig] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -76,8 +83,9 @@ class Checkpoint:
         """The part that holds `component`; raises InputError if the checkpoint lacks it."""
         name = COMPONENTS[component].part
         if name not in self.parts:
+            what = f"`{name}`" if self.origin else f"`{name}` folder"
             raise InputError(
-                f"the checkpoint has no `{name}` folder, which {component} is made from",
+                f"the checkpoint has no {what}, which {component} is made from",
                 where=self.path,
                 hint=f"It has: {', '.join(self.parts)}.",
             )
@@ -102,8 +110,12 @@ class Checkpoint:
         Args:
             digests: SHA-256 (hex) by the names in `files`, of all that the tensors are read from.
         """
-        known = {self.files[name]: digest for name, digest in digests.items()}
+        known = {path: digests[name] for name, path in self.files.items() if name in digests}
         return {name: t.key(known) for name, t in self.component_tensors(component).items()}
+
+    def document_digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of the documents that no file holds, by their path."""
+        return {n: hashlib.sha256(text.encode()).hexdigest() for n, text in self.documents.items()}
 
     @cached_property
     def unet(self) -> UNetConfig:

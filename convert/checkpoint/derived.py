@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint.tensors import CHUNK_BYTES, StoredTensor, Tensor, finite, gathered
-from convert.files.dtypes import decoded
+from convert.files.dtypes import FLOATS, WIDTHS, decoded
 
 
 @dataclass(frozen=True)
@@ -140,3 +140,125 @@ class Strided:
     def read(self, dtype: np.dtype | type) -> np.ndarray:
         """As `Tensor.read`."""
         return gathered(self.chunks(dtype), self.shape, dtype)
+
+
+def rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """The rows [start, stop) of a tensor's first axis.
+
+    Of a stored one they are its own bytes, one after another; others are computed up to `stop`.
+    """
+    name, shape = f"{tensor.name}[{start}:{stop}]", (stop - start, *tensor.shape[1:])
+    if isinstance(tensor, StoredTensor) and tensor.dtype in FLOATS:
+        before = start * math.prod(tensor.shape[1:]) * WIDTHS[tensor.dtype]
+        return replace(tensor, name=name, shape=shape, offset=tensor.offset + before)
+    return Rows(tensor, start, stop, shape)
+
+
+@dataclass(frozen=True)
+class _Derived:
+    """What tensors that are computed from one other have in common."""
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> str:
+        """That of the other."""
+        return self.tensor.dtype
+
+    @property
+    def path(self) -> Path:
+        """Where the other lies."""
+        return self.tensor.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of the other."""
+        return self.tensor.files
+
+
+@dataclass(frozen=True)
+class Rows(_Derived):
+    """The rows [start, stop) of a tensor's first axis: a `Tensor`."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The tensor's, and which rows."""
+        return f"{self.tensor.name}[{self.start}:{self.stop}]"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """As `Tensor.key`."""
+        return ["rows", self.tensor.key(digests), self.start, self.stop, self.shape]
+
+    def reshape(self, shape: tuple[int, ...]) -> Rows:
+        """As `Tensor.reshape`."""
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return replace(self, shape=shape)
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """As `Tensor.chunks`."""
+        width = math.prod(self.tensor.shape[1:])
+        begin, end, at = self.start * width, self.stop * width, 0
+        for chunk in self.tensor.chunks(dtype):
+            part = chunk[max(begin - at, 0) : max(end - at, 0)]
+            if len(part):
+                yield part
+            at += len(chunk)
+            if at >= end:
+                return
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """As `Tensor.read`."""
+        return gathered(self.chunks(dtype), self.shape, dtype)
+
+
+@dataclass(frozen=True)
+class Transposed(_Derived):
+    """A matrix, transposed: a `Tensor`. It is read whole, so it should be no large one."""
+
+    own_shape: tuple[int, ...] | None = None  # what it was reshaped to
+
+    @property
+    def name(self) -> str:
+        """The matrix's."""
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As `Tensor.shape`."""
+        return self.own_shape or self.tensor.shape[::-1]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.tensor.size
+
+    def key(self, digests: Mapping[Path, str]) -> Any:
+        """As `Tensor.key`."""
+        return ["transposed", self.tensor.key(digests), self.shape]
+
+    def reshape(self, shape: tuple[int, ...]) -> Transposed:
+        """As `Tensor.reshape`."""
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        return replace(self, own_shape=shape)
+
+    def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
+        """As `Tensor.chunks`."""
+        values = self.read(dtype).reshape(-1)
+        count = CHUNK_BYTES // values.itemsize
+        for start in range(0, len(values), count):
+            yield values[start : start + count]
+
+    def read(self, dtype: np.dtype | type) -> np.ndarray:
+        """As `Tensor.read`."""
+        return np.ascontiguousarray(self.tensor.read(dtype).T).reshape(self.shape)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import Description
 from convert.values import FORMATS, DeploymentTarget, Resolution
 from tests.support.packages import write_package

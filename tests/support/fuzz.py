@@ -30,7 +30,7 @@ from unittest import mock
 
 import typer
 
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.recipe.sections import Compress
 from convert.values import Bits
 from convert.weights.allocation import Allocation, Allotted

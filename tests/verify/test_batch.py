@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import Plan, make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import CannotExecute, InputError
+from convert.opening.door import open_checkpoint
 from convert.values import Resolution
 from tests.support.checkpoints import write_component
 from verify.judge.checks import Results

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 
@@ -205,7 +205,7 @@ def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "none")
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="is empty"):
         open_checkpoint(file)
 
 

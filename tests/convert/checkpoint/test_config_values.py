@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from convert.checkpoint.config_reader import ACTIVATIONS
-from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
 from convert.networks import layers
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from verify.reference.reference import Reference

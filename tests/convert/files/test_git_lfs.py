@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.files.git_lfs import is_pointer
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import MODEL
 from convert.recipe.recipe import load_recipe
 from convert.weights.allocation import read_allocation

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.networks.build import build_network
 from convert.networks.deviations import DEVIATIONS, expected_ops
+from convert.opening.door import open_checkpoint
 from convert.toy.random_checkpoint import Configs, write_checkpoint
 from convert.values import Resolution
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.networks.attention import ATTENTION
+from convert.opening.door import open_checkpoint
 from convert.values import Resolution
 from tests.support.checkpoints import SHAPES, write_component
 from verify.judge.metrics import compare

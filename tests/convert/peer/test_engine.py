@@ -18,10 +18,10 @@ import pytest
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import Description
 from convert.peer.engine import attention_in_effect, convert_component, convert_job
 from convert.peer.networks import unet

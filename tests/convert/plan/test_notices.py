@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.plan.notices import Notice, notices
 from convert.plan.plan import make_plan
 from convert.plan.text import plan_document, plan_table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.builtin import builtin_recipe_text
 from convert.recipe.recipe import parse_recipe

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.files.cache import Cache
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import Job, Plan, make_plan
 from convert.progress import Silent
 from convert.recipe.recipe import parse_recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.source import select as repo_files

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.source.download import download, parse_source
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.toy import CHECKPOINT, write_toy
 from convert.toy.drawings import (
     COLOURS,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from coremltools.optimize.coreml import decompress_weights
 
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import Result, run

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.recipe.sections import Compress

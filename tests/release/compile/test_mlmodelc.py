@@ -16,8 +16,8 @@ import torch
 
 from convert import __version__
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import CannotExecute, InputError
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import MODEL, WEIGHTS
 from release.compile import xcode
 from release.compile.mlmodelc import choose_engine, compile_package, find_packages

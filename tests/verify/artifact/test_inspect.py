@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from convert import units
-from convert.checkpoint.opening import open_checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.networks.build import build_network
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import MODEL, WEIGHTS, Description
 from convert.toy.random_checkpoint import SMALL, write_checkpoint
 from convert.values import FORMATS, Resolution

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.tensors import StoredTensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.networks.build import build_network
+from convert.opening.door import open_checkpoint
 from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest, serialise
 from convert.plan.plan import Job, make_plan
 from convert.recipe.recipe import Recipe, parse_recipe

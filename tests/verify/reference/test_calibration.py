@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.files import cache
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.recipe.sections import Compress

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.values import Resolution
 from tests.support.checkpoints import edit_checkpoint, make_checkpoint
 from verify.judge.metrics import compare

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint import checkpoint as reader
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.source.select import WeightFiles
 from tests.support.checkpoints import write_component
 from verify.question import Question

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run

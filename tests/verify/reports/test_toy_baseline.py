@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint.opening import open_checkpoint
+from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.run.run import run
 from convert.source.download import Snapshot

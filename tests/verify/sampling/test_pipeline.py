@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.errors import InputError
+from convert.opening.door import open_checkpoint
 from convert.recipe.schedulers import SCHEDULERS
 from convert.values import Resolution
 from verify.reference.recording import token_ids

@@ -1,13 +1,7 @@
-"""A checkpoint in diffusers' layout: a folder with `model_index.json`.
-
-Names are normalised here, once, so that the networks meet one spelling however the checkpoint was
-saved: CLIP with and without the `text_model.` prefix and with `position_ids` buffers, VAE attention
-under its old names (`query`, `key`, `value`, `proj_attn`) or as 1×1 convolutions.
-"""
+"""A checkpoint in diffusers' layout: a folder with `model_index.json`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +12,7 @@ from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import FileMissing, kind, read_bytes, read_object, readable, shown
+from convert.opening.renaming import normalised
 from convert.source.select import WeightFiles, select_files, weight_files
 from convert.source.snapshot import require_target, select_local
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer, read_tokenizers
@@ -161,7 +156,7 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
         if weights.index:
             _require_as_indexed(root / file, header, weights)
         tensors |= header
-    return Part(name, folder, config, _normalise(name, tensors), weights.variant)
+    return Part(name, folder, config, normalised(name, tensors), weights.variant)
 
 
 def _require_same_choice(folder: Path, config: Mapping[str, Any], weights: WeightFiles) -> None:
@@ -189,31 +184,6 @@ def _require_as_indexed(file: Path, header: Mapping[str, Tensor], weights: Weigh
             where=file,
             hint="Index and shards are of two saves: save or download the checkpoint again.",
         )
-
-
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _normalise(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that diffusers and transformers use today."""
-    named = {}
-    for key, tensor in tensors.items():
-        if part.startswith("text_encoder"):
-            key = key.removeprefix("text_model.")
-            if key == "embeddings.position_ids":
-                continue  # a buffer of older transformers: 0 … 76
-        elif part == "vae":
-            key = re.sub(
-                r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.",
-                lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.",
-                key,
-            )
-            if ".attentions." in key and tensor.shape[2:] == (1, 1):
-                tensor = tensor.reshape(tensor.shape[:2])
-        if key in named:
-            raise InputError(f"tensor `{key}` is there twice", where=tensor.path)
-        named[key] = tensor
-    return named
 
 
 def _tokenizers(path: Path, parts: Mapping[str, Part]) -> dict[str, Tokenizer]:

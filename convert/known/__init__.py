@@ -1,0 +1,1 @@
+"""What is known of SDXL without a network: its configs and CLIP's vocabulary, as data."""

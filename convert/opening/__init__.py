@@ -1,0 +1,1 @@
+"""Whatever a checkpoint comes as → the same `Checkpoint`: folders, single files."""

@@ -1,0 +1,58 @@
+"""The one door to checkpoints, whatever they come as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.components import SUBFOLDERS
+from convert.errors import InputError
+from convert.opening.folder import open_folder
+from convert.opening.single_file import open_single_file
+from convert.source.snapshot import require_target
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files that hold tensors
+
+
+def open_checkpoint(
+    path: Path, *, name: str | None = None, base: Checkpoint | None = None
+) -> Checkpoint:
+    """Open a local SDXL checkpoint: headers and configs, no weights.
+
+    Args:
+        path: a folder in diffusers' layout, a single file, or a folder with one of these alone.
+        name: what artifacts are called after; the folder's or file's name if None.
+        base: an opened checkpoint that supplies what a single file lacks.
+
+    Raises:
+        InputError: nothing is there, it is not SDXL, a part is missing, a weight file is damaged
+            or incomplete, or `base` is given where nothing is lacking.
+    """
+    require_target(path)
+    if not path.exists():
+        raise InputError("no such folder or file", where=path)
+    single = path if path.is_file() else _alone(path)
+    if single is not None:
+        return open_single_file(single, name=name, base=base)
+    if base is not None:
+        raise InputError(
+            "is a folder in diffusers' layout, which lacks nothing that a base could supply",
+            where=path,
+            hint="Leave the base away.",
+        )
+    return open_folder(path, name=name)
+
+
+def _alone(folder: Path) -> Path | None:
+    """The single file that a folder without diffusers' layout holds; InputError for several."""
+    if (folder / "model_index.json").exists() or any((folder / n).is_dir() for n in SUBFOLDERS):
+        return None
+    files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files[:8])
+        raise InputError(
+            f"holds {len(files)} single files and no model_index.json: {listed}",
+            where=folder,
+            hint="Give the path of the one that is meant.",
+        )
+    return files[0] if files else None

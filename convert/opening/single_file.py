@@ -1,0 +1,372 @@
+"""A checkpoint from a single file: its networks under diffusers' names, its configs from shapes.
+
+What the file lacks comes from `base`, a checkpoint that was opened before, part by part; configs
+and tokenizers are known (`convert.known`) where they are SDXL's own. What was taken from where is
+recorded in the checkpoint's `origin`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint.checkpoint import BASE, Checkpoint, Part, embedding_rows
+from convert.checkpoint.layout import REFINERS, FileLayout, FilePart, recognise
+from convert.checkpoint.origin import Origin
+from convert.checkpoint.small_files import layout_name
+from convert.checkpoint.tensors import Tensor
+from convert.checkpoint.weights import WeightsFile, read_weights
+from convert.components import SUBFOLDERS
+from convert.errors import InputError
+from convert.files.disk import name_as_given
+from convert.files.json_files import readable
+from convert.known.documents import SDXLKind, known_config, known_index, known_scheduler
+from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
+from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
+from convert.opening.renaming import under_library_names
+from convert.tokenizer.clip import TOKENIZERS, Tokenizer
+
+_WIDTHS = {"unet": "block_out_channels", "vae": "block_out_channels"}
+
+
+def open_single_file(
+    path: Path, *, name: str | None = None, base: Checkpoint | None = None
+) -> Checkpoint:
+    """Open the checkpoint in a single file; as `convert.opening.door.open_checkpoint`."""
+    file = read_weights(path)
+    return _Assembly(file, recognise(file.tensors, path), base).checkpoint(name)
+
+
+def file_part(path: Path, part: str) -> FilePart:
+    """One network of those that a file holds; raises InputError if it does not hold it."""
+    layout = recognise(read_weights(path).tensors, path)
+    if part not in layout.parts:
+        raise InputError(
+            f"holds {', '.join(layout.parts)}; a file with {part} is wanted", where=path
+        )
+    return layout.parts[part]
+
+
+@dataclass(frozen=True)
+class _Assembly:
+    """A file's layout and what completes it."""
+
+    file: WeightsFile
+    layout: FileLayout
+    base: Checkpoint | None
+
+    @property
+    def path(self) -> Path:
+        """The file's."""
+        return self.file.path
+
+    def checkpoint(self, name: str | None) -> Checkpoint:
+        found = {n: under_library_names(part, self.path) for n, part in self.layout.parts.items()}
+        kind = self.kind(found)
+        wanted = [n for n in SUBFOLDERS if not (n == "text_encoder" and kind == "refiner")]
+        self.require_wanted(wanted, kind)
+        given = {n: self.base.parts[n] for n in wanted if n not in found and self.base}
+        parts = self.parts(found, kind, given)
+        parts = {n: parts[n] for n in wanted}
+        self.require_fit(parts)
+        tokenizers, documents, from_base = self.tokenizers(parts, given)
+        scheduler, prediction = self.scheduler()
+        index = self.index(kind)
+        documents |= {f"{n}/config.json": _json(parts[n].config) for n in found}
+        documents |= {
+            "scheduler/scheduler_config.json": _json(scheduler),
+            "model_index.json": _json(index),
+        }
+        files, theirs = self.base_files({*given, *from_base}, given)
+        return Checkpoint(
+            path=self.path,
+            name=name or readable(name_as_given(self.path.with_suffix(""))),
+            files={self.path.name: self.path, **files},
+            parts=parts,
+            tokenizers=tokenizers,
+            scheduler=scheduler,
+            model_index=index,
+            documents={**theirs, **documents},
+            origin=Origin(
+                kind=kind,
+                layout=self.said(),
+                parts=self.places(wanted, given, list(tokenizers), from_base),
+                dtypes={n: _dtypes(self.layout.parts[n]) for n in wanted if n in found},
+                ignored=self.ignored(),
+                prediction=prediction,
+                base=self.base.name if self.base else None,
+            ),
+        )
+
+    # ---- what it is ----
+
+    def kind(self, found: Mapping[str, Mapping[str, Tensor]]) -> SDXLKind:
+        """What the UNet is for, by its shapes; where these do not tell, by the file's layout."""
+        if "unet" not in found:
+            return kind_of(self.base) if self.base else "base"
+        shapes = {name: tensor.shape for name, tensor in found["unet"].items()}
+        told = shapes.get("add_embedding.linear_1.weight", ())
+        encoder = self.layout.parts.get("text_encoder_2")
+        refiner = {2816: False, 2560: True}.get(told[1] if len(told) == 2 else 0)
+        if refiner is None and encoder is not None and "text_encoder" not in self.layout.parts:
+            refiner = encoder.prefix == REFINERS
+        if refiner is None:
+            has_first = "text_encoder" in self.layout.parts
+            refiner = not has_first and self.base is not None and kind_of(self.base) == "refiner"
+        if refiner:
+            return "refiner"
+        conv_in = shapes.get("conv_in.weight", ())
+        channels = conv_in[1] if len(conv_in) == 4 else 4
+        return _kind_by_channels(channels, self.path)
+
+    def said(self) -> str:
+        """The file's layout in words."""
+        spellings = dict.fromkeys(part.spelling for part in self.layout.parts.values())
+        what = "a whole checkpoint"
+        if "unet" not in self.layout.parts or len(self.layout.parts) < 3:
+            what = " and ".join(self.layout.parts) + " alone"
+        return f"a single file ({self.file.format}), {what}, in names of {_listed(spellings)}"
+
+    def ignored(self) -> dict[str, tuple[str, ...]]:
+        """What the file holds and nothing is made of, by why."""
+        others = {"no tensors, left by the trainer": self.file.others} if self.file.others else {}
+        return {**self.layout.ignored, **others}
+
+    def places(
+        self,
+        wanted: list[str],
+        given: Mapping[str, Part],
+        tokenizers: list[str],
+        from_base: set[str],
+    ) -> dict[str, str]:
+        """Where each part comes from."""
+        base = f"base {self.base.name}" if self.base else ""
+        found = {n: base if n in given else self.path.name for n in wanted}
+        found |= {n: base if n in from_base else "known: CLIP's vocabulary" for n in tokenizers}
+        return {**found, "scheduler": base or "known: SDXL's"}
+
+    # ---- what completes it ----
+
+    def require_wanted(self, wanted: list[str], kind: SDXLKind) -> None:
+        """Raise InputError for parts that are nowhere, or that such a model has not."""
+        held = self.layout.parts
+        for name in held:
+            if name not in wanted:
+                raise InputError(
+                    f"holds {name}, which a refiner does not have",
+                    where=self.path,
+                    hint="UNet and text encoders belong to different models.",
+                )
+        missing = [name for name in wanted if name not in held]
+        if self.base is not None:
+            missing = [name for name in missing if name not in self.base.parts]
+        if not missing:
+            return
+        if self.base is None:
+            raise InputError(
+                f"holds {', '.join(held)} alone, and lacks {', '.join(missing)}",
+                where=self.path,
+                hint="Say with --base, or `base` in the recipe's [source], which checkpoint they "
+                "come from: stabilityai/stable-diffusion-xl-base-1.0, for example, or the one "
+                "that it was made from.",
+            )
+        raise InputError(
+            f"lacks {', '.join(missing)}, and so does its base {self.base.name}",
+            where=self.path,
+            hint=f"The file is of {kind}; give a base of the same kind.",
+        )
+
+    def parts(
+        self,
+        found: Mapping[str, dict[str, Tensor]],
+        kind: SDXLKind,
+        given: Mapping[str, Part],
+    ) -> dict[str, Part]:
+        """The networks: the base's as they are, the file's with configs that fit their shapes."""
+        parts = dict(given)
+        for name in sorted(found, key=list(SUBFOLDERS).index, reverse=True):  # the UNet last
+            shapes = {key: tensor.shape for key, tensor in found[name].items()}
+            template = self.template(name, kind, shapes)
+            if name == "unet":
+                config = fitted_unet(
+                    shapes,
+                    template,
+                    self.path,
+                    projection=_projection(parts["text_encoder_2"]),
+                    time_ids=5 if kind == "refiner" else 6,
+                )
+            elif name == "vae":
+                config = fitted_vae(shapes, template, self.path)
+            else:
+                config = fitted_text_encoder(shapes, template, self.path)
+            single = self.layout.parts[name]
+            parts[name] = Part(name, self.path, config, found[name], None, single)
+        return parts
+
+    def template(
+        self, name: str, kind: SDXLKind, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, Any]:
+        """SDXL's own config, or the base's where that has the file's widths and SDXL's has not."""
+        known = known_config(name, kind)
+        if self.base is None or name not in self.base.parts:
+            return known
+        theirs = self.base.parts[name]
+        fits = _widths(name, shapes) == _widths(
+            name, {key: tensor.shape for key, tensor in theirs.tensors.items()}
+        )
+        return theirs.config if fits and not _has_widths(name, known, shapes) else known
+
+    def require_fit(self, parts: Mapping[str, Part]) -> None:
+        """Raise InputError unless the text encoders give what the UNet's attentions take."""
+        config = parts["unet"].config
+        context = config.get("cross_attention_dim")
+        widths = [
+            part.config.get("hidden_size", 512)
+            for name, part in parts.items()
+            if name.startswith("text_encoder")
+        ]
+        if isinstance(context, int) and context != sum(widths):
+            raise InputError(
+                f"the UNet takes text of {context} channels; the text encoders give "
+                f"{' and '.join(map(str, widths))}",
+                where=self.path,
+                hint="UNet and text encoders belong to different models: give another base.",
+            )
+
+    def tokenizers(
+        self, parts: Mapping[str, Part], given: Mapping[str, Part]
+    ) -> tuple[dict[str, Tokenizer], dict[str, str], set[str]]:
+        """The tokenizers, the documents of those that are known, and which are the base's."""
+        found: dict[str, Tokenizer] = {}
+        wanted = {n: parts[encoder] for n, encoder in TOKENIZERS.items() if encoder in parts}
+        theirs = dict(self.base.tokenizers) if self.base else {}
+        counts = {n: embedding_rows(part) for n, part in wanted.items()}
+        fit = all(n in theirs and theirs[n].size == count for n, count in counts.items())
+        if fit or (given and all(TOKENIZERS[n] in given for n in wanted)):
+            kept = {n: theirs[n] for n in wanted if n in theirs}
+            return kept, {}, set(kept)
+        for name, count in counts.items():
+            if count != ROWS:
+                raise InputError(
+                    f"its {TOKENIZERS[name]} has embeddings of {count} tokens, CLIP's vocabulary "
+                    f"{ROWS}",
+                    where=self.path,
+                    hint="Say with --base, or `base` in the recipe's [source], which checkpoint "
+                    "has its tokenizers.",
+                )
+            found[name] = known_tokenizer(name)
+        documents = {k: text for n in found for k, text in tokenizer_documents(n).items()}
+        return found, documents, set()
+
+    def scheduler(self) -> tuple[dict[str, Any], tuple[str, str]]:
+        """scheduler_config.json; what the UNet predicts, and what says so."""
+        marks, said = self.layout.marks, ""
+        for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+            if self.file.metadata.get(key) == "v":
+                said = f"the file's metadata, `{key}`"
+        if "v_pred" in marks:
+            said = "the mark `v_pred` in the file"
+        zero = "ztsnr" in marks
+        if self.base is None:
+            found = known_scheduler(v_prediction=bool(said), zero_snr=zero)
+        else:
+            found = dict(self.base.scheduler)
+            found |= {"prediction_type": "v_prediction"} if said else {}
+            found |= {"rescale_betas_zero_snr": True} if zero else {}
+        if said:
+            return found, ("v_prediction", said)
+        if self.base is not None:
+            return found, (str(found.get("prediction_type", "epsilon")), f"base {self.base.name}")
+        return found, ("epsilon", "SDXL's own; nothing in the file says otherwise")
+
+    def index(self, kind: SDXLKind) -> dict[str, Any]:
+        """model_index.json."""
+        if self.base is not None and kind_of(self.base) == kind:
+            return dict(self.base.model_index)
+        return known_index(kind)
+
+    def base_files(
+        self, folders: set[str], given: Mapping[str, Part]
+    ) -> tuple[dict[str, Path], dict[str, str]]:
+        """The base's files and documents that are used, by their names here."""
+        if self.base is None:
+            return {}, {}
+        weights = {file for part in given.values() for file in part.weight_files}
+        files = {
+            BASE + name: path
+            for name, path in self.base.files.items()
+            if layout_name(name).partition("/")[0] in folders or path in weights
+        }
+        documents = {
+            name: text
+            for name, text in self.base.documents.items()
+            if name.partition("/")[0] in folders
+        }
+        return files, documents
+
+
+def kind_of(checkpoint: Checkpoint) -> SDXLKind:
+    """What an opened checkpoint's UNet is for."""
+    if checkpoint.origin is not None:
+        return checkpoint.origin.kind
+    if "text_encoder" not in checkpoint.parts:
+        return "refiner"
+    channels = checkpoint.part("unet").config.get("in_channels", 4)
+    return {9: "inpainting", 8: "edit"}.get(channels, "base")  # type: ignore[return-value]
+
+
+def _kind_by_channels(channels: int, where: Path) -> SDXLKind:
+    kinds: dict[int, SDXLKind] = {4: "base", 9: "inpainting", 8: "edit"}
+    if channels not in kinds:
+        raise InputError(
+            f"its UNet takes {channels} channels; SDXL's takes 4, or 9 for inpainting",
+            where=where,
+            hint="This is a model of its own kind, for which apps have no inputs.",
+        )
+    return kinds[channels]
+
+
+def _widths(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The widths by which configs are told apart: of blocks, or of a text encoder."""
+    if name.startswith("text_encoder"):
+        return list(shapes.get("embeddings.token_embedding.weight", ())[1:])
+    side = "down_blocks" if name == "unet" else "encoder.down_blocks"
+    found: list[int] = []
+    while (shape := shapes.get(f"{side}.{len(found)}.resnets.0.conv1.weight")) is not None:
+        found.append(shape[0])
+    return found
+
+
+def _has_widths(
+    name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    key = _WIDTHS.get(name)
+    return _widths(name, shapes) == (config[key] if key else [config["hidden_size"]])
+
+
+def _projection(part: Part) -> int:
+    """The width of text encoder 2's pooled output."""
+    found = part.tensors.get("text_projection.weight")
+    if found is None or not found.shape:
+        raise InputError(
+            "its text_encoder_2 lacks tensor `text_projection.weight`", where=part.path
+        )
+    return found.shape[0]
+
+
+def _listed(words: Iterable[str]) -> str:
+    """a, b and c."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _dtypes(part: FilePart) -> dict[str, int]:
+    return dict(Counter(tensor.dtype for tensor in part.tensors.values()).most_common())
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,276 @@
+"""A single file opens as the folder that it was written from, in every layout that people have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import InputError
+from convert.opening.door import open_checkpoint
+from tests.support.checkpoints import SHAPES, make_checkpoint
+from tests.support.single_files import (
+    Weights,
+    ldm_weights,
+    make_knowable,
+    single_file,
+    write_file,
+)
+
+REFINER = {
+    "refiner": True,
+    "unet": {
+        **SHAPES["refiner"]["unet"],
+        "block_out_channels": (32, 64, 128, 128),
+        "attention_head_dim": (1, 1, 2, 2),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_knowable(tmp_path_factory.mktemp("made") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder)
+
+
+def require_same(found: Checkpoint, wanted: Checkpoint) -> None:
+    """Same tensors of the same values in float16, same settings of every network."""
+    assert found.components == wanted.components
+    for component in wanted.components:
+        assert found.config(component) == wanted.config(component)
+        ours, theirs = (c.component_tensors(component) for c in (found, wanted))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert ours[name].shape == tensor.shape
+            np.testing.assert_array_equal(
+                ours[name].read(np.float16), tensor.read(np.float16), err_msg=name
+            )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_comes_back_from_ldm_names(tmp_path: Path, shape: str) -> None:
+    folder = make_checkpoint(tmp_path / shape, **SHAPES[shape])
+    file = single_file(tmp_path / "one.safetensors", folder)
+    base = open_checkpoint(folder)
+    found = open_checkpoint(file, base=base)
+    require_same(found, base)
+    assert found.tokenizers == base.tokenizers
+    assert found.name == "one"
+
+
+def test_configs_follow_from_shapes_without_a_base(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    # The embeddings have not CLIP's 49408 rows, so only tokenizers are asked of a base.
+    file = single_file(tmp_path / "one.safetensors", folder)
+    with pytest.raises(InputError, match="embeddings of 534 tokens, CLIP's vocabulary 49408"):
+        open_checkpoint(file)
+    other = make_knowable(tmp_path / "other", seed=7, unet={"block_out_channels": (64, 64, 128)})
+    require_same(open_checkpoint(file, base=open_checkpoint(other)), opened)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_dtypes_hold_the_same_values(
+    tmp_path: Path, folder: Path, opened: Checkpoint, dtype: torch.dtype
+) -> None:
+    def rounded(weights: Weights) -> None:
+        for name, value in weights.items():
+            weights[name] = value.to(torch.bfloat16).to(dtype)
+
+    file = single_file(tmp_path / "one.safetensors", folder, dtype=torch.float32, change=rounded)
+    found = open_checkpoint(file, base=opened)
+    name = "mid_block.resnets.0.conv1.weight"
+    wanted = torch.from_numpy(opened.parts["unet"].tensors[name].read(np.float32)).bfloat16()
+    np.testing.assert_array_equal(
+        found.parts["unet"].tensors[name].read(np.float32), wanted.float().numpy()
+    )
+    assert found.origin is not None
+    assert list(found.origin.dtypes["unet"]) == ["F32" if dtype == torch.float32 else "BF16"]
+
+
+@pytest.mark.parametrize("layout", ["bare", "prefixed", "diffusers"])
+def test_a_bare_unet_takes_the_rest_from_its_base(
+    tmp_path: Path, folder: Path, opened: Checkpoint, layout: str
+) -> None:
+    file = single_file(tmp_path / "unet.safetensors", folder, layout)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="lacks vae, text_encoder, text_encoder_2") as error:
+        open_checkpoint(file)
+    assert "--base" in str(error.value.hint)
+    other = open_checkpoint(make_knowable(tmp_path / "other", seed=7))
+    found = open_checkpoint(file, base=other)
+    for part, wanted in (("unet", opened), ("vae", other), ("text_encoder_2", other)):
+        for name, tensor in wanted.parts[part].tensors.items():
+            mine = found.parts[part].tensors[name]
+            np.testing.assert_array_equal(mine.read(np.float16), tensor.read(np.float16))
+    assert found.origin is not None
+    assert found.origin.parts["unet"] == "unet.safetensors"
+    assert found.origin.parts["vae"] == found.origin.parts["scheduler"] == "base other"
+    assert "base/vae/diffusion_pytorch_model.safetensors" in found.files
+    assert "base/unet/config.json" not in found.files
+
+
+def test_the_orientation_of_text_projection_follows_its_spelling(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    key = "conditioner.embedders.1.model.text_projection"
+
+    def comfys(weights: Weights) -> None:
+        weights[f"{key}.weight"] = weights.pop(key).T
+
+    ours = single_file(tmp_path / "one.safetensors", folder)
+    theirs = single_file(tmp_path / "two.safetensors", folder, change=comfys)
+    wanted = opened.parts["text_encoder_2"].tensors["text_projection.weight"].read(np.float16)
+    assert wanted.shape[0] != wanted.shape[1]  # or a wrong guess would be silent
+    for file in (ours, theirs):
+        found = open_checkpoint(file, base=opened).parts["text_encoder_2"].tensors
+        np.testing.assert_array_equal(found["text_projection.weight"].read(np.float16), wanted)
+
+    def both(weights: Weights) -> None:
+        weights[f"{key}.weight"] = weights[key].T
+
+    with pytest.raises(InputError, match="there twice"):
+        open_checkpoint(single_file(tmp_path / "3.safetensors", folder, change=both), base=opened)
+
+
+@pytest.mark.parametrize("kind", ["base", "refiner", "inpainting", "edit"])
+def test_the_kind_is_told_by_shapes(tmp_path: Path, kind: str) -> None:
+    changes = {
+        "base": {},
+        "refiner": REFINER,
+        "inpainting": {"unet": {"in_channels": 9}},
+        "edit": {"unet": {"in_channels": 8}},
+    }[kind]
+    folder = make_knowable(tmp_path / "tiny", **changes)
+    base = open_checkpoint(folder)
+    found = open_checkpoint(single_file(tmp_path / "one.safetensors", folder), base=base)
+    assert found.origin is not None
+    assert found.origin.kind == kind
+    require_same(found, base)
+    assert bool(found.model_index.get("requires_aesthetics_score")) is (kind == "refiner")
+
+
+def test_a_file_with_clips_vocabulary_needs_nothing_else(tmp_path: Path, folder: Path) -> None:
+    def whole(weights: Weights) -> None:
+        for name, value in weights.items():
+            if name.endswith("token_embedding.weight"):
+                weights[name] = torch.zeros(49408, value.shape[1], dtype=value.dtype)
+
+    found = open_checkpoint(single_file(tmp_path / "one.safetensors", folder, change=whole))
+    assert found.tokenizers["tokenizer"].size == 49408
+    assert found.tokenizers["tokenizer_2"].pad_token == "!"
+    assert found.scheduler["prediction_type"] == "epsilon"
+    assert found.documents.keys() >= {
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer_2/vocab.json",
+        "model_index.json",
+    }
+
+
+def test_what_shapes_nothing_is_listed_and_ignored(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    encoder = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
+
+    def merged(weights: Weights) -> None:
+        weights[encoder] = torch.arange(77)[None]
+        weights["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
+        weights["denoiser.sigmas"] = torch.zeros(1000)
+        for name, value in list(weights.items()):
+            if name.startswith("model.diffusion_model."):
+                flat = name.removeprefix("model.").replace(".", "")
+                weights[f"model_ema.{flat}"] = value * 2
+
+    found = open_checkpoint(
+        single_file(tmp_path / "one.safetensors", folder, change=merged), base=opened
+    )
+    require_same(found, opened)
+    assert found.origin is not None
+    names = {name for names in found.origin.ignored.values() for name in names}
+    assert encoder in names
+    assert "denoiser.sigmas" in names
+    assert any("EMA" in why for why in found.origin.ignored)
+    assert "EMA weights; the plain ones are used" in "\n".join(found.origin.lines())
+
+
+def test_marks_and_metadata_tell_of_v_prediction(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    def marked(weights: Weights) -> None:
+        weights["v_pred"] = torch.zeros(0)
+        weights["ztsnr"] = torch.zeros(0)
+
+    file = single_file(tmp_path / "one.safetensors", folder, change=marked)
+    found = open_checkpoint(file, base=opened)
+    assert found.scheduler["prediction_type"] == "v_prediction"
+    assert found.scheduler["rescale_betas_zero_snr"] is True
+    assert found.origin is not None
+    assert "`v_pred`" in found.origin.prediction[1]
+    said = write_file(
+        tmp_path / "two.safetensors", ldm_weights(folder), {"modelspec.predict_key": "v"}
+    )
+    assert open_checkpoint(said, base=opened).scheduler["prediction_type"] == "v_prediction"
+
+
+def test_a_folder_with_one_file_is_that_file(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    single_file(tmp_path / "models" / "one.safetensors", folder)
+    (tmp_path / "models" / "README.md").write_text("a card")
+    assert open_checkpoint(tmp_path / "models", base=opened).name == "one"
+    single_file(tmp_path / "models" / "two.safetensors", folder)
+    with pytest.raises(InputError, match=r"2 single files .*: one.safetensors, two.safetensors"):
+        open_checkpoint(tmp_path / "models", base=opened)
+
+
+def test_a_base_that_lacks_it_too_or_does_not_fit_is_refused(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    refiner = open_checkpoint(make_knowable(tmp_path / "refiner", **REFINER))
+    file = single_file(tmp_path / "one.safetensors", folder, "bare")
+    with pytest.raises(InputError, match="is told 80 values beside the prompt"):
+        open_checkpoint(file, base=refiner)
+    wide = make_knowable(tmp_path / "wide", text={"hidden_size": 128, "num_attention_heads": 2})
+    with pytest.raises(InputError, match="the text encoders give 128 and 128"):
+        open_checkpoint(file, base=open_checkpoint(wide))
+    with pytest.raises(InputError, match="lacks nothing that a base could supply"):
+        open_checkpoint(folder, base=opened)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda w: w.update({"extra.weight": torch.ones(1)}), "`extra.weight` belongs to no part"),
+        (
+            lambda w: w.pop("model.diffusion_model.out.2.weight"),
+            "lacks tensor `conv_out.weight`",
+        ),
+        (
+            lambda w: w.update({"model.diffusion_model.middle_block.7.weight": torch.ones(1)}),
+            "`model.diffusion_model.middle_block.7.weight` has no place",
+        ),
+        (
+            lambda w: [w.pop(k) for k in list(w) if ".output_blocks.8." in k],
+            "no structure of SDXL's",
+        ),
+        (
+            lambda w: w.update(
+                {k.replace("first_stage_model", "vae"): v for k, v in w.items() if "stage" in k}
+            ),
+            "holds two of vae",
+        ),
+    ],
+)
+def test_damaged_files_are_refused(
+    tmp_path: Path, folder: Path, opened: Checkpoint, change: object, problem: str
+) -> None:
+    file = single_file(tmp_path / "one.safetensors", folder, change=change)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=problem):
+        open_checkpoint(file, base=opened)
