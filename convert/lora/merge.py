@@ -21,6 +21,7 @@ from convert.lora.adapter import LoraAdapter, columns
 from convert.lora.formulas import Add, Decompose, LowRank, Operation, RowReader
 from convert.lora.kinds import load
 
+_QUIET = np.errstate(over="ignore", invalid="ignore")  # said of the result, with its place
 BLOCK = 1 << 18  # elements: block, product and result stay in a core's cache
 
 
@@ -96,24 +97,24 @@ class MergedTensor:
 
     def _blocks(self, changes: Sequence[LoraChange]) -> Iterator[np.ndarray]:
         """The weight after some of the changes, in blocks of rows, [n, columns] float32."""
-        shape = self.base.shape
         operations = self._operations(changes)
-        rows, width = shape[0], columns(shape)
+        rows, width = self.base.shape[0], columns(self.base.shape)
         step = math.lcm(*(operation.rows for operation in operations))
         step = min(rows, step * max(1, BLOCK // (width * step)))
         reader = RowReader(self.base, width)
-        with np.errstate(over="ignore", invalid="ignore"):  # said of the result, with its place
-            for start in range(0, rows, step):
-                block = reader.read(min(step, rows - start))
+        for start in range(0, rows, step):
+            block = reader.read(min(step, rows - start))
+            with _QUIET:
                 for operation in operations:
                     block = operation(block, start)
-                yield block
+            yield block
 
     def _operations(self, changes: Sequence[LoraChange]) -> list[Operation]:
         """The changes, with their matrices read; sums of neighbours that are only added."""
         found: list[Operation] = []
         for number, change in enumerate(changes):
-            operation = load(change.adapter, self.base.shape, change.strength)
+            with _QUIET:
+                operation = load(change.adapter, self.base.shape, change.strength)
             if isinstance(operation, Decompose) and not operation.is_of_outputs:
                 operation.norms = self._norms(operation, changes[:number])
             match found[-1:], operation:
@@ -128,7 +129,8 @@ class MergedTensor:
         squares: Any = 0.0
         start = 0
         for block in self._blocks(before):
-            squares = squares + decompose.squares(block, start)
+            with _QUIET:
+                squares = squares + decompose.squares(block, start)
             start += len(block)
         norms: np.ndarray = np.sqrt(squares).astype(np.float32)
         return norms

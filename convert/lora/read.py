@@ -17,7 +17,7 @@ from convert.checkpoint.tensors import Tensor
 from convert.checkpoint.weights import read_weights
 from convert.errors import InputError
 from convert.lora.adapter import OF_INPUTS, ROTATIONS, LoraAdapter
-from convert.lora.kinds import KINDS
+from convert.lora.kinds import KINDS, Kind
 from convert.lora.settings import LoraSettings, glora_is_rank_stabilized, read_settings
 from convert.lora.suffixes import NOT_APPLIED, REFUSED, ROLES, split
 
@@ -78,7 +78,11 @@ def read_lora(path: Path) -> LoraFile:
         for adapter in _adapters(path, name, roles, settings, rank_stabilized=rank_stabilized)
     ]
     ignored = [f"embedding `{name}` inside the file" for name in embeddings]
-    ignored += [f"{n} tensors `.{role}`, which no trainer needs" for role, n in counts.items() if n]
+    ignored += [
+        f"{n} {'tensor' if n == 1 else 'tensors'} `.{role}`, which trainers do not read"
+        for role, n in counts.items()
+        if n
+    ]
     facts = {name: metadata[name] for name in FACTS if name in metadata}
     return LoraFile(path, tuple(adapters), tuple(ignored), facts)
 
@@ -171,7 +175,7 @@ def _kind(path: Path, module: str, tensors: Mapping[str, Tensor]) -> str:
     if len(fitting) == 1:
         return fitting[0]
     begun = [kind for kind in KINDS.values() if kind.required & roles]
-    nearest = min(begun, key=lambda kind: len(kind.required ^ roles), default=None)
+    nearest = min(begun, key=lambda kind: _distance(kind, roles), default=None)
     names = ", ".join(sorted(f"`{tensor.name}`" for tensor in tensors.values()))
     if nearest is None or nearest.required <= roles:
         raise InputError(
@@ -183,6 +187,11 @@ def _kind(path: Path, module: str, tensors: Mapping[str, Tensor]) -> str:
         where=path,
         hint="The file is incomplete, or was put together of parts: download it again.",
     )
+
+
+def _distance(kind: Kind, roles: set[str]) -> tuple[int, int]:
+    """How many of a module's tensors a kind has no use for, and how many it lacks."""
+    return len(roles - kind.required - kind.optional), len(kind.required - roles)
 
 
 def _scale(

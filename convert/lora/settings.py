@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from convert.errors import InputError
 from convert.files.documents import Document, checked
 from convert.files.json_files import parse_json, read_object, require_object, shown
@@ -35,7 +33,7 @@ _PREFIXES = {
 class PeftSettings(Document):
     """What PEFT's LoraConfig says of the size of a LoRA's product."""
 
-    lora_alpha: float = Field(8, strict=False)
+    lora_alpha: float = 8  # as PEFT's default
     alpha_pattern: dict[str, float] | None = None
     use_rslora: bool = False
     use_dora: bool = False
