@@ -21,7 +21,6 @@ from convert.lora.adapter import LoraAdapter, columns
 from convert.lora.formulas import Add, Decompose, LowRank, Operation, RowReader
 from convert.lora.kinds import load
 
-_QUIET = np.errstate(over="ignore", invalid="ignore")  # said of the result, with its place
 BLOCK = 1 << 18  # elements: block, product and result stay in a core's cache
 
 
@@ -104,7 +103,7 @@ class MergedTensor:
         reader = RowReader(self.base, width)
         for start in range(0, rows, step):
             block = reader.read(min(step, rows - start))
-            with _QUIET:
+            with _quiet():
                 for operation in operations:
                     block = operation(block, start)
             yield block
@@ -113,7 +112,7 @@ class MergedTensor:
         """The changes, with their matrices read; sums of neighbours that are only added."""
         found: list[Operation] = []
         for number, change in enumerate(changes):
-            with _QUIET:
+            with _quiet():
                 operation = load(change.adapter, self.base.shape, change.strength)
             if isinstance(operation, Decompose) and not operation.is_of_outputs:
                 operation.norms = self._norms(operation, changes[:number])
@@ -129,7 +128,7 @@ class MergedTensor:
         squares: Any = 0.0
         start = 0
         for block in self._blocks(before):
-            with _QUIET:
+            with _quiet():
                 squares = squares + decompose.squares(block, start)
             start += len(block)
         norms: np.ndarray = np.sqrt(squares).astype(np.float32)
@@ -143,3 +142,8 @@ class MergedTensor:
             where=self.changes[-1].adapter.path,
             hint="The strength is too high, or the LoRA is damaged or made for another checkpoint.",
         )
+
+
+def _quiet() -> np.errstate:
+    """Overflows pass: they are said of the result, with their place."""
+    return np.errstate(over="ignore", invalid="ignore")

@@ -106,7 +106,8 @@ def _require_lora(
         return
     if {"clip_g", "clip_l", "emb_params", "string_to_param.*"} & tensors.keys():
         raise InputError("is an embedding (textual inversion), not a LoRA", where=path)
-    what = "is a checkpoint, not a LoRA" if modules else "holds no LoRA"
+    plain = any("factors" in roles for roles in modules.values())
+    what = "is a checkpoint, not a LoRA" if plain else "holds no LoRA"
     some = ", ".join(f"`{key}`" for key in [*tensors][:2])
     raise InputError(
         f"{what}: it has {f'tensors such as {some}' if some else 'no tensors'}",

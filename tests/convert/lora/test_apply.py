@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.opening import open_checkpoint
 from convert.errors import InputError
 from convert.lora.apply import Lora, apply
+from convert.opening.door import open_checkpoint
 from tests.support.loras import (
     MAKERS,
     NEEDS_KERNEL,

@@ -139,7 +139,8 @@ def test_tensors_that_are_missing_are_named(file: Path) -> None:
     )
     loha = tensors_of("LoHa, Tucker", (8, 12, 3, 3))
     assert "lacks `hada_t2`" in problem(file, {s: v for s, v in loha.items() if s != ".hada_t2"})
-    assert "lacks" in problem(file, {".alpha": torch.tensor(1.0), ".dora_scale": torch.ones(8, 1)})
+    lonely = {".alpha": torch.tensor(1.0), ".dora_scale": torch.ones(8, 1)}
+    assert "no one kind of LoRA" in problem(file, lonely)
 
 
 def test_a_module_of_two_kinds_is_refused(file: Path) -> None:
