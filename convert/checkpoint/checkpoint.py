@@ -48,6 +48,11 @@ class Part:
         return frozenset(file for tensor in self.tensors.values() for file in tensor.files)
 
     @property
+    def is_pickled(self) -> bool:
+        """Whether the libraries read its weights from pickles (`.bin`)."""
+        return any(file.suffix == ".bin" for file in self.weight_files)
+
+    @property
     def config_file(self) -> Path:
         """Where the config was read; of a single file, whose shapes have told it, that file."""
         return self.path if self.single else self.path / "config.json"

@@ -64,8 +64,6 @@ def read_members(path: Path) -> dict[str, Member]:
                 found[name] = _place(file, entry, path)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"cannot be read: {reason(error)}", where=path) from None
     except Exception as error:  # whatever `zipfile` makes of a damaged directory
         raise _bad(path, f"is not readable: {reason(error)}") from None
     _require_apart(found, min(end, size), path)

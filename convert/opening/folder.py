@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import SCHEDULER, Checkpoint, Part, embedding_rows
-from convert.checkpoint.tensors import Tensor, read_header
+from convert.checkpoint.tensors import Tensor
+from convert.checkpoint.weights import read_weights
 from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.files.disk import name_as_given
@@ -150,13 +151,25 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
     _require_same_choice(folder, config, weights)
     tensors: dict[str, Tensor] = {}
     for file in weights.files:
-        header = read_header(root / file)
+        header = _read(root / file)
         for mark in MARKS.keys() & header.keys() if name == "unet" else ():
             raise _marked(header[mark])
         if weights.index:
             _require_as_indexed(root / file, header, weights)
         tensors |= header
     return Part(name, folder, config, normalised(name, tensors), weights.variant)
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    """The tensors of a weight file, which is what its name says: the libraries go by that."""
+    found = read_weights(file)
+    if (found.format == "safetensors") != (file.suffix == ".safetensors"):
+        raise InputError(
+            f"is a {found.format} under the name of another format, which the libraries go by",
+            where=file,
+            hint="Name .safetensors what is safetensors, and .bin what is a pickle.",
+        )
+    return found.tensors
 
 
 def _require_same_choice(folder: Path, config: Mapping[str, Any], weights: WeightFiles) -> None:

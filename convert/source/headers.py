@@ -59,6 +59,12 @@ def _fetch(repo: Repo, commit: str, file: File, folder: Path) -> None:
     cached = repo.cached(commit, file)
     if cached is not None:
         link(cached, target)
+    elif target.suffix == ".bin":
+        raise InputError(
+            f"{file.name} is a pickle, whose list of tensors cannot be fetched without the rest",
+            where=repo,
+            hint=f"Download the checkpoint first: sdxl-coreml download {repo.name} --out FOLDER",
+        )
     elif target.suffix != ".safetensors":
         repo.fetch(commit, file, target, folder / ".part" / file.etag, lambda done: None)
     else:

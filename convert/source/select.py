@@ -1,8 +1,8 @@
 """Which files of a repo a conversion reads: a pure function of the listing.
 
 Hub repos hold the same weights many times over (.bin, ONNX, Flax, OpenVINO, single-file copies);
-one set of safetensors per folder is enough. Which one is not ours to decide: it is what diffusers
-loads of `unet` and `vae`, and transformers of the text encoders.
+one set per folder is enough. Which one is not ours to decide: it is what diffusers loads of `unet`
+and `vae`, and transformers of the text encoders; safetensors, and pickles where there are none.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from convert.components import SUBFOLDERS
 from convert.errors import InputError, nearest
@@ -17,8 +18,14 @@ from convert.files.json_files import kind, parse_json, require_object, shown
 
 Read = Callable[[str], bytes]  # the content of a small file of the listing
 
-_WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+WeightsSuffix = Literal["safetensors", "bin"]
+
+# The stem of weight files, by the library that wrote them.
+_STEMS: dict[WeightsSuffix, dict[str, str]] = {
+    "safetensors": {"diffusers": "diffusion_pytorch_model", "transformers": "model"},
+    "bin": {"diffusers": "diffusion_pytorch_model", "transformers": "pytorch_model"},
+}
 FOLDERS = (*SUBFOLDERS, "scheduler", "tokenizer", "tokenizer_2")
 _TOKENIZER = (
     "vocab.json",
@@ -46,7 +53,7 @@ class File:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weights of one folder: one safetensors file, or the shards of an index."""
+    """The weights of one folder: one file, or the shards of an index."""
 
     variant: str | None  # what `from_pretrained` calls the set: fp16, or None
     files: tuple[str, ...]
@@ -57,7 +64,7 @@ class WeightFiles:
 def select_files(siblings: Sequence[str], read: Read) -> list[str]:
     """The files of an SDXL repo that a conversion reads, in one order for every listing.
 
-    Raises InputError if the listing is no diffusers SDXL layout or a folder lacks safetensors.
+    Raises InputError if the listing is no diffusers SDXL layout or a folder lacks weights.
     """
     names = set(siblings)
     if "model_index.json" not in names:
@@ -117,47 +124,63 @@ def _texts(names: Collection[str]) -> list[str]:
 
 
 def weight_files(names: Collection[str], folder: str, read: Read) -> WeightFiles:
-    """The one set of safetensors that is the weights of `folder`; "" is a VAE's own repo.
+    """The one set of files that is the weights of `folder`; "" is a VAE's own repo.
 
-    The variant fp16 goes before full precision, unless a shard of it is missing. Within a variant,
-    diffusers follows an index that is there, and transformers takes a single file before it.
+    Safetensors go before pickles (`.bin`), and the variant fp16 before full precision, unless a
+    shard of it is missing. Within a variant, diffusers follows an index that is there, and
+    transformers takes a single file before it.
     Sources: diffusers `ModelMixin.from_pretrained`, transformers `_get_resolved_checkpoint_files`.
 
     Raises:
         InputError: there is no whole set that they load, or an index is damaged.
     """
+    incomplete: list[InputError] = []
+    for suffix in _STEMS:
+        for variant in ("fp16", None):
+            try:
+                found = _set_of(names, folder, variant, suffix, read)
+            except _ShardMissing as error:
+                incomplete.append(error)
+                continue
+            if found is not None:
+                return found
+        if incomplete:  # it is named, whatever else there may be
+            raise InputError(incomplete[-1].problem, hint=incomplete[-1].hint)
+    raise _no_weights(names, folder)
+
+
+class _ShardMissing(InputError):
+    """An index names a shard that is not there."""
+
+
+def _set_of(
+    names: Collection[str], folder: str, variant: str | None, suffix: WeightsSuffix, read: Read
+) -> WeightFiles | None:
+    """The set of one variant and kind, if it is there; raises _ShardMissing if not all of it is."""
     library = SUBFOLDERS[folder or "vae"].library
-    stem = _WEIGHTS[library]
-    place = f"{folder}/" if folder else ""
-    of_diffusers = library == "diffusers"
-    incomplete = None
-    for variant, infix in (("fp16", ".fp16"), (None, "")):
-        single = f"{place}{stem}{infix}.safetensors"
-        indexes = [f"{place}{stem}.safetensors.index{infix}.json"]
-        if variant and of_diffusers:  # an older spelling, which it still reads
-            indexes.append(f"{place}{stem}.safetensors{infix}.index.json")
-        index = next((name for name in indexes if name in names), None)
-        if index and (of_diffusers or single not in names):
-            weight_map = _weight_map(index, read)
-            shards = [f"{place}{name}" for name in sorted(set(weight_map.values()))]
-            missing = [name for name in shards if name not in names]
-            if not missing:
-                return WeightFiles(variant, tuple(shards), index, weight_map)
-            incomplete = (index, missing[0], single)
-        elif single in names:
-            return WeightFiles(variant, (single,))
-    if incomplete is None:
-        raise _no_weights(names, folder, stem)
-    index, shard, single = incomplete
-    raise InputError(
-        f"{index} names the shard {shard}, which is not there",
+    stem, of_diffusers = _STEMS[suffix][library], library == "diffusers"
+    place, infix = f"{folder}/" if folder else "", f".{variant}" if variant else ""
+    single = f"{place}{stem}{infix}.{suffix}"
+    indexes = [f"{place}{stem}.{suffix}.index{infix}.json"]
+    if variant and of_diffusers:  # an older spelling, which it still reads
+        indexes.append(f"{place}{stem}.{suffix}{infix}.index.json")
+    index = next((name for name in indexes if name in names), None)
+    if index is None or (single in names and not of_diffusers):
+        return WeightFiles(variant, (single,)) if single in names else None
+    weight_map = _weight_map(index, suffix, read)
+    shards = [f"{place}{name}" for name in sorted(set(weight_map.values()))]
+    missing = [name for name in shards if name not in names]
+    if not missing:
+        return WeightFiles(variant, tuple(shards), index, weight_map)
+    raise _ShardMissing(
+        f"{index} names the shard {missing[0]}, which is not there",
         hint=f"diffusers follows the index: if {single} holds the weights, delete the index."
         if single in names
         else "Download the checkpoint again.",
     )
 
 
-def _weight_map(index: str, read: Read) -> dict[str, str]:
+def _weight_map(index: str, suffix: WeightsSuffix, read: Read) -> dict[str, str]:
     """An index's shards by tensor; they lie beside it."""
 
     def bad(problem: str, hint: str | None = None) -> InputError:
@@ -177,28 +200,40 @@ def _weight_map(index: str, read: Read) -> dict[str, str]:
     if not weight_map:
         raise bad("`weight_map` names no tensor")
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", shard):
+        if not isinstance(shard, str) or not re.fullmatch(rf"[^/\\\0]+\.{suffix}", shard):
             raise bad(
                 f"`weight_map` gives tensor {shown(tensor)} to {kind(shard)}; allowed is the name "
-                "of a .safetensors file beside the index"
+                f"of a .{suffix} file beside the index"
             )
     return weight_map
 
 
-def _no_weights(names: Collection[str], folder: str, stem: str) -> InputError:
+def _no_weights(names: Collection[str], folder: str) -> InputError:
     """What lies in `folder` instead of weights, and what to do about it."""
+    library = SUBFOLDERS[folder or "vae"].library
+    stem, pickle = (_STEMS[suffix][library] for suffix in ("safetensors", "bin"))
     place = f"{folder}/" if folder else ""
     inside = sorted(name for name in names if name.casefold().startswith(place))
-    held = [name for name in inside if name.casefold().startswith(f"{place}{stem}")]
-    held += [n for n in inside if n not in held and n.casefold().endswith(".safetensors")]
+    ours = (f"{place}{stem}", f"{place}{pickle}")
+    held = [name for name in inside if name.casefold().startswith(ours)]
+    held += [
+        name
+        for name in inside
+        if name not in held
+        and (name.casefold().endswith(".safetensors") or "pytorch_model" in name.casefold())
+    ]
     listed = [name.removeprefix(place) for name in held]
-    if any(re.search(r"-\d+-of-\d+(\.\w+)?\.safetensors$", name) for name in listed):
+    if any(re.search(r"-\d+-of-\d+(\.\w+)?\.(safetensors|bin)$", name) for name in listed):
         hint = (
-            f"Shards are found by their index, which is called {stem}.safetensors.index.json, or "
-            f"{stem}.safetensors.index.fp16.json for those called fp16."
+            f"Shards are found by their index, which is called {stem}.safetensors.index.json "
+            f"({pickle}.bin.index.json for .bin), or {stem}.safetensors.index.fp16.json for those "
+            "called fp16."
         )
-    elif f"{stem}.bin" not in listed and any(n.lower().endswith(".safetensors") for n in listed):
-        hint = f"diffusers and transformers load {stem}.safetensors or {stem}.fp16.safetensors."
+    elif any(n.casefold().endswith((".safetensors", ".bin")) for n in listed):
+        hint = (
+            f"diffusers and transformers load {stem}.safetensors or {stem}.fp16.safetensors, and "
+            f"{pickle}.bin where there is neither."
+        )
     elif listed:
         hint = (
             "Save it with diffusers' save_pretrained, which writes safetensors, or look for a "
@@ -207,7 +242,7 @@ def _no_weights(names: Collection[str], folder: str, stem: str) -> InputError:
     else:
         hint = "SDXL has unet/, vae/, text_encoder_2/ (and text_encoder/, but for the refiner)."
     return InputError(
-        f"{folder or 'the repo'}/ has no complete safetensors weights, "
+        f"{folder or 'the repo'}/ has no complete weights, "
         f"found {', '.join(listed[:6]) or 'nothing'}",
         hint=hint,
     )

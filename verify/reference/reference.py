@@ -291,7 +291,7 @@ def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
             model, info = kind.from_pretrained(
                 place,
                 variant=part.variant,
-                use_safetensors=True,
+                use_safetensors=not part.is_pickled,  # torch reads pickles as `weights_only`
                 local_files_only=True,
                 output_loading_info=True,
                 **options,

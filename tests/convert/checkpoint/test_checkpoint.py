@@ -175,8 +175,8 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no config", lambda ck: (ck / "unet" / "config.json").unlink(), "config.json: missing"),
     ("bad JSON", lambda ck: (ck / "vae" / "config.json").write_text("{"), "not readable as JSON"),
     ("truncated", truncate("unet"), "truncated"),
-    ("corrupt", corrupt("vae"), "not a readable safetensors file"),
-    ("no weights", lambda ck: weights(ck / "unet").unlink(), "unet.* no complete safetensors"),
+    ("corrupt", corrupt("vae"), "vae.* is a web page, no file of weights"),
+    ("no weights", lambda ck: weights(ck / "unet").unlink(), "unet.* no complete weights"),
     (
         "unknown block",
         set_config("unet", down_block_types=["DownBlock2D", "CrossAttnDownBlok2D", "DownBlock2D"]),

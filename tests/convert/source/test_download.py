@@ -182,11 +182,17 @@ def test_tokenizer_with_only_tokenizer_json_will_do() -> None:
         select_files(names)
 
 
-def test_only_bin_weights_names_folder_and_remedy() -> None:
+def test_bin_weights_are_read_where_there_are_no_others() -> None:
     names = [n for n in sdxl_repo(FULL) if n != f"{UNET}.safetensors"]
-    with pytest.raises(InputError, match=r"unet/ has no complete safetensors") as error:
-        select_files(names)
-    assert "diffusion_pytorch_model.bin" in str(error.value)
+    unet = [name for name in select_files(names) if name.startswith("unet/")]
+    assert unet == ["unet/config.json", f"{UNET}.bin"]
+
+
+def test_a_repo_with_other_weights_names_folder_and_remedy() -> None:
+    names = [n for n in sdxl_repo(FULL) if not n.startswith(UNET)]
+    with pytest.raises(InputError, match=r"unet/ has no complete weights") as error:
+        select_files([*names, f"{UNET}.msgpack"])
+    assert "diffusion_pytorch_model.msgpack" in str(error.value)
     assert "save_pretrained" in str(error.value.hint)
 
 
@@ -196,7 +202,7 @@ def test_a_repo_of_another_layout_says_what_it_found() -> None:
 
 
 def test_other_architectures_are_no_sdxl_layout() -> None:
-    with pytest.raises(InputError, match="text_encoder_2/ has no complete safetensors"):
+    with pytest.raises(InputError, match="text_encoder_2/ has no complete weights"):
         select_files([n for n in sdxl_repo(FULL) if not n.startswith("text_encoder_2/")])
 
 
@@ -552,6 +558,17 @@ def test_local_single_file(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", {"model.ckpt": b"", "README.md": b""})
     assert download(parse_source(str(folder / "model.ckpt"))).path == folder / "model.ckpt"
     assert download(parse_source(str(folder)), tmp_path / "two").path == tmp_path / "two/model.ckpt"
+
+
+def test_a_plan_of_pickles_asks_for_them(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+    files = {str(p.relative_to(toy)): p.read_bytes() for p in toy.rglob("*") if p.is_file()}
+    name = "unet/diffusion_pytorch_model"
+    hub.push("me/toy", {f"{name}.bin": files.pop(f"{name}.safetensors"), **files})
+    with pytest.raises(InputError, match=rf"{name}\.bin is a pickle") as error:
+        fetch_headers(
+            parse_source("me/toy"), tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache"
+        )
+    assert "sdxl-coreml download me/toy" in str(error.value.hint)
 
 
 def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:

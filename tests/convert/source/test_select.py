@@ -6,36 +6,43 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from convert.checkpoint.weights import read_weights
 from convert.errors import InputError
 from convert.source.select import WeightFiles, weight_files
 from verify.reference.reference import quiet
 
-STEMS = {"vae": "diffusion_pytorch_model", "text_encoder_2": "model"}
-SETS: dict[str, Callable[[str], tuple[str, ...]]] = {  # one file, or an index and its shards
-    "single": lambda s: (f"{s}.safetensors",),
-    "shards": lambda s: (f"{s}.safetensors.index.json", *shards(s)),
-    "fp16 single": lambda s: (f"{s}.fp16.safetensors",),
-    "fp16 shards": lambda s: (f"{s}.safetensors.index.fp16.json", *shards(f"{s}.fp16")),
-    "fp16 shards, old": lambda s: (f"{s}.safetensors.fp16.index.json", *shards(s, ".fp16")),
+Form = Literal["safetensors", "bin"]
+STEMS: dict[Form, dict[str, str]] = {
+    "safetensors": {"vae": "diffusion_pytorch_model", "text_encoder_2": "model"},
+    "bin": {"vae": "diffusion_pytorch_model", "text_encoder_2": "pytorch_model"},
+}
+# Stem and suffix → one file, or an index and its shards.
+SETS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
+    "single": lambda s, x: (f"{s}.{x}",),
+    "shards": lambda s, x: (f"{s}.{x}.index.json", *shards(s, x)),
+    "fp16 single": lambda s, x: (f"{s}.fp16.{x}",),
+    "fp16 shards": lambda s, x: (f"{s}.{x}.index.fp16.json", *shards(f"{s}.fp16", x)),
+    "fp16 shards, old": lambda s, x: (f"{s}.{x}.fp16.index.json", *shards(s, f"fp16.{x}")),
 }
 SUBSETS = [set_ for size in range(1, 6) for set_ in combinations(SETS, size)]
 
 
-def shards(start: str, end: str = "") -> tuple[str, ...]:
-    return tuple(f"{start}-{i:05}-of-00002{end}.safetensors" for i in (1, 2))
+def shards(start: str, end: str) -> tuple[str, ...]:
+    return tuple(f"{start}-{i:05}-of-00002.{end}" for i in (1, 2))
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A folder for each library with all five sets of one small network; each is of one number."""
+    """A folder for each library with all sets of one small network; each is of one number."""
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=1)
     config = CLIPTextConfig(
         vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
@@ -47,41 +54,56 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         folder = root / part
         with quiet():
             model.save_pretrained(folder)
-        stem = STEMS[part]
-        names = load_file(folder / f"{stem}.safetensors")
-        for number, files in enumerate((sets(stem) for sets in SETS.values()), 1):
-            tensors = {k: torch.full_like(v, number) for k, v in names.items()}
-            write_set(folder, files, tensors)
+        names = load_file(folder / f"{STEMS['safetensors'][part]}.safetensors")
+        number = 0
+        for form, stems in STEMS.items():
+            for sets in SETS.values():
+                number += 1
+                tensors = {k: torch.full_like(v, number) for k, v in names.items()}
+                write_set(folder, sets(stems[part], form), tensors)
     return {part: root / part for part in models}
 
 
 def write_set(folder: Path, files: tuple[str, ...], tensors: Mapping[str, torch.Tensor]) -> None:
     if len(files) == 1:
-        save_file(dict(tensors), folder / files[0], {"format": "pt"})
+        write_tensors(dict(tensors), folder / files[0])
         return
     index, *places = files
     weight_map = {key: places[i % 2] for i, key in enumerate(sorted(tensors))}
     for place in places:
         part = {k: v for k, v in tensors.items() if weight_map[k] == place}
-        save_file(part, folder / place, {"format": "pt"})
+        write_tensors(part, folder / place)
     text = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / index).write_text(text)
 
 
-def load(part: str, folder: Path, variant: str | None) -> float | None:
+def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    if file.suffix == ".bin":
+        torch.save(tensors, file)
+    else:
+        save_file(tensors, file, {"format": "pt"})
+
+
+def load(part: str, folder: Path, variant: str | None, form: Form) -> float | None:
     """The number that the library loads, or None."""
     kind: Any = AutoencoderKL if part == "vae" else CLIPTextModelWithProjection
+    is_safe = form == "safetensors"
     try:
         with quiet():
-            model = kind.from_pretrained(folder, variant=variant, use_safetensors=True)
+            model = kind.from_pretrained(folder, variant=variant, use_safetensors=is_safe)
     except (OSError, ValueError):
         return None
     return float(next(model.parameters()).detach().flatten()[0])
 
 
-@pytest.mark.parametrize("part", STEMS)
+@pytest.mark.parametrize("form", STEMS)
+@pytest.mark.parametrize("part", STEMS["bin"])
 def test_the_choice_is_that_of_the_library_for_every_mixture_of_sets(
-    part: str, stores: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str,
+    form: Form,
+    stores: Mapping[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of every subset of five sets; diffusers finds old indexes by the dots of the whole path."""
     monkeypatch.chdir(tmp_path)
@@ -89,7 +111,7 @@ def test_the_choice_is_that_of_the_library_for_every_mixture_of_sets(
     for number, chosen in enumerate(SUBSETS):
         folder = Path(f"{number}")
         folder.mkdir()
-        names = ["config.json", *(f for set_ in chosen for f in SETS[set_](STEMS[part]))]
+        names = ["config.json", *(f for s in chosen for f in SETS[s](STEMS[form][part], form))]
         for name in names:
             (folder / name).hardlink_to(stores[part] / name)
         listing = [f"{part}/{name}" for name in names]
@@ -97,17 +119,32 @@ def test_the_choice_is_that_of_the_library_for_every_mixture_of_sets(
         def read(name: str, folder: Path = folder) -> bytes:
             return (folder / name.rpartition("/")[2]).read_bytes()
 
-        loaded = {variant: load(part, folder, variant) for variant in ("fp16", None)}
+        loaded = {variant: load(part, folder, variant, form) for variant in ("fp16", None)}
         try:
             ours = weight_files(listing, part, read)
         except InputError:
             assert set(loaded.values()) == {None}, chosen
             continue
-        file = folder / ours.files[0].rpartition("/")[2]
-        assert float(next(iter(load_file(file).values())).flatten()[0]) == loaded[ours.variant]
+        tensors = read_weights(folder / ours.files[0].rpartition("/")[2]).tensors
+        first = next(iter(tensors.values())).read(np.float32).flatten()[0]
+        assert first == loaded[ours.variant]
         assert ours.variant == ("fp16" if loaded["fp16"] else None)
         kept.add(ours.files)
     assert len(kept) == (5 if part == "vae" else 4)  # transformers never read the old spelling
+
+
+@pytest.mark.parametrize("one", SETS)
+@pytest.mark.parametrize("other", SETS)
+@pytest.mark.parametrize("part", STEMS["bin"])
+def test_safetensors_go_before_pickles_of_any_variant(
+    one: str, other: str, part: str, stores: Mapping[str, Path]
+) -> None:
+    if part != "vae" and "old" in one + other:
+        return  # transformers never read the old spelling
+    safe = SETS[one](STEMS["safetensors"][part], "safetensors")
+    names = [f"{part}/{n}" for n in (*safe, *SETS[other](STEMS["bin"][part], "bin"))]
+    found = weight_files(names, part, lambda name: (stores[part].parent / name).read_bytes())
+    assert set(found.files) == {f"{part}/{n}" for n in safe if n.endswith(".safetensors")}
 
 
 S = "unet/diffusion_pytorch_model"
@@ -164,12 +201,14 @@ def test_an_index_that_lost_its_shards_names_the_file_beside_it() -> None:
         ([f"{S}.SAFETENSORS"], "load diffusion_pytorch_model.safetensors or"),
         (["UNet/diffusion_pytorch_model.safetensors"], "load diffusion_pytorch_model.safetensors"),
         (["unet/model.safetensors"], "load diffusion_pytorch_model.safetensors or"),
-        ([f"{S}.bin"], "save_pretrained"),
+        (["unet/pytorch_model.bin"], "diffusion_pytorch_model.bin where there is neither"),
+        ([f"{S}-00001-of-00002.bin"], "diffusion_pytorch_model.bin.index.json for .bin"),
+        ([f"{S}.msgpack"], "save_pretrained"),
         (["vae/diffusion_pytorch_model.safetensors"], "SDXL has unet/"),
     ],
 )
 def test_what_lies_there_instead_of_weights_is_told(names: list[str], hint: str) -> None:
-    with pytest.raises(InputError, match=r"unet/ has no complete safetensors weights") as error:
+    with pytest.raises(InputError, match=r"unet/ has no complete weights") as error:
         choose(names)
     assert hint in str(error.value.hint)
     assert names[0].removeprefix("unet/") in error.value.problem or "SDXL has" in hint

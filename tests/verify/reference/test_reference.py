@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint import checkpoint as reader
+from convert.opening import folder as reader
 from convert.opening.door import open_checkpoint
 from convert.source.select import WeightFiles
 from tests.support.checkpoints import write_component
