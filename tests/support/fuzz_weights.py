@@ -209,11 +209,12 @@ def fuzz(folder: Path, cases: int, seed: int) -> Tally:
     made.mkdir()
     files = make_files(made)
     contents = list(files.values())
-    file = folder / "spoilt"
     for number in range(cases):
         name = rng.choice(list(files))
+        file = folder / f"spoilt_{number}"  # a new one: file systems flush what is written again
         file.write_bytes(spoilt(files[name], contents, rng))
         check(file, f"case {number} of seed {seed}, from {name}", tally)
+        file.unlink()
     return tally
 
 
