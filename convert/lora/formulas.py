@@ -49,10 +49,13 @@ class RowReader:
         narrow = tensor.dtype in ("F16", "F8_E4M3", "F8_E5M2")
         self._chunks = tensor.chunks(np.float16 if narrow else np.float32)
         self._rest = np.empty(0, np.float32)
+        self._rows = np.empty((0, columns), np.float32)
 
     def read(self, count: int) -> np.ndarray:
-        """The next `count` rows, as a new array [count, columns]."""
-        out = np.empty((count, self._columns), np.float32)
+        """The next `count` rows, [count, columns]; valid until the next call."""
+        if len(self._rows) < count:
+            self._rows = np.empty((count, self._columns), np.float32)
+        out = self._rows[:count]
         flat, done = out.reshape(-1), 0
         while done < flat.size:
             if not self._rest.size:

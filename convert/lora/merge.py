@@ -20,8 +20,10 @@ from convert.errors import InputError
 from convert.lora.adapter import LoraAdapter, columns
 from convert.lora.formulas import Add, Decompose, LowRank, Operation, RowReader
 from convert.lora.kinds import load
+from convert.process.threads import ahead, one_blas_thread
 
 BLOCK = 1 << 18  # elements: block, product and result stay in a core's cache
+ROWS = 64  # of a block at least: a product of fewer takes up to three times as long for each value
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class MergedTensor:
 
     def chunks(self, dtype: np.dtype | type) -> Iterator[np.ndarray]:
         """As `Tensor.chunks`; an error says which LoRAs and modules were merged."""
+        return ahead(self._chunks(np.dtype(dtype)))
+
+    def _chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         start = 0
         for block in self._blocks(self.changes):
             values = block.reshape(-1)
@@ -87,7 +92,7 @@ class MergedTensor:
                 cast = finite(values, dtype, start, self)
             except InputError as error:
                 raise self._not_finite(error) from None
-            yield cast
+            yield cast.copy() if cast.base is not None else cast  # the block's memory is used again
             start += values.size
 
     def read(self, dtype: np.dtype | type) -> np.ndarray:
@@ -99,11 +104,11 @@ class MergedTensor:
         operations = self._operations(changes)
         rows, width = self.base.shape[0], columns(self.base.shape)
         step = math.lcm(*(operation.rows for operation in operations))
-        step = min(rows, step * max(1, BLOCK // (width * step)))
+        step *= max(1, max(BLOCK // width, ROWS) // step)
         reader = RowReader(self.base, width)
         for start in range(0, rows, step):
             block = reader.read(min(step, rows - start))
-            with _quiet():
+            with _quiet(), one_blas_thread():
                 for operation in operations:
                     block = operation(block, start)
             yield block
@@ -112,7 +117,7 @@ class MergedTensor:
         """The changes, with their matrices read; sums of neighbours that are only added."""
         found: list[Operation] = []
         for number, change in enumerate(changes):
-            with _quiet():
+            with _quiet(), one_blas_thread():
                 operation = load(change.adapter, self.base.shape, change.strength)
             if isinstance(operation, Decompose) and not operation.is_of_outputs:
                 operation.norms = self._norms(operation, changes[:number])
@@ -128,7 +133,7 @@ class MergedTensor:
         squares: Any = 0.0
         start = 0
         for block in self._blocks(before):
-            with _quiet():
+            with _quiet(), one_blas_thread():
                 squares = squares + decompose.squares(block, start)
             start += len(block)
         norms: np.ndarray = np.sqrt(squares).astype(np.float32)

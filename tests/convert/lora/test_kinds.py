@@ -34,6 +34,7 @@ Oracle = Callable[[str, torch.Tensor, Tensors, float], torch.Tensor]
 def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights as small as these come in more than one block."""
     monkeypatch.setattr(merge, "BLOCK", 100)
+    monkeypatch.setattr(merge, "ROWS", 4)
 
 
 @pytest.fixture(scope="module")
