@@ -43,6 +43,10 @@ DTYPES = {
 }  # fmt: skip
 _TENSORS = {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"}
 _PARAMETERS = {"_rebuild_parameter", "_rebuild_parameter_with_state"}
+_BUILTINS = (
+    "dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "bytes",
+    "bytearray",
+)  # fmt: skip
 _ALLOWED = {
     *(("torch._utils", name) for name in (*_TENSORS, *_PARAMETERS)),
     *(("torch", name) for name in (*STORAGES, *DTYPES, "Size", "device", "Tensor")),
@@ -65,11 +69,7 @@ _ALLOWED = {
     ("pathlib", "Path"),
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
-    *(
-        (module, name)
-        for module in ("builtins", "__builtin__")
-        for name in ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str")
-    ),
+    *((module, name) for module in ("builtins", "__builtin__") for name in _BUILTINS),
 }
 # Packages whose objects training leaves in a checkpoint; they stay names.
 _PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")

@@ -25,6 +25,7 @@ from convert.files.json_files import kind, parse_json, shown
 
 CHUNK_BYTES = 4 << 20
 MOST_AXES = 16
+LARGEST_HEADER = 32 << 20  # bytes; that of SDXL has 0.3 million, and pictures in it a few
 LONGEST_NAME = 1024  # letters
 LARGEST_SIZE = 1 << 60  # elements and bytes; what numpy can count
 
@@ -188,7 +189,7 @@ def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tenso
     Raises:
         InputError: one is not finite, or not any more in `dtype`; says its index.
     """
-    with np.errstate(over="ignore"):  # an overflow is reported with its place instead
+    with np.errstate(over="ignore", invalid="ignore"):  # reported with its place instead
         cast: np.ndarray = values.astype(dtype, copy=False)
     # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
     unsigned = np.uint16 if cast.itemsize == 2 else np.uint32
@@ -234,7 +235,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             start = file.read(64)
             refuse_pointer(path, start)
             length = int.from_bytes(start[:8], "little")
-            if size < 8 or not 2 <= length <= min(size - 8, 100 << 20):
+            if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
                 raise _damaged(path, f"its header claims {length} bytes of a file of {size}")
             file.seek(8)
             data = file.read(length)

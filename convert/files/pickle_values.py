@@ -13,6 +13,7 @@ import io
 import pickletools
 import re
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,8 +98,10 @@ def read_pickle(
     stream.seek(start)
     machine = _Machine(where, allowed, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in texts, which Python deprecates
+            for opcode, argument, _ in pickletools.genops(stream):
+                machine.step(opcode.name, argument)
     except _Underflow:
         raise machine.bad("takes values that are not there") from None
     except (ValueError, OverflowError, struct.error, EOFError) as error:

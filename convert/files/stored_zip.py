@@ -55,6 +55,8 @@ def read_members(path: Path) -> dict[str, Member]:
         with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             size = file.seek(0, io.SEEK_END)
             entries, end = archive.infolist(), archive.start_dir
+            if entries and min(entry.header_offset for entry in entries) != 0:
+                raise _bad(path, "does not begin where the file does")
             found: dict[str, Member] = {}
             for entry in entries:
                 _require_plain(entry, path)

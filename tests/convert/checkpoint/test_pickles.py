@@ -492,6 +492,14 @@ def test_an_archive_that_torch_would_not_write_is_refused(kind: str, file: Path)
         read_weights(file)
 
 
+def test_an_archive_behind_another_is_refused(file: Path) -> None:
+    """Readers differ in which of the two they see."""
+    one = write_archive(file, whole(mapping({"w": tensor()})), {"0": NUMBERS}).read_bytes()
+    file.write_bytes(one + one)
+    with pytest.raises(InputError, match="does not begin where the file does"):
+        read_weights(file)
+
+
 def test_folders_in_an_archive_are_passed_over(file: Path) -> None:
     value = whole(mapping({"w": tensor()}))
     write_archive(file, value, {"0": NUMBERS}, lambda z: z.writestr("archive/data/", b""))
