@@ -14,7 +14,6 @@ between runtimes, so tensors are kept, not seeds. The manifest has every file's 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.small_files import write_small_files
 from convert.errors import InputError
 from convert.files.appearing import appearing_folder, require_new
 from convert.files.disk import digest_file
@@ -38,6 +38,7 @@ from convert.opening.folder import open_without_weights
 from convert.progress import Say, silent
 from convert.recipe.fields import ResolutionText
 from convert.run import manifest as manifests
+from convert.source.select import SINGLE
 from convert.values import Resolution
 from verify.judge.checks import versions
 from verify.reference.recording import Case, Recording
@@ -123,6 +124,7 @@ def write_golden(
         if name not in known:
             say(f"hashing {name}")
             known[name] = digest_file(file)
+    known |= checkpoint.document_digests()
     with appearing_folder(path) as bundle:
         _fill(bundle, checkpoint, recording, traces, known)
 
@@ -134,11 +136,7 @@ def _fill(
     traces: Sequence[Trace],
     digests: Mapping[str, str],
 ) -> None:
-    for name, file in checkpoint.files.items():
-        if ("/" in name and file.suffix in (".json", ".txt")) or name == "model_index.json":
-            target = bundle / CHECKPOINT / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+    write_small_files(checkpoint, bundle / CHECKPOINT)
     _save(bundle / COMPONENTS_FILE, recording.tensors())
     _save(bundle / PICTURES_FILE, _trace_tensors(traces))
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
@@ -210,7 +208,7 @@ def require_same_checkpoint(golden: Golden, files: Mapping[str, str], what: str)
     """Raise InputError if a file of the recorded checkpoint has another SHA-256 in `files`."""
     shared = golden.digests.keys() & files.keys()
     different = sorted(name for name in shared if golden.digests[name] != files[name])
-    if different or not any(name.endswith(".safetensors") for name in shared):
+    if different or not any(name.endswith(SINGLE) for name in shared):
         found = f"{different[0]} differs" if different else "they share no weight file"
         raise InputError(
             f"was recorded from another checkpoint than {what}: {found}",

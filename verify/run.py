@@ -20,6 +20,7 @@ from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
 from verify.reference.recording import Recording
+from verify.reference.single_file import how_loaded
 
 
 def verify(
@@ -149,4 +150,6 @@ def _proviso(evidence: Evidence, question: Question) -> str:
         made_by = evidence.golden.versions
         told = ", ".join(f"{name} {made_by.get(name)}" for name in ("torch", "diffusers"))
         text += f"; the reference is a recording, made with {told}"
+    if evidence.golden is None and (told := how_loaded(evidence.reference)):
+        text += f"; {told}"
     return text

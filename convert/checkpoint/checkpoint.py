@@ -27,7 +27,6 @@ from convert.values import Resolution
 
 Shape = tuple[int, ...]
 
-BASE = "base/"  # what precedes the names of files that another checkpoint supplies
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert.checkpoint.checkpoint import BASE, Checkpoint
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
+from convert.source.snapshot import BASE
 
 
 def small_files(checkpoint: Checkpoint) -> dict[str, Path | str]:

@@ -9,9 +9,8 @@ from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.opening.folder import open_folder
 from convert.opening.single_file import open_single_file
+from convert.source.select import is_single
 from convert.source.snapshot import require_target
-
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files that hold tensors
 
 
 def open_checkpoint(
@@ -47,7 +46,7 @@ def _alone(folder: Path) -> Path | None:
     """The single file that a folder without diffusers' layout holds; InputError for several."""
     if (folder / "model_index.json").exists() or any((folder / n).is_dir() for n in SUBFOLDERS):
         return None
-    files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    files = sorted(f for f in folder.iterdir() if is_single(f.name) and f.is_file())
     if len(files) > 1:
         listed = ", ".join(file.name for file in files[:8])
         raise InputError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint.checkpoint import BASE, Checkpoint, Part, embedding_rows
+from convert.checkpoint.checkpoint import Checkpoint, Part, embedding_rows
 from convert.checkpoint.layout import REFINERS, FileLayout, FilePart, recognise
 from convert.checkpoint.origin import Origin
 from convert.checkpoint.small_files import layout_name
@@ -28,6 +28,7 @@ from convert.known.documents import SDXLKind, known_config, known_index, known_s
 from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
 from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
 from convert.opening.renaming import under_library_names
+from convert.source.snapshot import BASE
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer
 
 _WIDTHS = {"unet": "block_out_channels", "vae": "block_out_channels"}

@@ -59,6 +59,7 @@ _REFERENCE = (
     "verify/reference/recording.py",
     "verify/reference/reference.py",
     "verify/reference/schedule.py",
+    "verify/reference/single_file.py",
 )
 
 PARTS: dict[CodePart, tuple[str, ...]] = {

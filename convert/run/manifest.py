@@ -175,12 +175,7 @@ def compose(
         "files": dict(sorted(files.items())),
         "pipeline": pipeline_config(context.checkpoint),
         "notices": [n.to_json() for n in notices(context.checkpoint, planned.jobs)],
-        "source": {
-            "name": context.checkpoint.name,
-            "repo": context.repo,
-            "commit": context.commit,
-            "files": context.digests,
-        },
+        "source": _source(context),
         "recipe": {"name": recipe.name, "digest": recipe.digest, "text": recipe.text},
         "versions": {
             "sdxl-coreml": __version__,
@@ -188,6 +183,21 @@ def compose(
         },
     }
     return {**manifest, "fingerprint": key_of(manifest), "verdict": None}
+
+
+def _source(context: Context) -> dict[str, Any]:
+    """The checkpoint, and what it was put together from where that is more than a folder."""
+    found: dict[str, Any] = {
+        "name": context.checkpoint.name,
+        "repo": context.repo,
+        "commit": context.commit,
+        "files": context.digests,
+    }
+    if context.checkpoint.origin is not None:
+        found["origin"] = context.checkpoint.origin.to_json()
+    if context.base is not None:
+        found["base"] = vars(context.base)
+    return found
 
 
 def _asked(

@@ -31,6 +31,15 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
+class BaseSource:
+    """The checkpoint that supplied parts of another."""
+
+    name: str
+    repo: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
 class Context:
     """What all jobs of a run share; goes to worker processes as it is."""
 
@@ -38,6 +47,7 @@ class Context:
     digests: Mapping[str, str]  # SHA-256 of the checkpoint's files, by path in it
     repo: str | None
     commit: str | None
+    base: BaseSource | None  # where the parts come from that the source lacks
     license: str | None
     cache: Path
 

@@ -22,7 +22,7 @@ from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
-from convert.run.packages import Context, Package, key, make, weight_key, worker
+from convert.run.packages import BaseSource, Context, Package, key, make, weight_key, worker
 from convert.run.pool import run_tasks
 from convert.source.download import Snapshot
 from convert.tokenizer.app import app_files
@@ -133,9 +133,19 @@ def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> 
         digests=digests,
         repo=source.repo,
         commit=source.commit,
+        base=_base_source(plan, source),
         license=plan.recipe.release.license,
         cache=cache.root,
     )
+
+
+def _base_source(plan: Plan, source: Snapshot) -> BaseSource | None:
+    """The checkpoint that supplied parts, if one did."""
+    origin = plan.checkpoint.origin
+    if origin is None or origin.base is None:
+        return None
+    base = source.base
+    return BaseSource(origin.base, base.repo if base else None, base.commit if base else None)
 
 
 def checkpoint_digests(
@@ -151,7 +161,7 @@ def checkpoint_digests(
     Args:
         whole: of all of the checkpoint's files, whatever the jobs are.
     """
-    known = {f.name: f.sha256 for f in source.files if f.sha256}
+    known = {f.name: f.sha256 for f in source.all_files if f.sha256}
     weights = _weight_files(plan.checkpoint.parts.values())
     wanted = _weight_files(plan.checkpoint.part(job.component) for job in plan.jobs)
     files = {
@@ -164,7 +174,8 @@ def checkpoint_digests(
     with progress.stage("Hashing the checkpoint", total, "B") as advance:
         found = cache.digests(unknown.values(), advance)
     known.update({name: found[path] for name, path in unknown.items()})
-    return {name: known[name] for name in sorted(files)}
+    written = plan.checkpoint.document_digests()
+    return {n: written.get(n) or known[n] for n in sorted({*files, *written})}
 
 
 def _weight_files(parts: Iterable[Part]) -> set[Path]:

@@ -26,6 +26,8 @@ from convert.source.select import FOLDERS, File, Read
 RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"
 
+BASE = "base/"  # what precedes the names of files that another checkpoint supplies
+
 Select = Callable[[Sequence[str], Read], list[str]]
 
 
@@ -49,12 +51,22 @@ class Record(Document):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint on this disk; `repo` and `commit` are None where nothing vouches for them."""
+    """A checkpoint on this disk; `repo` and `commit` are None where nothing vouches for them.
+
+    `base` is where the rest comes from, of one that is not whole.
+    """
 
     path: Path
     repo: str | None
     commit: str | None
     files: tuple[File, ...]
+    base: Snapshot | None = None
+
+    @property
+    def all_files(self) -> tuple[File, ...]:
+        """Its own, and the base's under the names that a checkpoint of both has for them."""
+        theirs = self.base.all_files if self.base else ()
+        return (*self.files, *(replace(file, name=BASE + file.name) for file in theirs))
 
 
 def copy(snapshot: Snapshot, out: Path, location: str, revision: str | None) -> Snapshot:

@@ -22,6 +22,7 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.configs import LatentSize
 from convert.checkpoint.latents import SCALING_FACTOR
+from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.progress import Say, silent
@@ -264,10 +265,8 @@ def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tenso
     """
     from transformers import CLIPTokenizer
 
-    folder = checkpoint.path / component.replace("text_encoder", "tokenizer")
-    if not folder.is_dir():
-        raise InputError("missing", where=folder, hint="Download the checkpoint again.")
-    with quiet():
+    name = component.replace("text_encoder", "tokenizer")
+    with library_folder(checkpoint, name) as folder, quiet():
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             ids = tokenizer(

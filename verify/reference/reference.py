@@ -1,7 +1,8 @@
 """The reference: each component as diffusers and transformers run it, with the Core ML interface.
 
 The libraries' own `from_pretrained` loads the checkpoint's folder; our reader says no more than the
-variant. So a wrong choice of files, or a mistake in our reader or networks, shows as a difference.
+variant. Single files are read in `verify.reference.single_file`. So a wrong choice of files, or a
+mistake in our reader or networks, shows as a difference.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from convert.checkpoint.latents import SCALING_FACTOR
 from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
+from verify.reference.single_file import load_single
 
 
 class Reference:
@@ -63,7 +65,12 @@ class Reference:
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
         self._widens = on_cpu and dtype == torch.float32 and half and _is_large_and_half(part)
-        model = _load(part, component, torch.float16 if self._widens else dtype)
+        stored = torch.float16 if self._widens else dtype
+        if part.single is None:
+            model = _load(part, component, stored)
+        else:
+            with quiet():
+                model = load_single(part, component, stored)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
 

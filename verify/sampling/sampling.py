@@ -8,6 +8,7 @@ encoders, UNet and VAE differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
+from convert.checkpoint.small_files import library_folder
 from convert.errors import InputError
 from convert.progress import Say, silent
 from convert.recipe.sections import Verify
@@ -198,9 +200,13 @@ def trace_all(
         InputError: the checkpoint cannot be run as a pipeline, or a setting is not known.
     """
     config = pipeline_config(checkpoint, folded=False)
-    folders = {name: checkpoint.path / name for name in config["pad_tokens"]}
     traces = []
-    with References(checkpoint, device, folded=False) as references:
+    with ExitStack() as stack:
+        references = stack.enter_context(References(checkpoint, device, folded=False))
+        folders = {
+            name: stack.enter_context(library_folder(checkpoint, name))
+            for name in config["pad_tokens"]
+        }
         for settings in wanted:
             calls: dict[str, list[NetworkCall]] = {}
             networks = {
