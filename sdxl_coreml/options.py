@@ -30,6 +30,14 @@ SourceOption = Annotated[
     str | None,
     typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="SOURCE",
+        help="Where parts come from that a single file lacks: Hub repo, folder or file.",
+    ),
+]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Worker processes; by default as many as help.")
 ]

@@ -69,12 +69,28 @@ def wanted_source(recipe: Recipe, source: str | None) -> CheckpointSource:
     return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
 
 
+def wanted_base(recipe: Recipe | None, base: str | None) -> CheckpointSource | None:
+    """Where parts come from that the source lacks: `base`, or what the recipe says of it."""
+    from convert.source.download import parse_source
+
+    text = base or (recipe.source.base if recipe else None)
+    return parse_source(text) if text else None
+
+
+def with_base(snapshot: Snapshot, base: CheckpointSource | None, terminal: Terminal) -> Snapshot:
+    """The snapshot, and the one that supplies what it lacks."""
+    from dataclasses import replace
+
+    return snapshot if base is None else replace(snapshot, base=fetch(base, terminal))
+
+
 def open_snapshot(snapshot: Snapshot) -> Checkpoint:
-    """The checkpoint, named after its repo or folder."""
+    """The checkpoint, named after its repo, folder or file, with what its base supplies."""
     from convert.opening.door import open_checkpoint
 
     name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
-    return open_checkpoint(snapshot.path, name=name)
+    base = open_snapshot(snapshot.base) if snapshot.base else None
+    return open_checkpoint(snapshot.path, name=name, base=base)
 
 
 def make(
@@ -134,11 +150,16 @@ def source_card(snapshot: Snapshot) -> SourceCard | None:
     """The card of a checkpoint on this disk, with links that lead to its repo."""
     from release.card.source_card import read_source_card
 
-    return read_source_card(snapshot.path / "README.md", repo=snapshot.repo, commit=snapshot.commit)
+    if snapshot.path.is_file() and snapshot.repo is None:
+        return None  # a card beside it may be of another file
+    folder = snapshot.path.parent if snapshot.path.is_file() else snapshot.path
+    return read_source_card(folder / "README.md", repo=snapshot.repo, commit=snapshot.commit)
 
 
 def license_texts(snapshot: Snapshot) -> list[Path]:
     """The licence texts of a checkpoint on this disk."""
+    if snapshot.path.is_file():
+        return []
     return sorted(path for path in snapshot.path.glob("LICENSE*") if path.is_file())
 
 

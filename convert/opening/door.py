@@ -30,7 +30,7 @@ def open_checkpoint(
     require_target(path)
     if not path.exists():
         raise InputError("no such folder or file", where=path)
-    single = path if path.is_file() else _alone(path)
+    single = path if path.is_file() else alone(path)
     if single is not None:
         return open_single_file(single, name=name, base=base)
     if base is not None:
@@ -42,7 +42,7 @@ def open_checkpoint(
     return open_folder(path, name=name)
 
 
-def _alone(folder: Path) -> Path | None:
+def alone(folder: Path) -> Path | None:
     """The single file that a folder without diffusers' layout holds; InputError for several."""
     if (folder / "model_index.json").exists() or any((folder / n).is_dir() for n in SUBFOLDERS):
         return None

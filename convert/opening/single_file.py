@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint, Part, embedding_rows
-from convert.checkpoint.layout import REFINERS, FileLayout, FilePart, recognise
+from convert.checkpoint.layout import FileLayout, FilePart, recognise
 from convert.checkpoint.origin import Origin
 from convert.checkpoint.small_files import layout_name
 from convert.checkpoint.tensors import Tensor
@@ -27,6 +27,7 @@ from convert.files.json_files import readable
 from convert.known.documents import SDXLKind, known_config, known_index, known_scheduler
 from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
 from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
+from convert.opening.kinds import kind_of, kind_of_file, prediction_of
 from convert.opening.renaming import under_library_names
 from convert.source.snapshot import BASE
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer
@@ -67,7 +68,7 @@ class _Assembly:
 
     def checkpoint(self, name: str | None) -> Checkpoint:
         found = {n: under_library_names(part, self.path) for n, part in self.layout.parts.items()}
-        kind = self.kind(found)
+        kind = kind_of_file(self.layout, self.path, self.base)
         wanted = [n for n in SUBFOLDERS if not (n == "text_encoder" and kind == "refiner")]
         self.require_wanted(wanted, kind)
         given = {n: self.base.parts[n] for n in wanted if n not in found and self.base}
@@ -104,25 +105,6 @@ class _Assembly:
         )
 
     # ---- what it is ----
-
-    def kind(self, found: Mapping[str, Mapping[str, Tensor]]) -> SDXLKind:
-        """What the UNet is for, by its shapes; where these do not tell, by the file's layout."""
-        if "unet" not in found:
-            return kind_of(self.base) if self.base else "base"
-        shapes = {name: tensor.shape for name, tensor in found["unet"].items()}
-        told = shapes.get("add_embedding.linear_1.weight", ())
-        encoder = self.layout.parts.get("text_encoder_2")
-        refiner = {2816: False, 2560: True}.get(told[1] if len(told) == 2 else 0)
-        if refiner is None and encoder is not None and "text_encoder" not in self.layout.parts:
-            refiner = encoder.prefix == REFINERS
-        if refiner is None:
-            has_first = "text_encoder" in self.layout.parts
-            refiner = not has_first and self.base is not None and kind_of(self.base) == "refiner"
-        if refiner:
-            return "refiner"
-        conv_in = shapes.get("conv_in.weight", ())
-        channels = conv_in[1] if len(conv_in) == 4 else 4
-        return _kind_by_channels(channels, self.path)
 
     def said(self) -> str:
         """The file's layout in words."""
@@ -265,24 +247,16 @@ class _Assembly:
 
     def scheduler(self) -> tuple[dict[str, Any], tuple[str, str]]:
         """scheduler_config.json; what the UNet predicts, and what says so."""
-        marks, said = self.layout.marks, ""
-        for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-            if self.file.metadata.get(key) == "v":
-                said = f"the file's metadata, `{key}`"
-        if "v_pred" in marks:
-            said = "the mark `v_pred` in the file"
-        zero = "ztsnr" in marks
+        prediction = prediction_of(self.layout, self.file.metadata)
+        is_v, zero = prediction[0] == "v_prediction", "ztsnr" in self.layout.marks
         if self.base is None:
-            found = known_scheduler(v_prediction=bool(said), zero_snr=zero)
-        else:
-            found = dict(self.base.scheduler)
-            found |= {"prediction_type": "v_prediction"} if said else {}
-            found |= {"rescale_betas_zero_snr": True} if zero else {}
-        if said:
-            return found, ("v_prediction", said)
-        if self.base is not None:
-            return found, (str(found.get("prediction_type", "epsilon")), f"base {self.base.name}")
-        return found, ("epsilon", "SDXL's own; nothing in the file says otherwise")
+            return known_scheduler(v_prediction=is_v, zero_snr=zero), prediction
+        found = dict(self.base.scheduler)
+        found |= {"prediction_type": "v_prediction"} if is_v else {}
+        found |= {"rescale_betas_zero_snr": True} if zero else {}
+        if not is_v:
+            prediction = (str(found.get("prediction_type", "epsilon")), f"base {self.base.name}")
+        return found, prediction
 
     def index(self, kind: SDXLKind) -> dict[str, Any]:
         """model_index.json."""
@@ -308,27 +282,6 @@ class _Assembly:
             if name.partition("/")[0] in folders
         }
         return files, documents
-
-
-def kind_of(checkpoint: Checkpoint) -> SDXLKind:
-    """What an opened checkpoint's UNet is for."""
-    if checkpoint.origin is not None:
-        return checkpoint.origin.kind
-    if "text_encoder" not in checkpoint.parts:
-        return "refiner"
-    channels = checkpoint.part("unet").config.get("in_channels", 4)
-    return {9: "inpainting", 8: "edit"}.get(channels, "base")  # type: ignore[return-value]
-
-
-def _kind_by_channels(channels: int, where: Path) -> SDXLKind:
-    kinds: dict[int, SDXLKind] = {4: "base", 9: "inpainting", 8: "edit"}
-    if channels not in kinds:
-        raise InputError(
-            f"its UNet takes {channels} channels; SDXL's takes 4, or 9 for inpainting",
-            where=where,
-            hint="This is a model of its own kind, for which apps have no inputs.",
-        )
-    return kinds[channels]
 
 
 def _widths(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

@@ -137,7 +137,13 @@ def check_sha256(value: str) -> str:
     return value.lower()
 
 
+def check_base(value: str) -> str:
+    """Checked to hold no secret, if it is a link."""
+    return check_download_link(value) if value.startswith(("http://", "https://")) else value
+
+
 Text = Annotated[str, Field(min_length=1)]
+BaseText = Annotated[str, Field(min_length=1), AfterValidator(check_base)]
 Link = Annotated[str, AfterValidator(check_url)]
 DownloadLink = Annotated[str, AfterValidator(check_download_link)]
 Sha256 = Annotated[str, AfterValidator(check_sha256)]

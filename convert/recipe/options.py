@@ -38,6 +38,7 @@ def recipe_from_options(
     *,
     name: str | None = None,
     revision: str | None = None,
+    base: str | None = None,
     attention: Sequence[str] | None = None,
     resolution: Sequence[str] | None = None,
     bits: Sequence[str] | None = None,
@@ -57,6 +58,8 @@ def recipe_from_options(
         origin["revision"] = found.revision
     if found.file:
         origin["file"] = found.file
+    if base is not None:
+        origin["base"] = readable(parse_source(base).location)
     compress: dict[str, Any] = {}
     if group_size is not None:
         compress["group_size"] = group_size

@@ -329,9 +329,11 @@ def _polished(node: Any, *, is_map: bool = False) -> Any:
 
 
 def _at(folder: Path, source: Source) -> Source:
-    return source.model_copy(
-        update={"path": None if source.path is None else _found(folder, source.path)}
-    )
+    found = {"path": None if source.path is None else _found(folder, source.path)}
+    if source.base is not None:  # a Hub repo is written like a folder
+        place = _found(folder, source.base)
+        found["base"] = place if Path(place).exists() else source.base
+    return source.model_copy(update=found)
 
 
 def _found(folder: Path, path: str) -> str:

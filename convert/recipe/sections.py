@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from convert.recipe.errors import refusal, written
 from convert.recipe.fields import (
+    BaseText,
     BitsText,
     DownloadLink,
     EachOnce,
@@ -88,6 +89,14 @@ class Source(Section):
         default=None,
         description="What the SHA-256 of the single file must be.",
         examples=["31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b"],
+    )
+
+    base: BaseText | None = Field(
+        default=None,
+        description="Where parts come from that a single file lacks (text encoders, VAE, configs, "
+        "tokenizers): a Hub repository, an address, a folder or file; a relative path starts at "
+        "the recipe's folder.",
+        examples=["stabilityai/stable-diffusion-xl-base-1.0"],
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from convert.errors import InputError
 from convert.files.appearing import appearing_folder
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
@@ -14,3 +15,22 @@ def write_toy(folder: Path) -> None:
     """Write the toy checkpoint; raises InputError if `folder` exists and is not empty."""
     with appearing_folder(folder) as new:
         shutil.copytree(CHECKPOINT, new, copy_function=shutil.copyfile)
+
+
+def write_toy_file(path: Path) -> None:
+    """Write its networks as a single file with LDM's names.
+
+    Raises:
+        InputError: `path` is no .safetensors file's name, is a folder, or cannot be written.
+    """
+    from convert.opening.door import open_checkpoint
+    from convert.toy.single_file import write_single_file
+
+    if path.suffix != ".safetensors":
+        raise InputError("a single file is called .safetensors", where=path)
+    if path.is_dir():
+        raise InputError("is a folder; a file is expected", where=path)
+    try:
+        write_single_file(open_checkpoint(CHECKPOINT), path)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror or error}", where=path) from None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import JsonOption, Quiet, out_option
+from sdxl_coreml.options import BaseOption, JsonOption, Quiet, out_option
 from sdxl_coreml.steps import require_new_folder
 from sdxl_coreml.terminal import Terminal
 
@@ -17,6 +17,7 @@ from sdxl_coreml.terminal import Terminal
 def bisect(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
     source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
+    base: BaseOption = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     case: Annotated[
         str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
@@ -45,7 +46,7 @@ def bisect(
     from convert.components import COMPONENTS
     from convert.process.interrupts import deferred_interrupt
     from convert.source.download import parse_source
-    from sdxl_coreml.steps import fetch, open_snapshot
+    from sdxl_coreml.steps import fetch, open_snapshot, wanted_base, with_base
 
     with deferred_interrupt():
         from verify.artifact.probe import PROBE, probe_folder
@@ -72,7 +73,8 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    snapshot = fetch(parse_source(source), terminal)
+    checkpoint = open_snapshot(with_base(snapshot, wanted_base(None, base), terminal))
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None
         with terminal.working("Bisecting") as say:

@@ -15,16 +15,29 @@ from sdxl_coreml.terminal import Terminal
 
 def toy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", callback=writable)],
+    single: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write it as a single .safetensors file (LDM's names), too; its configs and "
+            "tokenizers are in DIR, which is its --base.",
+            callback=writable,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the toy checkpoint: a small SDXL that draws coloured shapes.
 
-    Example: sdxl-coreml toy toy
+    Example: sdxl-coreml toy toy --single toy.safetensors
     """
-    from convert.toy import write_toy
+    from convert.toy import write_toy, write_toy_file
 
+    terminal = Terminal(quiet=quiet)
     write_toy(folder)
-    Terminal(quiet=quiet).say(f"{folder}: toy checkpoint, diffusers layout")
+    terminal.say(f"{folder}: toy checkpoint, diffusers layout")
+    if single is not None:
+        write_toy_file(single)
+        terminal.say(f"{single}: the same as a single file; give --base {folder} with it")
 
 
 def download(

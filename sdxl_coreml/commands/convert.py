@@ -8,13 +8,20 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import Jobs, JsonOption, Quiet, out_option
-from sdxl_coreml.steps import fetch, make, open_snapshot, results_shown
+from sdxl_coreml.options import BaseOption, Jobs, JsonOption, Quiet, out_option
+from sdxl_coreml.steps import (
+    fetch,
+    make,
+    open_snapshot,
+    results_shown,
+    wanted_base,
+    with_base,
+)
 from sdxl_coreml.terminal import Terminal
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name), URL, folder or file.")],
     out: Annotated[Path, out_option("Output folder.")],
     name: Annotated[
         str | None,
@@ -44,6 +51,7 @@ def convert(
         str, typer.Option(help="float32, or float16 for a VAE made for it.")
     ] = "float32",
     engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
+    base: BaseOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -69,6 +77,7 @@ def convert(
         source,
         name=name,
         revision=revision,
+        base=base,
         attention=attention,
         resolution=resolution,
         bits=bits,
@@ -81,6 +90,7 @@ def convert(
         terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
     require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
     snapshot = fetch(parse_source(source, revision), terminal)
+    snapshot = with_base(snapshot, wanted_base(None, base), terminal)
     planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
     results = make(planned, snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))

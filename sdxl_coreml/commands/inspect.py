@@ -13,7 +13,8 @@ from sdxl_coreml.terminal import Terminal
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="An artifact folder, or one .mlpackage or .mlmodelc.")
+        Path,
+        typer.Argument(help="An artifact folder, one .mlpackage or .mlmodelc, or a checkpoint."),
     ],
     layers: Annotated[
         bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
@@ -22,8 +23,17 @@ def inspect(
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
 
+    Of a checkpoint (a folder, or a .safetensors or .ckpt file): what it is, its layout and dtypes,
+    what it lacks and what of it is not used.
+
     Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
     """
+    from convert.opening.contents import is_source, source_contents
+
+    if is_source(path):
+        held = source_contents(path)
+        Terminal(as_json=as_json).result(held.to_json(), "\n".join(held.lines()))
+        return
     from verify.artifact.inspect import inspect as look
 
     found = look(path, by_layer=layers)

@@ -11,6 +11,7 @@ from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
+    BaseOption,
     Device,
     JsonOption,
     Quiet,
@@ -119,6 +120,7 @@ def record(
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    base: BaseOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -134,10 +136,11 @@ def record(
     from convert.recipe.sections import Verify
     from convert.source.download import parse_source
     from convert.values import Resolution
-    from sdxl_coreml.steps import fetch, open_snapshot, read_recipe
+    from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, wanted_base, with_base
 
     size = Resolution.parse(resolution)
-    asked = read_recipe(recipe).verify if recipe else Verify()
+    parsed = read_recipe(recipe) if recipe else None
+    asked = parsed.verify if parsed else Verify()
     given = {
         "prompts": tuple(prompt) if prompt else None,
         "negative_prompt": negative,
@@ -158,6 +161,9 @@ def record(
     require_new_folder(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     snapshot = fetch(parse_source(source, revision), terminal)
+    snapshot = with_base(
+        snapshot, wanted_base(parsed if snapshot.path.is_file() else None, base), terminal
+    )
     checkpoint = open_snapshot(snapshot)
     with terminal.working("Recording") as say:
         recording = record_components(
@@ -171,7 +177,7 @@ def record(
         )
         wanted = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
         traces = trace_all(checkpoint, wanted, size, device=device, say=say)
-        digests = {file.name: file.sha256 for file in snapshot.files if file.sha256}
+        digests = {file.name: file.sha256 for file in snapshot.all_files if file.sha256}
         golden.write_golden(out, checkpoint, recording, traces, digests=digests, say=say)
     cases = {name: len(found) for name, found in recording.cases.items()}
     pictures = [trace.settings.case for trace in traces]

@@ -31,12 +31,15 @@ from sdxl_coreml.steps import (
     read_recipe,
     results_shown,
     source_card,
+    wanted_base,
     wanted_source,
+    with_base,
 )
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.recipe.recipe import Recipe
+    from convert.source.download import CheckpointSource, Snapshot
     from verify.batch import Outcome
 
 
@@ -99,6 +102,8 @@ def run(
     require_ours(out)
     asked = wanted_source(parsed, source)
     snapshot = fetch(asked, terminal)
+    if source is None or snapshot.path.is_file():  # or it comes from elsewhere, and whole
+        snapshot = with_base(snapshot, wanted_base(parsed, None), terminal)
     plan = make_plan(parsed, open_snapshot(snapshot), only=only)
 
     def repeat(artifact: str) -> str:
@@ -146,6 +151,7 @@ def show_plan(
     recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
 ) -> None:
     """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
+    from dataclasses import replace
     from tempfile import TemporaryDirectory
 
     from convert.plan.plan import make_plan, wanted_artifacts
@@ -155,10 +161,16 @@ def show_plan(
     wanted_artifacts(recipe, only)
     wanted = wanted_source(recipe, source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
-        if wanted.kind == "repo":
-            snapshot = fetch_headers(wanted, Path(folder))
-        else:
-            snapshot = fetch(wanted, terminal)
+
+        def headers(wanted: CheckpointSource, name: str) -> Snapshot:
+            if wanted.kind == "repo":
+                return fetch_headers(wanted, Path(folder, name))
+            return fetch(wanted, terminal)
+
+        snapshot = headers(wanted, "source")
+        base = wanted_base(recipe, None)
+        if base is not None and (source is None or snapshot.path.is_file()):
+            snapshot = replace(snapshot, base=headers(base, "base"))
         plan = make_plan(recipe, open_snapshot(snapshot), only=only)
         terminal.result(plan_document(plan), plan_table(plan))
 

@@ -11,8 +11,16 @@ import typer
 
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
-from sdxl_coreml.options import Quiet, Strict
-from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, require_writable, write_report
+from sdxl_coreml.options import BaseOption, Quiet, Strict
+from sdxl_coreml.steps import (
+    fetch,
+    open_snapshot,
+    read_recipe,
+    require_writable,
+    wanted_base,
+    with_base,
+    write_report,
+)
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ def verify(
     source: Annotated[
         str | None, typer.Option("--source", help="The checkpoint it was made from.")
     ] = None,
+    base: BaseOption = None,
     golden: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
@@ -145,7 +154,9 @@ def verify(
         question = replace(question, levels=LEVELS)
     checkpoint = None
     if source is not None:
-        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+        snapshot = fetch(parse_source(source), terminal)
+        supplier = wanted_base(parsed if snapshot.path.is_file() else None, base)
+        checkpoint = open_snapshot(with_base(snapshot, supplier, terminal))
     evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
         require_gates(parsed, evidence.reference.components)

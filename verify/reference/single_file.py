@@ -42,6 +42,8 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _opens(part: Part) -> bool:
+    if _is_safetensors(part):
+        return True
     try:
         _file_weights(part)
     except Exception:  # whatever the library says of a file that it does not take
