@@ -101,12 +101,14 @@ class Graph:
             return mb.const(val=tensor.read(self.dtype).reshape(shape), name=name)
         method = self.compression.method(key)
         if method is None:
-            return self._blob(Blob(name, self.dtype, shape, tensor, tensor.name))
+            return self._blob(Blob(name, self.dtype, shape, tensor, key))
         if method.bits in INTEGERS:
-            return self._quantized(name, tensor, shape, INTEGERS[method.bits])
-        return self._palettized(name, tensor, shape, method)
+            return self._quantized(key, name, tensor, shape, INTEGERS[method.bits])
+        return self._palettized(key, name, tensor, shape, method)
 
-    def _palettized(self, name: str, tensor: Tensor, shape: tuple[int, ...], method: Method) -> Var:
+    def _palettized(
+        self, key: str, name: str, tensor: Tensor, shape: tuple[int, ...], method: Method
+    ) -> Var:
         """A weight as look-up tables, one for all or one for each group, and packed indices."""
         bits = int(method.bits)
         source: PalettizedTensor | GroupedTensor = PalettizedTensor(tensor, bits)
@@ -118,33 +120,35 @@ class Graph:
             packed = None if bits == 8 else bits
             ones = (1,) * (len(shape) - 1)
             tables = (source.groups, *ones, entries, 1)
-            indices = Blob(f"{name}_indices", byte, shape, source.indices, tensor.name, packed)
-            lut = Blob(f"{name}_lut", self.dtype, tables, source.lut, tensor.name)
+            indices = Blob(f"{name}_indices", byte, shape, source.indices, key, packed)
+            lut = Blob(f"{name}_lut", self.dtype, tables, source.lut, key)
             return mb.constexpr_lut_to_dense(
                 indices=self._blob(indices), lut=self._blob(lut), name=name
             )
         size = (-(-tensor.size * bits // 8),)
-        lut = Blob(f"{name}_lut", self.dtype, (entries,), source.lut, tensor.name)
+        lut = Blob(f"{name}_lut", self.dtype, (entries,), source.lut, key)
         return mb.constexpr_lut_to_dense(
-            indices=self._blob(Blob(f"{name}_indices", byte, size, source.indices, tensor.name)),
+            indices=self._blob(Blob(f"{name}_indices", byte, size, source.indices, key)),
             lut=self._blob(lut),
             shape=mb.const(val=np.array(shape, np.uint32), name=f"{name}_shape"),
             name=name,
         )
 
-    def _quantized(self, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int) -> Var:
+    def _quantized(
+        self, key: str, name: str, tensor: Tensor, shape: tuple[int, ...], bits: int
+    ) -> Var:
         """A weight as integers with a scale for each output channel, or for each block of it."""
         source = QuantizedTensor(tensor, bits)
         byte, channels = np.dtype(np.int8), shape[0]
         packed = 4 if bits == 4 else None
-        data = Blob(f"{name}_data", byte, shape, source.data, tensor.name, packed)
+        data = Blob(f"{name}_data", byte, shape, source.data, key, packed)
         if self.is_ios18:
             blocks = (channels, source.blocks, *(1,) * (len(shape) - 2))
-            scale = Blob(f"{name}_scale", self.dtype, blocks, source.scale, tensor.name)
+            scale = Blob(f"{name}_scale", self.dtype, blocks, source.scale, key)
             return mb.constexpr_blockwise_shift_scale(
                 data=self._blob(data), scale=self._blob(scale), name=name
             )
-        scale = Blob(f"{name}_scale", self.dtype, (channels,), source.scale, tensor.name)
+        scale = Blob(f"{name}_scale", self.dtype, (channels,), source.scale, key)
         return mb.constexpr_affine_dequantize(
             quantized_data=self._blob(data),
             scale=self._blob(scale),

@@ -101,7 +101,8 @@ def is_source(path: Path) -> bool:
 
 def source_contents(path: Path) -> SourceContents:
     """What a source holds, by its headers; raises InputError for what is none of SDXL's."""
-    if path.is_dir() and (single := alone(path)) is None:
+    single = alone(path) if path.is_dir() else path
+    if single is None:
         checkpoint = open_folder(path)
         parts = {
             name: _part("diffusers' names", part.tensors.values())
@@ -111,7 +112,7 @@ def source_contents(path: Path) -> SourceContents:
         prediction = (said, "scheduler_config.json")
         kind = kind_of(checkpoint)
         return SourceContents(path, "a folder in diffusers' layout", kind, parts, prediction)
-    file = read_weights(path if path.is_file() else single)
+    file = read_weights(single)
     layout = recognise(file.tensors, file.path)
     others = {"no tensors, left by the trainer": file.others} if file.others else {}
     has_unet = "unet" in layout.parts
@@ -121,9 +122,8 @@ def source_contents(path: Path) -> SourceContents:
         kind=kind_of_file(layout, file.path) if has_unet else None,
         parts={
             name: _part(f"{part.spelling} names", part.tensors.values())
-            for name, part in sorted(
-                layout.parts.items(), key=lambda i: list(SUBFOLDERS).index(i[0])
-            )
+            for name in SUBFOLDERS
+            if (part := layout.parts.get(name)) is not None
         },
         prediction=prediction_of(layout, file.metadata) if has_unet else None,
         ignored={**layout.ignored, **others},

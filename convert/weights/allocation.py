@@ -133,7 +133,7 @@ def require_fit(
     if component not in allocation.components:
         raise InputError(f"has no widths for {component}", where=where, hint=hint)
     given = allocation.components[component]
-    wanted = {name: t for name, t in tensors.items() if is_compressible(t)}
+    wanted = {name: t for name, t in tensors.items() if is_compressible(name, t)}
     for name in sorted(wanted.keys() ^ given.keys()):
         problem = "lacks a width for" if name in wanted else "has a width for an unknown tensor,"
         raise InputError(f"{problem} {component}'s `{name}`", where=where, hint=hint)

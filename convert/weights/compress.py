@@ -67,19 +67,21 @@ class Method:
         return f"{self.bits}{groups}"
 
 
-def is_compressible(tensor: Tensor) -> bool:
-    """Whether a tensor is one of those that compression is for.
+def is_compressible(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is one of those that compression is for, by its name in the network.
 
     Weights of convolutions and linear layers are, neither embeddings nor norms and biases: those
     are small, and every output depends on them.
     """
-    is_weight = len(tensor.shape) > 1 and not tensor.name.endswith("_embedding.weight")
+    is_weight = len(tensor.shape) > 1 and not name.endswith("_embedding.weight")
     return is_weight and tensor.size >= SMALLEST
 
 
-def choose_method(tensor: Tensor, bits: str, group_size: int | None = None) -> Method | None:
+def choose_method(
+    name: str, tensor: Tensor, bits: str, group_size: int | None = None
+) -> Method | None:
     """How a tensor is stored where `bits` is asked for, by the rule above; None: as it is."""
-    if bits not in METHODS or not is_compressible(tensor):
+    if bits not in METHODS or not is_compressible(name, tensor):
         return None
     if bits in INTEGERS:
         method = Method("int8" if bits == "int4" and tensor.shape[1] % BLOCK else bits)
@@ -103,7 +105,7 @@ class Compression:
     @classmethod
     def uniform(cls, tensors: Mapping[str, Tensor], bits: str) -> Compression:
         """Give every tensor that can be compressed the same bits."""
-        return cls.of({name: choose_method(tensor, bits) for name, tensor in tensors.items()})
+        return cls.of({name: choose_method(name, tensor, bits) for name, tensor in tensors.items()})
 
     @cached_property
     def _by_name(self) -> dict[str, Method]:

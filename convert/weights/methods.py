@@ -52,7 +52,7 @@ def choose_methods(
         size = compress.group_size
         if override is not None and override.group_size is not None:
             size = override.group_size
-        chosen[name] = choose_method(tensor, width, size)
+        chosen[name] = choose_method(name, tensor, width, size)
     return Compression.of(chosen)
 
 
@@ -64,7 +64,7 @@ def own_bits(
     for override in compress.tensors:
         if override.component == component:
             for name in fnmatch.filter(tensors, override.name):
-                if is_compressible(tensors[name]):
+                if is_compressible(name, tensors[name]):
                     found[name] = override
     return found
 
@@ -77,7 +77,7 @@ def require_sense(checkpoint: Checkpoint, compress: Compress) -> None:
         where = f"compress.tensors[{index}]"
         checkpoint.part(override.component)
         tensors = checkpoint.component_tensors(override.component)
-        able = [name for name, tensor in tensors.items() if is_compressible(tensor)]
+        able = [name for name, tensor in tensors.items() if is_compressible(name, tensor)]
         if fnmatch.filter(able, override.name):
             continue
         if fnmatch.filter(tensors, override.name):

@@ -105,7 +105,7 @@ def options(
     held = [bits for bits in PALETTES if target in targets_for(Bits(bits))]
     found: dict[str, dict[str, int]] = {}
     for name, tensor in tensors.items():
-        if not is_compressible(tensor):
+        if not is_compressible(name, tensor):
             continue
         override = own.get(name)
         size = compress.group_size
@@ -113,7 +113,7 @@ def options(
             size = override.group_size
         sizes = {}
         for bits in [override.bits] if override is not None else [UNCOMPRESSED, *held]:
-            method = choose_method(tensor, bits, size)
+            method = choose_method(name, tensor, bits, size)
             if method is not None:
                 sizes[bits] = method.stored_bytes(tensor.shape)
             elif bits == UNCOMPRESSED or override is not None:
@@ -125,7 +125,7 @@ def options(
 def budget(tensors: Mapping[str, Tensor], bits: Bits) -> int:
     """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
     average = float(bits.removeprefix("mixed-"))
-    count = sum(tensor.size for tensor in tensors.values() if is_compressible(tensor))
+    count = sum(t.size for name, t in tensors.items() if is_compressible(name, t))
     return int(average * count / 8)
 
 
@@ -151,7 +151,7 @@ def require_average(
 
     So it may with an allocation that was edited, or made for other groups or overrides.
     """
-    able = {name: tensor for name, tensor in tensors.items() if is_compressible(tensor)}
+    able = {name: t for name, t in tensors.items() if is_compressible(name, t)}
     stored, limit = compression.stored_bytes(able, 2), budget(tensors, bits)
     if stored > limit:
         average = 8 * stored / sum(tensor.size for tensor in able.values())

@@ -77,7 +77,7 @@ def deviations(
             size = own.group_size
         widths = PALETTES if mixed and own is None else (width,)
         rank = len(decoders[name].outputs[0][1].shape) if name in decoders else len(tensor.shape)
-        allowed = {_form(tensor, w, size, rank) for w in widths}
+        allowed = {_form(name, tensor, w, size, rank) for w in widths}
         if mixed and own is None:
             allowed.add(PLAIN)
         found = forms.get(name, PLAIN)
@@ -88,10 +88,10 @@ def deviations(
         yield from _average(tensors, decoders, constants, wanted)
 
 
-def _form(tensor: Tensor, bits: str, group_size: int | None, rank: int) -> Form:
+def _form(name: str, tensor: Tensor, bits: str, group_size: int | None, rank: int) -> Form:
     """How the rule has a tensor stored, in the rank that the package gives it."""
     shape = tensor.shape
-    is_weight = len(shape) > 1 and not tensor.name.endswith("_embedding.weight")
+    is_weight = len(shape) > 1 and not name.endswith("_embedding.weight")
     if bits == "16" or not is_weight or tensor.size < SMALLEST:
         return PLAIN
     ones = (1,) * (rank - 2)
@@ -157,7 +157,7 @@ def _average(
     """Whether all that is stored of the weights that can be compressed averages no more bits."""
     stored = weights = 0
     for name, tensor in tensors.items():
-        if _form(tensor, "8", None, 2) == PLAIN:
+        if _form(name, tensor, "8", None, 2) == PLAIN:
             continue
         weights += tensor.size
         if name not in decoders:

@@ -140,7 +140,7 @@ def sensitivities(
             own = model.parameters()
             for parameter in own.values():
                 parameter.requires_grad_(False)
-            named = {name: own[name] for name, t in tensors.items() if is_compressible(t)}
+            named = {name: own[name] for name, t in tensors.items() if is_compressible(name, t)}
             energies = {n: float(torch.linalg.vector_norm(p)) ** 2 for n, p in named.items()}
             return model, energies, _watch(named)
 

@@ -163,7 +163,7 @@ def test_groups_are_as_asked_or_refused_before_any_work(
     for name, size in itertools.product(("four", "round"), (4, 5, 8, 16, 29, 32, 48, 58, 64)):
         recipe = recipe_of(["4"], "iOS18", f"group_size = {size}")
         tensors = awkward[name].component_tensors("unet")
-        large = {n: t.shape[0] for n, t in tensors.items() if is_compressible(t)}
+        large = {n: t.shape[0] for n, t in tensors.items() if is_compressible(n, t)}
         undivided = {n for n, channels in large.items() if channels > size and channels % size}
         problem = refusal(recipe, awkward[name])
         assert bool(problem) == bool(undivided)
@@ -196,8 +196,8 @@ def test_the_first_convolution_has_bytes_of_its_own(
 def test_what_would_take_no_fewer_bytes_stays(channels: int) -> None:
     tensor = StoredTensor("a.weight", "F16", (4096, channels), Path("none"), 0)
     for bits in ("int8", "int4"):
-        assert choose_method(tensor, bits) is None
-    assert choose_method(tensor, "4") == Method("4")
+        assert choose_method("x.weight", tensor, bits) is None
+    assert choose_method("x.weight", tensor, "4") == Method("4")
 
 
 # ---- what strays from the rule is found ----

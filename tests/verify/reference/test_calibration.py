@@ -245,7 +245,7 @@ def test_other_text_encoders_are_another_calibration_of_the_unet(
         keep("all", lambda: asked.append(component))
         tensors = checkpoint.component_tensors(component)
         errors = {bits: 4.0 ** -int(bits) for bits in PALETTES}
-        return {n: Measured((1.0,), errors) for n, t in tensors.items() if is_compressible(t)}
+        return {n: Measured((1.0,), errors) for n, t in tensors.items() if is_compressible(n, t)}
 
     monkeypatch.setattr(calibration, "measure", measure_nothing)
     folder = shutil.copytree(toy, tmp_path / "toy")
