@@ -81,7 +81,9 @@ def load_single(part: Part, component: str, dtype: torch.dtype) -> Any:
             model = _build(part, component)
         _fill_buffers(model)
         weights = _library_weights(part, model) if reads_itself(part) else _our_weights(part, model)
-        model.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
+        found = model.load_state_dict(
+            {k: v.to(dtype) for k, v in weights.items()}, strict=False, assign=True
+        )
     except (MemoryError, InputError):
         raise
     except Exception as error:  # of the libraries, which raise whatever they like
@@ -90,6 +92,14 @@ def load_single(part: Part, component: str, dtype: torch.dtype) -> Any:
             where=part.path,
             hint="Its weights are read by diffusers' own converters, with SDXL's config.",
         ) from error
+    for what, keys in (("lacks", found.missing_keys), ("has no place for", found.unexpected_keys)):
+        if keys:
+            raise InputError(
+                f"{part.name}, as the libraries read it, {what} {len(keys)} tensors, the first "
+                f"{keys[0]}",
+                where=part.path,
+                hint="The file is incomplete, or of another model.",
+            )
     for parameter in model.parameters():
         parameter.requires_grad_()
     return model.eval()
