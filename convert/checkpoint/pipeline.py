@@ -75,7 +75,7 @@ def pipeline_config(checkpoint: Checkpoint, *, folded: bool = True) -> dict[str,
     # Switched off in whatever way; see `convert.checkpoint.config_reader`.
     found["unet"]["time_cond_proj_dim"] = found["unet"]["time_cond_proj_dim"] or None
     for part, kind in PARTS.items():
-        checked(kind, found[part], checkpoint.parts[part].path / "config.json")
+        checked(kind, found[part], checkpoint.parts[part].config_file)
     if folded:
         found["vae"].update(FOLDED)
     checked(SchedulerPart, checkpoint.scheduler, checkpoint.path / SCHEDULER)

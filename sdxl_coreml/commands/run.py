@@ -168,9 +168,9 @@ def show_plan(
             return fetch(wanted, terminal)
 
         snapshot = headers(wanted, "source")
-        base = wanted_base(recipe, None)
-        if base is not None and (source is None or snapshot.path.is_file()):
-            snapshot = replace(snapshot, base=headers(base, "base"))
+        if source is None or snapshot.path.is_file():
+            base = wanted_base(recipe, None)
+            snapshot = replace(snapshot, base=headers(base, "base") if base else None)
         plan = make_plan(recipe, open_snapshot(snapshot), only=only)
         terminal.result(plan_document(plan), plan_table(plan))
 

@@ -1,0 +1,149 @@
+"""Single files on the command line: what they are, what they lack, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from convert.toy import write_toy_file
+
+    path = tmp_path_factory.mktemp("single") / "my.model.safetensors"
+    write_toy_file(path)
+    return path
+
+
+def recipe(folder: Path, file: Path, base: str) -> Path:
+    text = f"""
+    name = "mine"
+    source = {{ path = "{file}", base = "{base}" }}
+    matrix = {{ attention = ["original"], resolution = ["64x64"] }}
+    """
+    (folder / "r.toml").write_text(text)
+    return folder / "r.toml"
+
+
+def test_toy_writes_itself_as_a_single_file(command: Run, tmp_path: Path) -> None:
+    single = tmp_path / "toy.safetensors"
+    code, _, err = command("toy", tmp_path / "toy", "--single", single)
+    assert code == 0
+    assert "--base" in err
+    assert "model.diffusion_model.out.2.bias" in load_file(single)
+
+
+def test_inspect_says_what_a_file_is(command: Run, file: Path, toy: Path) -> None:
+    code, out, _ = command("inspect", file, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["what"], found["kind"], found["missing"]) == ("source", "base", [])
+    assert found["parts"]["unet"]["dtypes"] == {"F16": found["parts"]["unet"]["tensors"]}
+    assert found["parts"]["text_encoder_2"]["layout"] == "OpenCLIP names"
+    _, out, _ = command("inspect", toy)
+    assert "SDXL base, a folder in diffusers' layout" in out
+
+
+def test_inspect_of_a_bare_unet_says_what_it_lacks(
+    command: Run, file: Path, tmp_path: Path
+) -> None:
+    weights = {k: v for k, v in load_file(file).items() if k.startswith("model.")}
+    weights["model_ema.decay"] = torch.tensor(1.0)
+    save_file(weights, tmp_path / "unet.safetensors", {"modelspec.title": "Mine", "prompt": "x"})
+    code, out, _ = command("inspect", tmp_path / "unet.safetensors")
+    assert code == 0
+    assert "lacks vae, text_encoder, text_encoder_2: --base says" in out
+    assert "not used: `model_ema.decay`: EMA weights" in out
+    assert "modelspec.title: Mine" in out
+    assert "prompt" not in out
+
+
+def test_what_a_file_lacks_is_one_error_and_leaves_nothing(
+    command: Run, file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = command("convert", file, "--out", out, "--resolution", "64x64")
+    assert code == 2
+    assert "base" in err
+    assert not out.exists()
+
+
+def test_convert_takes_the_rest_from_the_base(
+    command: Run, file: Path, toy: Path, tmp_path: Path
+) -> None:
+    options = ["--base", toy, "--resolution", "64x64", "--component", "text_encoder_2"]
+    code, out, err = command("convert", file, "--out", tmp_path / "out", *options, "--json")
+    assert code == 0, err
+    (made,) = json.loads(out)["artifacts"]
+    assert made["artifact"] == "my.model_original_16-bit_64x64"
+    manifest = json.loads((Path(made["path"]) / "manifest.json").read_text())
+    assert manifest["source"]["base"]["name"] == toy.name
+    assert manifest["source"]["origin"]["parts"]["tokenizer_2"] == f"base {toy.name}"
+    verify = ["verify", made["path"], "--source", file, "--base", toy, "--level", "conversion"]
+    code, out, err = command(*verify, "--component", "text_encoder_2", "--json", "-")
+    assert code == 0, err
+    assert "by diffusers' own converters" in json.loads(out)["scope"]
+
+
+def test_a_plan_says_what_was_put_together(
+    command: Run, file: Path, toy: Path, tmp_path: Path
+) -> None:
+    code, out, err = command("plan", recipe(tmp_path, file, str(toy)), "--json")
+    assert code == 0, err
+    source = json.loads(out)["source"]
+    assert source["kind"] == "base"
+    assert source["parts"]["unet"] == file.name
+    assert source["base"] == toy.name
+    code, out, _ = command("run", recipe(tmp_path, file, str(toy)), "--dry-run")
+    assert f"tokenizer, tokenizer_2, scheduler: base {toy.name}" in out
+    code, out, err = command("plan", recipe(tmp_path, file, "toy"), "--source", toy)
+    assert code == 0, err  # a whole folder instead needs no base
+
+
+def test_a_relative_base_starts_at_the_recipes_folder(
+    command: Run, file: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").symlink_to(toy)
+    monkeypatch.chdir(toy.parent)
+    code, _, err = command("plan", recipe(tmp_path, file, "models/mine"))
+    assert code == 0, err
+    code, _, err = command("plan", recipe(tmp_path, file, "models/../none"))
+    assert code == 2
+    assert "none" in err
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda data: data[:-100], "truncated"),
+        (lambda data: b"", "is empty"),
+        (lambda data: b"<!doctype html><html>", "is a web page"),
+        (lambda data: b"GGUF" + data, "GGUF"),
+    ],
+)
+def test_damaged_files_exit_with_2_and_one_sentence(
+    command: Run,
+    file: Path,
+    toy: Path,
+    tmp_path: Path,
+    make: Callable[[bytes], bytes],
+    problem: str,
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(make(file.read_bytes()))
+    for words in (
+        ["convert", bad, "--base", toy, "--out", tmp_path / "out"],
+        ["inspect", bad],
+        ["plan", recipe(tmp_path, bad, str(toy))],
+    ):
+        code, _, err = command(*words)
+        assert (code, problem in err) == (2, True), err
+    assert not (tmp_path / "out").exists()
