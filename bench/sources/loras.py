@@ -1,8 +1,8 @@
 """A full-size checkpoint read as it is, and with two LoRAs of rank 32 over all its modules.
 
     python -m bench.full_size FOLDER     # the checkpoint: 6.9 GB, about a minute and a half
-    python -m bench.loras FOLDER         # the LoRAs (0.9 GB, beside it), and the table
-    python -m bench.loras FOLDER --one   # one large tensor of each kind, for a first look
+    python -m bench.sources.loras FOLDER         # the LoRAs (0.9 GB, beside it), and the table
+    python -m bench.sources.loras FOLDER --one   # one large tensor of each kind, for a first look
 
 Every tensor of the UNet is read as float16 and hashed, as a package's weights are; nothing is
 written. So the ratio is an upper bound of what a conversion shows, which writes in both cases.
