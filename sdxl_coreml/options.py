@@ -38,6 +38,15 @@ BaseOption = Annotated[
         help="Where parts come from that a single file lacks: Hub repo, folder or file.",
     ),
 ]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[=STRENGTH]",
+        help="A LoRA to merge; may repeat, in this order. Strengths of its own for the text "
+        "encoders need a recipe.",
+    ),
+]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Worker processes; by default as many as help.")
 ]

@@ -13,6 +13,7 @@ from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.checkpoint.checkpoint import Checkpoint
+    from convert.lora.apply import Lora
     from convert.plan.plan import Plan
     from convert.recipe.recipe import Recipe
     from convert.run.run import Result
@@ -84,13 +85,40 @@ def with_base(snapshot: Snapshot, base: CheckpointSource | None, terminal: Termi
     return snapshot if base is None else replace(snapshot, base=fetch(base, terminal))
 
 
-def open_snapshot(snapshot: Snapshot) -> Checkpoint:
-    """The checkpoint, named after its repo, folder or file, with what its base supplies."""
+def wanted_loras(
+    recipe: Recipe | None, given: Sequence[str] | None, terminal: Terminal
+) -> list[Lora]:
+    """The LoRAs to merge: of the recipe, or else those that were `given` as options."""
+    from convert.lora.apply import Lora
+    from convert.recipe.options import lora_values
+    from convert.recipe.sections import LoraSource
+    from convert.source.download import CheckpointSource
+
+    found = list(recipe.source.loras) if recipe else []
+    found = found or [LoraSource.model_validate(lora_values(text)) for text in given or ()]
+    loras = []
+    for lora in found:
+        path = Path(lora.path or "")
+        if lora.repo is not None:
+            wanted = CheckpointSource("repo", lora.repo, lora.revision, lora.file, None)
+            path = fetch(wanted, terminal).path
+        loras.append(Lora(path, lora.scale, lora.text_scale))
+    return loras
+
+
+def open_snapshot(snapshot: Snapshot, loras: Sequence[Lora] = ()) -> Checkpoint:
+    """The checkpoint, named after its repo, folder or file, with what its base supplies.
+
+    Args:
+        loras: what is merged into it.
+    """
+    from convert.lora.apply import apply
     from convert.opening.door import open_checkpoint
 
     name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
     base = open_snapshot(snapshot.base) if snapshot.base else None
-    return open_checkpoint(snapshot.path, name=name, base=base)
+    checkpoint = open_checkpoint(snapshot.path, name=name, base=base)
+    return apply(checkpoint, loras)[0] if loras else checkpoint
 
 
 def make(

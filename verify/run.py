@@ -19,6 +19,7 @@ from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
+from verify.reference.loras import how_merged
 from verify.reference.recording import Recording
 from verify.reference.single_file import how_loaded
 
@@ -151,5 +152,7 @@ def _proviso(evidence: Evidence, question: Question) -> str:
         told = ", ".join(f"{name} {made_by.get(name)}" for name in ("torch", "diffusers"))
         text += f"; the reference is a recording, made with {told}"
     if evidence.golden is None and (told := how_loaded(evidence.reference)):
+        text += f"; {told}"
+    if evidence.golden is None and (told := how_merged(evidence.reference)):
         text += f"; {told}"
     return text

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     checkpoint = open_checkpoint(Path(arguments[0]))
     loras = [Lora(write_lora(checkpoint, seed), 0.5) for seed in (1, 2)]
     merged, reports = apply(checkpoint, loras)
-    print(f"{reports[0].text()}, twice\n", file=sys.stderr)
+    print(f"{reports[0].line()}, twice\n", file=sys.stderr)
     before, after = (c.component_tensors("unet") for c in (checkpoint, merged))
     print(f"| {' | '.join(SIZES)} |\n|{'---|' * len(SIZES)}")
     if arguments[1:]:

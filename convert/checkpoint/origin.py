@@ -12,6 +12,53 @@ SHOWN = 3  # names of ignored tensors
 
 
 @dataclass(frozen=True)
+class AppliedLora:
+    """A LoRA that a checkpoint's tensors have in them, for people and manifests.
+
+    Attributes:
+        file: its name among the checkpoint's files.
+        scale, text_scale: its strengths, for the UNet and for the text encoders.
+        kinds: kind → part → how many modules it changes.
+        ignored: what of the file is not applied, in words.
+        facts: what its metadata says of where it comes from.
+    """
+
+    file: str
+    scale: float
+    text_scale: float
+    kinds: Mapping[str, Mapping[str, int]]
+    ignored: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "file": self.file,
+            "scale": self.scale,
+            "text_scale": self.text_scale,
+            "kinds": {kind: dict(parts) for kind, parts in self.kinds.items()},
+            "ignored": list(self.ignored),
+            "metadata": dict(self.facts),
+        }
+
+    def strengths(self) -> str:
+        """The strengths in words."""
+        text = "" if self.text_scale == self.scale else f", of the text encoders {self.text_scale}"
+        return f"strength {self.scale}{text}"
+
+    def line(self) -> str:
+        """The same for people, on one line."""
+        counts = "; ".join(
+            f"{kind}: "
+            + ", ".join(f"{n} module{'s' * (n != 1)} of {part}" for part, n in parts.items())
+            for kind, parts in self.kinds.items()
+        )
+        name = self.file.rpartition("/")[2]
+        ignored = "".join(f"; not applied: {what}" for what in self.ignored)
+        return f"LoRA {name}, {self.strengths()}: {counts}{ignored}"
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where the parts of a checkpoint came from, for people and manifests.
 

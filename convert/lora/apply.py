@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.origin import AppliedLora
 from convert.errors import InputError
 from convert.lora.adapter import LoraAdapter
 from convert.lora.family import made_for
@@ -31,34 +32,15 @@ class Lora:
         return self.scale if part == "unet" or self.text_scale is None else self.text_scale
 
 
-@dataclass(frozen=True)
-class MergedLora:
-    """What became of a LoRA."""
-
-    lora: Lora
-    name: str  # in the checkpoint's files
-    kinds: Mapping[str, Mapping[str, int]]  # kind → part → how many modules it changes
-    ignored: tuple[str, ...]  # what of the file is not applied, in words
-    facts: Mapping[str, str]  # what its metadata says of where it comes from
-
-    def text(self) -> str:
-        """Kinds, parts, and what is not applied, on one line."""
-        counts = "; ".join(
-            f"{kind}: " + ", ".join(f"{n} modules of {part}" for part, n in parts.items())
-            for kind, parts in self.kinds.items()
-        )
-        return counts + "".join(f"; not applied: {what}" for what in self.ignored)
-
-
 def apply(
     checkpoint: Checkpoint, loras: Sequence[Lora]
-) -> tuple[Checkpoint, tuple[MergedLora, ...]]:
+) -> tuple[Checkpoint, tuple[AppliedLora, ...]]:
     """Merge LoRAs into a checkpoint, in order; nothing but headers and single numbers is read.
 
     A tensor that no LoRA changes, or only with strength 0, stays as it is.
 
     Returns:
-        The checkpoint, whose `files` have the LoRAs', and what became of each LoRA.
+        The checkpoint, whose `files` and `loras` have these, and what became of each of them.
 
     Raises:
         InputError: a file that `read_lora` refuses, a module that the checkpoint lacks, or shapes
@@ -77,8 +59,13 @@ def apply(
             of_kind[part] = of_kind.get(part, 0) + 1
             if strength := lora.strength(part):
                 changes.setdefault((part, tensor), []).append(LoraChange(adapter, strength))
+        kinds = {
+            kind: {part: found[part] for part in checkpoint.parts if part in found}
+            for kind, found in kinds.items()
+        }
         name = _add_file(files, lora.path)
-        merged.append(MergedLora(lora, name, kinds, file.ignored, file.facts))
+        unet, text = lora.strength("unet"), lora.strength("text_encoder")
+        merged.append(AppliedLora(name, unet, text, kinds, file.ignored, file.facts))
     parts = dict(checkpoint.parts)
     for part in dict.fromkeys(part for part, _ in changes):
         tensors = dict(parts[part].tensors)
@@ -87,7 +74,8 @@ def apply(
                 base = tensors[name]
                 tensors[name] = MergedTensor(base, tuple(found), base.shape)
         parts[part] = replace(parts[part], tensors=tensors)
-    return replace(checkpoint, parts=parts, files=files), tuple(merged)
+    told = (*checkpoint.loras, *merged)
+    return replace(checkpoint, parts=parts, files=files, loras=told), tuple(merged)
 
 
 def _require_finite(lora: Lora) -> None:

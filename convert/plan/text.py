@@ -34,6 +34,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             {"component": j.component, "bits": j.bits, "precision": j.precision, "bytes": n}
             for j, n in files.items()
         ],
+        "loras": [lora.to_json() for lora in plan.checkpoint.loras],
         "source": plan.checkpoint.origin.to_json() if plan.checkpoint.origin else None,
         "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),
@@ -48,6 +49,7 @@ def plan_table(plan: Plan) -> str:
     document = plan_document(plan)
     lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     lines += plan.checkpoint.origin.lines() if plan.checkpoint.origin else []
+    lines += [f"  {lora.line()}" for lora in plan.checkpoint.loras]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:
         lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")

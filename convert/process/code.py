@@ -56,6 +56,7 @@ _PACKAGES = (
 )
 # What runs the reference in PyTorch.
 _REFERENCE = (
+    "verify/reference/loras.py",
     "verify/reference/recording.py",
     "verify/reference/reference.py",
     "verify/reference/schedule.py",

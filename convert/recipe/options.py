@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import readable
 from convert.recipe.fields import LONGEST_NAME, check_file_name
@@ -19,6 +20,7 @@ from convert.source.select import is_single
 OPTIONS = {
     "name": "--name",
     "source.revision": "--revision",
+    "source.loras": "--lora",
     "source": "SOURCE",
     "matrix.attention": "--attention",
     "matrix.resolution": "--resolution",
@@ -39,6 +41,7 @@ def recipe_from_options(
     name: str | None = None,
     revision: str | None = None,
     base: str | None = None,
+    loras: Sequence[str] = (),
     attention: Sequence[str] | None = None,
     resolution: Sequence[str] | None = None,
     bits: Sequence[str] | None = None,
@@ -53,13 +56,15 @@ def recipe_from_options(
         InputError: no such source, or one line for each option that is wrong.
     """
     found = parse_source(source, revision)
-    origin: dict[str, str] = {found.kind: readable(found.location)}
+    origin: dict[str, Any] = {found.kind: readable(found.location)}
     if found.revision:
         origin["revision"] = found.revision
     if found.file:
         origin["file"] = found.file
     if base is not None:
         origin["base"] = readable(parse_source(base).location)
+    if loras:
+        origin["loras"] = [lora_values(text) for text in loras]
     compress: dict[str, Any] = {}
     if group_size is not None:
         compress["group_size"] = group_size
@@ -86,6 +91,24 @@ def recipe_from_options(
         file = str(Path.cwd() / allocation)
         paths["compress"] = recipe.compress.model_copy(update={"allocation": file})
     return recipe.model_copy(update=paths)
+
+
+def lora_values(text: str) -> dict[str, Any]:
+    """What `--lora FILE[=STRENGTH]` stands for; raises InputError for another strength.
+
+    >>> lora_values("detail.safetensors=0.8")
+    {'path': 'detail.safetensors', 'scale': 0.8}
+    """
+    file, mark, strength = text.rpartition("=")
+    if not mark or Path(text).is_file():  # a file's name may hold the mark
+        return {"path": readable(text)}
+    try:
+        return {"path": readable(file), "scale": float(strength)}
+    except ValueError:
+        raise InputError(
+            f"`--lora {readable(text)}`: `{readable(strength)}` is no strength",
+            hint="A strength is a number: --lora detail.safetensors=0.8",
+        ) from None
 
 
 def own_name(source: str, revision: str | None = None) -> str:

@@ -333,7 +333,11 @@ def _at(folder: Path, source: Source) -> Source:
     if source.base is not None:  # a Hub repo is written like a folder
         place = _found(folder, source.base)
         found["base"] = place if Path(place).exists() else source.base
-    return source.model_copy(update=found)
+    loras = [
+        lora.model_copy(update={"path": _found(folder, lora.path)}) if lora.path else lora
+        for lora in source.loras
+    ]
+    return source.model_copy(update={**found, "loras": tuple(loras)})
 
 
 def _found(folder: Path, path: str) -> str:

@@ -52,12 +52,53 @@ class Section(BaseModel):
     )
 
 
+class LoraSource(Section):
+    """A LoRA or one of its kin: where it is, and how strongly it is merged."""
+
+    path: Text | None = Field(
+        default=None,
+        description="A LoRA file; a relative path starts at the recipe's folder.",
+        examples=["detail.safetensors"],
+    )
+    repo: HubRepo | None = Field(
+        default=None,
+        description="A Hub repository that holds it.",
+        examples=["latent-consistency/lcm-lora-sdxl"],
+    )
+    file: Text | None = Field(
+        default=None,
+        description="The file that is meant, of a Hub repository that holds several.",
+        examples=["pytorch_lora_weights.safetensors"],
+    )
+    revision: Text | None = Field(
+        default=None, description="A commit of the Hub repository.", examples=["main"]
+    )
+    scale: float = Field(
+        default=1.0, ge=-100, le=100, description="Strength in the UNet.", examples=[0.8]
+    )
+    text_scale: float | None = Field(
+        default=None,
+        ge=-100,
+        le=100,
+        description="Strength in the text encoders; by default as in the UNet.",
+        examples=[0.6],
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.repo is None):
+            raise refusal("needs exactly one of path, repo")
+        for key in ("file", "revision"):
+            if self.path is not None and getattr(self, key) is not None:
+                raise refusal("belongs to repo; a path is the file itself", at=f".{key}")
+        return self
+
+
 class Source(Section):
     """Where the checkpoint comes from: exactly one of repo, path and url."""
 
     LATER: ClassVar[Mapping[str, str]] = {
         "vae": "apply it with diffusers and save the checkpoint",
-        "loras": "apply them with diffusers and save the checkpoint",
     }
 
     repo: HubRepo | None = Field(
@@ -97,6 +138,13 @@ class Source(Section):
         "tokenizers): a Hub repository, an address, a folder or file; a relative path starts at "
         "the recipe's folder.",
         examples=["stabilityai/stable-diffusion-xl-base-1.0"],
+    )
+
+    loras: tuple[LoraSource, ...] = Field(
+        default=(),
+        strict=False,  # a list of TOML
+        description="LoRAs and kin to merge, in this order.",
+        examples=[[{"path": "detail.safetensors", "scale": 0.8, "text_scale": 0.6}]],
     )
 
     @model_validator(mode="after")

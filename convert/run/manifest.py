@@ -195,6 +195,11 @@ def _source(context: Context) -> dict[str, Any]:
     }
     if context.checkpoint.origin is not None:
         found["origin"] = context.checkpoint.origin.to_json()
+    if context.checkpoint.loras:
+        found["loras"] = [
+            {**lora.to_json(), "sha256": context.digests.get(lora.file)}
+            for lora in context.checkpoint.loras
+        ]
     if context.base is not None:
         found["base"] = vars(context.base)
     return found

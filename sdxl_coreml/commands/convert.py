@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import BaseOption, Jobs, JsonOption, Quiet, out_option
+from sdxl_coreml.options import BaseOption, Jobs, JsonOption, LoraOption, Quiet, out_option
 from sdxl_coreml.steps import (
     fetch,
     make,
     open_snapshot,
     results_shown,
     wanted_base,
+    wanted_loras,
     with_base,
 )
 from sdxl_coreml.terminal import Terminal
@@ -52,6 +53,7 @@ def convert(
     ] = "float32",
     engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
     base: BaseOption = None,
+    lora: LoraOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -78,6 +80,7 @@ def convert(
         name=name,
         revision=revision,
         base=base,
+        loras=lora or [],
         attention=attention,
         resolution=resolution,
         bits=bits,
@@ -91,6 +94,7 @@ def convert(
     require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
     snapshot = fetch(parse_source(source, revision), terminal)
     snapshot = with_base(snapshot, wanted_base(None, base), terminal)
-    planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
+    checkpoint = open_snapshot(snapshot, wanted_loras(None, lora, terminal))
+    planned = make_plan(recipe, checkpoint, components=component or [], engine=engine)
     results = make(planned, snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))

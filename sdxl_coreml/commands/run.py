@@ -32,6 +32,7 @@ from sdxl_coreml.steps import (
     results_shown,
     source_card,
     wanted_base,
+    wanted_loras,
     wanted_source,
     with_base,
 )
@@ -104,7 +105,8 @@ def run(
     snapshot = fetch(asked, terminal)
     if source is None or snapshot.path.is_file():  # or it comes from elsewhere, and whole
         snapshot = with_base(snapshot, wanted_base(parsed, None), terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
+    loras = wanted_loras(parsed, None, terminal)
+    plan = make_plan(parsed, open_snapshot(snapshot, loras), only=only)
 
     def repeat(artifact: str) -> str:
         words = ["verify", str(out / artifact), "--source", asked.location, "--recipe", recipe]
@@ -171,7 +173,8 @@ def show_plan(
         if source is None or snapshot.path.is_file():
             base = wanted_base(recipe, None)
             snapshot = replace(snapshot, base=headers(base, "base") if base else None)
-        plan = make_plan(recipe, open_snapshot(snapshot), only=only)
+        loras = wanted_loras(recipe, None, terminal)
+        plan = make_plan(recipe, open_snapshot(snapshot, loras), only=only)
         terminal.result(plan_document(plan), plan_table(plan))
 
 

@@ -11,13 +11,14 @@ import typer
 
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
-from sdxl_coreml.options import BaseOption, Quiet, Strict
+from sdxl_coreml.options import BaseOption, LoraOption, Quiet, Strict
 from sdxl_coreml.steps import (
     fetch,
     open_snapshot,
     read_recipe,
     require_writable,
     wanted_base,
+    wanted_loras,
     with_base,
     write_report,
 )
@@ -37,6 +38,7 @@ def verify(
         str | None, typer.Option("--source", help="The checkpoint it was made from.")
     ] = None,
     base: BaseOption = None,
+    lora: LoraOption = None,
     golden: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
@@ -156,7 +158,8 @@ def verify(
     if source is not None:
         snapshot = fetch(parse_source(source), terminal)
         supplier = wanted_base(parsed if snapshot.path.is_file() else None, base)
-        checkpoint = open_snapshot(with_base(snapshot, supplier, terminal))
+        loras = wanted_loras(parsed, lora, terminal)
+        checkpoint = open_snapshot(with_base(snapshot, supplier, terminal), loras)
     evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
         require_gates(parsed, evidence.reference.components)

@@ -1,7 +1,8 @@
 """The reference: each component as diffusers and transformers run it, with the Core ML interface.
 
 The libraries' own `from_pretrained` loads the checkpoint's folder; our reader says no more than the
-variant. Single files are read in `verify.reference.single_file`. So a wrong choice of files, or a
+variant. Single files are read in `verify.reference.single_file`, LoRAs merged in
+`verify.reference.loras`. So a wrong choice of files, or a
 mistake in our reader or networks, shows as a difference.
 """
 
@@ -26,6 +27,7 @@ from convert.checkpoint.latents import SCALING_FACTOR
 from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
+from verify.reference.loras import merge_into, unmerged
 from verify.reference.single_file import load_single
 
 
@@ -61,7 +63,8 @@ class Reference:
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
-        part = checkpoint.part(component)
+        merged = checkpoint.part(component)
+        part = unmerged(merged)
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
         self._widens = on_cpu and dtype == torch.float32 and half and _is_large_and_half(part)
@@ -71,6 +74,9 @@ class Reference:
         else:
             with quiet():
                 model = load_single(part, component, stored)
+        if merged is not part:
+            with quiet():
+                merge_into(model, checkpoint, merged)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
 

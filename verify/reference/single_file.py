@@ -21,6 +21,7 @@ from convert.checkpoint.tensors import StoredTensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.json_files import reason
+from verify.reference.loras import unmerged
 
 Weights = dict[str, Tensor]
 
@@ -53,7 +54,7 @@ def _opens(part: Part) -> bool:
 
 def how_loaded(checkpoint: Checkpoint) -> str:
     """How the reference reads what lies in single files, in words; empty where it is a folder."""
-    single = [part for part in checkpoint.parts.values() if part.single]
+    single = [unmerged(part) for part in checkpoint.parts.values() if part.single]
     if not single:
         return ""
     ours = [part.name for part in single if not reads_itself(part)]

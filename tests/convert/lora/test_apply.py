@@ -383,7 +383,7 @@ def test_keys_have_the_files_digest_the_kind_and_the_strength(
     assert key(Lora(one)) == keys[1]
     assert key(Lora(one, 0.0)) == keys[0]
     merged, reports = apply(base, [Lora(one), Lora(other), Lora(one, 0.5)])
-    assert [r.name for r in reports] == [
+    assert [r.file for r in reports] == [
         "loras/lora.safetensors",
         "loras/2/lora.safetensors",
         "loras/lora.safetensors",
@@ -411,8 +411,8 @@ def test_a_report_has_kinds_parts_and_what_is_not_applied(base: Checkpoint, tmp_
         "bias": {"unet": 1},
     }
     assert report.facts == {"ss_output_name": "detail"}
-    assert "not applied: embedding `style` inside the file" in report.text()
-    assert "1 tensor `.scale`" in report.text()
+    assert "not applied: embedding `style` inside the file" in report.line()
+    assert "1 tensor `.scale`" in report.line()
     bias = merged.part("unet").tensors["conv_in.bias"].read(np.float32)
     before = base.part("unet").tensors["conv_in.bias"].read(np.float32)
     np.testing.assert_array_equal(bias, before + 1)
