@@ -36,6 +36,17 @@ SCHEMA = 1
 REMEDY = "Remove the folder and run the command that made it again."
 
 
+class LoraFacts(Document):
+    """A LoRA that was merged into the checkpoint's weights."""
+
+    file: str
+    sha256: str | None
+    scale: float
+    text_scale: float
+    kinds: dict[str, dict[str, int]]
+    ignored: tuple[str, ...] = Field((), strict=False)
+
+
 class SourceFacts(Document):
     """The checkpoint that an artifact was made from."""
 
@@ -43,6 +54,7 @@ class SourceFacts(Document):
     repo: str | None = None
     commit: str | None = None
     files: dict[str, str]
+    loras: list[LoraFacts] = Field(default_factory=list)
 
 
 class RecipeFacts(Document):

@@ -265,6 +265,9 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
         "</details>",
         "Versions: " + ", ".join(f"{escape(n)} {escape(v)}" for n, v in versions.items()) + ".",
     ]
+    if source.get("loras"):
+        parts.append("Merged into the weights, in this order:")
+        parts.append(bullets([_lora(lora) for lora in source["loras"]]))
     checked = first.get("verification")
     if checked:
         parts.append(
@@ -275,6 +278,17 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     parts.append("Where the graphs differ from those of Apple's converter, and why:")
     parts.append(bullets([f"{prose(d['what'])} {prose(d['why'])}" for d in first["deviations"]]))
     return parts
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    """A LoRA that was merged: its file, strengths and digest, and what of it was not applied."""
+    strengths = f"strength {lora['scale']}"
+    if lora["text_scale"] != lora["scale"]:
+        strengths += f", of the text encoders {lora['text_scale']}"
+    name = lora["file"].rpartition("/")[2]
+    digest = f", SHA-256 {code(lora['sha256'])}" if lora["sha256"] else ""
+    ignored = "".join(f"; not applied: {escape(what)}" for what in lora["ignored"])
+    return f"{code(name)} ({escape(', '.join(lora['kinds']))}), {strengths}{digest}{ignored}"
 
 
 def _copied(source: SourceCard, base: str | None) -> list[str]:

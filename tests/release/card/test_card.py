@@ -88,6 +88,24 @@ def test_the_card_says_what_published_cards_say_and_correctly(animagine: dict[st
         assert fact in page, fact
 
 
+def test_loras_are_named_with_strengths_and_digests(animagine: dict[str, Any]) -> None:
+    lora = {
+        "file": "loras/detail.safetensors",
+        "sha256": "a" * 64,
+        "scale": 0.8,
+        "text_scale": 0.6,
+        "kinds": {"LoRA": {"unet": 722}, "DoRA": {"unet": 1}},
+        "ignored": ["embedding `style` inside the file"],
+    }
+    plain = compose(animagine)
+    card = compose({**animagine, "source": {**animagine["source"], "loras": [lora]}})
+    assert "Merged into" not in plain
+    assert (
+        f"<code>detail.safetensors</code> (LoRA, DoRA), strength 0.8, of the text encoders 0.6, "
+        f"SHA-256 <code>{'a' * 64}</code>; not applied: embedding" in html(card)
+    )
+
+
 def test_every_file_has_its_row(animagine: dict[str, Any]) -> None:
     page = html(compose(animagine))
     rows = {
