@@ -46,8 +46,6 @@ def convert_job(
         compression=job.compression,
     )
     plan = layout(network.blobs.values())
-    model = serialise(network, plan, description, format=FORMATS[job.deployment])
-
     content = key_of([[b.name, b.dtype.str, b.shape, plan.offsets[b.name]] for b in plan.blobs])
 
     def fill(folder: Path) -> dict[str, str]:
@@ -55,5 +53,6 @@ def convert_job(
 
     folder, facts = weights(fill)
     assert facts["layout"] == content, f"{job} arranges its weights in its own way"
+    model = serialise(network, plan, description, format=FORMATS[job.deployment])
     assemble(package, model, folder / "weight.bin")
     return {str(WEIGHTS): facts["sha256"]}

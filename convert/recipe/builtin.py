@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "recipes"  # data alone: installed beside the packages
 
@@ -19,9 +19,9 @@ def builtin_recipe_text(name: str) -> str:
     """The TOML of a built-in recipe; `InputError` where there is none of that name."""
     known = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
     if name not in known:
-        meant = nearest(name, list(known))
         raise InputError(
             f"there is no built-in recipe `{name}`; there are {', '.join(known)}",
-            hint=f"did you mean `{meant}`?" if meant else None,
+            near=(name, list(known)),
+            suggest="did you mean `{}`?".format,
         )
     return known[name].read_text("utf-8")

@@ -22,7 +22,7 @@ from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
-from convert.run.packages import Context, Package, key, make, weight_key, worker
+from convert.run.packages import Context, Package, PackageTask, make, task_for, worker
 from convert.run.pool import run_tasks
 from convert.source.download import Snapshot
 from convert.tokenizer.app import app_files
@@ -67,13 +67,23 @@ def run(
     try:
         with discard_unless(out), Cache(out / ".cache") as cache:
             context = _context(plan, source, cache, progress)
-            missing = [j for j in plan.jobs if not cache.has("packages", key(context, j))]
-            unwritten = {weight_key(context, job): job for job in reversed(missing)}
-            writers = [job for name, job in unwritten.items() if not cache.has("weights", name)]
-            expected = estimate(plan, missing, writers)
+            tasks = [task_for(context, job, plan.weights[job.component]) for job in plan.jobs]
+            missing = [task for task in tasks if not cache.has("packages", task.key)]
+            unwritten = {task.weight_key: task for task in reversed(missing)}
+            writers = [task for name, task in unwritten.items() if not cache.has("weights", name)]
+            expected = estimate(plan, [t.job for t in missing], [t.job for t in writers])
             jobs = jobs or expected.workers
             require_room(out, expected, jobs)
-            packages = _make_all(plan, context, cache, missing, writers, jobs, progress)
+            packages = {t.job: make(context, cache, t, silent) for t in tasks if t not in missing}
+            # First those that write weights, then those that share what these wrote.
+            first = [task for task in missing if task in writers]
+            with progress.stage("Weights", expected.weight_bytes, "B") as advance:
+                packages |= _report(_each(context, cache, first, jobs, advance), progress)
+            rest = [task for task in missing if task not in writers]
+            with progress.stage("Graphs", len(rest), "models") as advance:
+                for made in _each(context, cache, rest, jobs, silent):
+                    packages |= _report([made], progress)
+                    advance(1)
             return [
                 _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
             ]
@@ -171,42 +181,20 @@ def _weight_files(parts: Iterable[Part]) -> set[Path]:
     return {file for part in parts for file in part.weight_files}
 
 
-def _make_all(
-    plan: Plan,
-    context: Context,
-    cache: Cache,
-    missing: list[Job],
-    writers: list[Job],
-    jobs: int,
-    progress: Progress,
-) -> dict[Job, Package]:
-    """Every package: first the weight writers, then those that share what these wrote."""
-    first = [job for job in missing if job in writers]
-    rest = [job for job in missing if job not in writers]
-    packages = {j: make(context, cache, j, silent) for j in plan.jobs if j not in missing}
-    with progress.stage("Weights", sum(plan.weight_bytes(j) for j in first), "B") as advance:
-        packages |= _report(_each(context, cache, first, jobs, advance), progress)
-    with progress.stage("Graphs", len(rest), "models") as advance:
-        for job, package in _each(context, cache, rest, jobs, silent):
-            packages |= _report([(job, package)], progress)
-            advance(1)
-    return packages
-
-
 def _each(
-    context: Context, cache: Cache, jobs: list[Job], count: int, advance: Advance
-) -> Iterable[tuple[Job, Package]]:
-    if count > 1 and len(jobs) > 1:
-        return run_tasks(partial(worker, context), jobs, count, advance)
-    return ((job, make(context, cache, job, advance)) for job in jobs)
+    context: Context, cache: Cache, tasks: list[PackageTask], count: int, advance: Advance
+) -> Iterable[tuple[PackageTask, Package]]:
+    if count > 1 and len(tasks) > 1:
+        return run_tasks(partial(worker, context), tasks, count, advance)
+    return ((task, make(context, cache, task, advance)) for task in tasks)
 
 
-def _report(made: Iterable[tuple[Job, Package]], progress: Progress) -> dict[Job, Package]:
+def _report(made: Iterable[tuple[PackageTask, Package]], progress: Progress) -> dict[Job, Package]:
     packages = {}
-    for job, package in made:
-        packages[job] = package
+    for task, package in made:
+        packages[task.job] = package
         if package.fresh:
-            progress.done(f"  {job}: {size(sum(f['size'] for f in package.files.values()))}")
+            progress.done(f"  {task.job}: {size(sum(f['size'] for f in package.files.values()))}")
     return packages
 
 
@@ -223,7 +211,7 @@ def _artifact(
     texts = app_files(plan.checkpoint.tokenizers)
     if (allocation := plan.allocations.get(planned.artifact.bits)) is not None:
         texts[allocations.FILE] = allocation.text()
-    manifest = manifests.compose(planned, plan.recipe, context, packages, texts)
+    manifest = manifests.compose(planned, plan, context, packages, texts)
     path = out / planned.artifact.name
     found = manifests.read(path)
     same = found is not None and found["fingerprint"] == manifest["fingerprint"]

@@ -6,20 +6,18 @@ Fine-tunes of one architecture have the same names and shapes, and much the same
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
 from convert.files.documents import Document, checked
 from convert.files.json_files import read_object, shown
 from convert.values import Bits, DeploymentTarget, targets_for
-from convert.weights.compress import METHODS, is_compressible
-from convert.weights.methods import UNCOMPRESSED
+from convert.weights.compress import METHODS, UNCOMPRESSED, ComponentWeights
 
 FILE = "allocation.json"
 SCHEMA = 1
@@ -120,20 +118,39 @@ def read_allocation(path: Path) -> Allocation:
     return found
 
 
-def require_fit(
-    allocation: Allocation,
-    tensors: Mapping[str, Tensor],
-    component: str,
-    target: DeploymentTarget,
-    *,
-    where: object,
+def fitting_allocation(
+    file: str, wanted: Mapping[Bits, Sequence[ComponentWeights]], target: DeploymentTarget
+) -> dict[Bits, Allocation]:
+    """The allocation in a recipe's file, by the bits that it is asked for.
+
+    Args:
+        wanted: the components whose widths it must have, by the mixed bits that they are stored at.
+
+    Raises:
+        InputError: as `read_allocation`, or it does not fit what is asked for.
+    """
+    allocation = read_allocation(Path(file))
+    for bits, components in wanted.items():
+        if bits != allocation.bits:
+            raise InputError(
+                f"is for {allocation.bits}; {bits} is asked for",
+                where=file,
+                hint="Leave it away to measure what each tensor needs.",
+            )
+        for weights in components:
+            _require_fit(allocation, weights, target, where=file)
+    return dict.fromkeys(wanted, allocation)
+
+
+def _require_fit(
+    allocation: Allocation, weights: ComponentWeights, target: DeploymentTarget, *, where: object
 ) -> None:
     """Raise InputError unless an allocation has a width for each tensor, which the target holds."""
     hint = "An allocation is for checkpoints of one architecture; leave it away to measure anew."
+    component, wanted = weights.component, weights.compressible
     if component not in allocation.components:
         raise InputError(f"has no widths for {component}", where=where, hint=hint)
     given = allocation.components[component]
-    wanted = {name: t for name, t in tensors.items() if is_compressible(t)}
     for name in sorted(wanted.keys() ^ given.keys()):
         problem = "lacks a width for" if name in wanted else "has a width for an unknown tensor,"
         raise InputError(f"{problem} {component}'s `{name}`", where=where, hint=hint)

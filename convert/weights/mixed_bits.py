@@ -25,20 +25,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
-from convert.recipe.sections import Compress
-from convert.values import Bits, DeploymentTarget, targets_for
+from convert.values import Bits, DeploymentTarget
 from convert.weights.allocation import Allocation, Allotted
 from convert.weights.compress import (
     PALETTES,
+    UNCOMPRESSED,
+    ComponentWeights,
     Compression,
-    choose_method,
-    is_compressible,
-    plain_bytes,
+    options,
 )
-from convert.weights.methods import UNCOMPRESSED, own_bits
 from convert.weights.palette import Histogram, fit
 
 # Above 1, outputs that lose more count more. From 1.2 on the embedded checkpoint's text encoders
@@ -94,42 +91,14 @@ class Option:
     error: float
 
 
-def options(
-    tensors: Mapping[str, Tensor], component: str, target: DeploymentTarget, compress: Compress
-) -> dict[str, dict[str, int]]:
-    """Bytes by width that the target can hold, for each tensor that can be compressed.
-
-    A tensor that the recipe gives a width of its own has that one alone.
-    """
-    own = own_bits(tensors, component, compress)
-    held = [bits for bits in PALETTES if target in targets_for(Bits(bits))]
-    found: dict[str, dict[str, int]] = {}
-    for name, tensor in tensors.items():
-        if not is_compressible(tensor):
-            continue
-        override = own.get(name)
-        size = compress.group_size
-        if override is not None and override.group_size is not None:
-            size = override.group_size
-        sizes = {}
-        for bits in [override.bits] if override is not None else [UNCOMPRESSED, *held]:
-            method = choose_method(tensor, bits, size)
-            if method is not None:
-                sizes[bits] = method.stored_bytes(tensor.shape)
-            elif bits == UNCOMPRESSED or override is not None:
-                sizes[bits] = plain_bytes(tensor, 2)
-        found[name] = sizes
-    return found
-
-
-def budget(tensors: Mapping[str, Tensor], bits: Bits) -> int:
+def budget(weights: ComponentWeights, bits: Bits) -> int:
     """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
     average = float(bits.removeprefix("mixed-"))
-    count = sum(tensor.size for tensor in tensors.values() if is_compressible(tensor))
+    count = sum(tensor.size for tensor in weights.compressible.values())
     return int(average * count / 8)
 
 
-def require_reachable(
+def _require_reachable(
     sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
 ) -> None:
     """Raise InputError if even the narrowest widths take more than the average allows."""
@@ -144,19 +113,17 @@ def require_reachable(
         )
 
 
-def require_average(
-    tensors: Mapping[str, Tensor], component: str, compression: Compression, bits: Bits
-) -> None:
+def require_average(weights: ComponentWeights, compression: Compression, bits: Bits) -> None:
     """Raise InputError if what is stored averages more bits than it is called after.
 
     So it may with an allocation that was edited, or made for other groups or overrides.
     """
-    able = {name: tensor for name, tensor in tensors.items() if is_compressible(tensor)}
-    stored, limit = compression.stored_bytes(able, 2), budget(tensors, bits)
+    able, limit = weights.compressible, budget(weights, bits)
+    stored = compression.stored_bytes(able, 2)
     if stored > limit:
         average = 8 * stored / sum(tensor.size for tensor in able.values())
         raise InputError(
-            f"the widths of {component} average {average:.2f} bits, more than {bits}",
+            f"the widths of {weights.component} average {average:.2f} bits, more than {bits}",
             hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
             f"mixed-{math.ceil(10 * average) / 10:.1f}.",
         )
@@ -238,22 +205,32 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS - 1}e}")
 
 
-def provisional(sizes: Mapping[str, Mapping[str, int]], limit: int) -> dict[str, str]:
-    """Widths for a plan's bytes and seconds, before anything is measured: all weights alike."""
+def provisional(
+    weights: ComponentWeights, sizes: Mapping[str, Mapping[str, int]], bits: Bits
+) -> dict[str, str]:
+    """Widths for a plan's bytes and seconds, before anything is measured: all weights alike.
+
+    Args:
+        sizes: of `convert.weights.compress.options`.
+
+    Raises:
+        InputError: an average below the narrowest widths.
+    """
+    limit = budget(weights, bits)
+    _require_reachable(sizes, limit, weights.component, bits)
     choices = {
-        name: [Option(bits, n, max(of.values()) * 4.0 ** -float(bits)) for bits, n in of.items()]
+        name: [Option(width, n, max(of.values()) * 4.0 ** -float(width)) for width, n in of.items()]
         if len(of) > 1
-        else [Option(bits, n, 0.0) for bits, n in of.items()]
+        else [Option(width, n, 0.0) for width, n in of.items()]
         for name, of in sizes.items()
     }
     return allocate(choices, limit)
 
 
 def make_allocation(
-    checkpoint: Checkpoint,
+    weights: Mapping[str, ComponentWeights],
     bits: Bits,
     target: DeploymentTarget,
-    compress: Compress,
     measured: Mapping[str, Mapping[str, Measured]],
 ) -> Allocation:
     """The best widths of the components that were measured.
@@ -263,10 +240,9 @@ def make_allocation(
     """
     averages, components = {}, {}
     for component, facts in measured.items():
-        tensors = checkpoint.component_tensors(component)
-        sizes = options(tensors, component, target, compress)
-        limit = budget(tensors, bits)
-        require_reachable(sizes, limit, component, bits)
+        tensors, limit = weights[component].tensors, budget(weights[component], bits)
+        sizes = options(weights[component], target)
+        _require_reachable(sizes, limit, component, bits)
         widths = least_errors(sizes, facts, limit)
         stored = sum(sizes[name][width] for name, width in widths.items())
         averages[component] = round(8 * stored / sum(tensors[n].size for n in widths), 4)
