@@ -29,8 +29,8 @@ from convert.weights.compress import (
 from convert.weights.methods import component_bits, component_weights, require_sense
 from convert.weights.mixed_bits import provisional, require_average
 
-# The bits of a component, by its name and the bits of the artifact that it is in.
-_OwnBits = Mapping[tuple[str, Bits], Bits]
+# The bits of a component, by its name and by the bits of the artifact that it is in.
+_OwnBits = Mapping[str, Mapping[Bits, Bits]]
 
 
 class WeightIdentity(NamedTuple):
@@ -98,7 +98,10 @@ class Plan:
 
     def with_allocations(self, allocations: Mapping[Bits, Allocation]) -> Plan:
         """The plan with the widths of mixed bits as they were measured."""
-        bits = {(c, a.artifact.bits): j.bits for a in self.artifacts for c, j in a.jobs.items()}
+        bits = {
+            component: {a.artifact.bits: a.jobs[component].bits for a in self.artifacts}
+            for component in self.artifacts[0].jobs
+        }
         compressions = _compressions(self.weights, bits, self.recipe.target.deployment, allocations)
         artifacts = tuple(
             replace(
@@ -152,7 +155,7 @@ def make_plan(
     pipeline = _check(checkpoint, artifacts, chosen, engine)
     weights = _weights(checkpoint, chosen, recipe.compress)
     bits = {
-        (c, a.bits): component_bits(c, a.bits, recipe.compress) for c in chosen for a in artifacts
+        c: {a.bits: component_bits(c, a.bits, recipe.compress) for a in artifacts} for c in chosen
     }
     allocations = _allocations(weights, bits, recipe)
     compressions = _compressions(weights, bits, recipe.target.deployment, allocations)
@@ -209,10 +212,12 @@ def _allocations(
     """The recipe's own allocation, if it names one, which must fit all that is asked for."""
     if recipe.compress.allocation is None:
         return {}
-    mixed: dict[Bits, list[ComponentWeights]] = {b: [] for _, b in bits if is_mixed(b)}
-    for (component, asked), own in bits.items():
-        if is_mixed(own):
-            mixed[asked].append(weights[component])
+    mixed: dict[Bits, list[ComponentWeights]] = {}
+    for component, own in bits.items():
+        for asked in filter(is_mixed, own):
+            fitting = mixed.setdefault(asked, [])
+            if own[asked] == asked:
+                fitting.append(weights[component])
     return fitting_allocation(recipe.compress.allocation, mixed, recipe.target.deployment)
 
 
@@ -224,18 +229,18 @@ def _compressions(
 ) -> dict[tuple[str, Bits], Compression]:
     """By component and artifact's bits; each is worked out once, for all that have them."""
     found: dict[tuple[str, Bits], Compression] = {}
-    for (component, asked), own in bits.items():
-        of = weights[component]
-        if asked == UNCOMPRESSED:
-            found[component, asked] = NONE
-        elif is_mixed(own):
-            widths = provisional(of, options(of, target), own)
-            if own in allocations:
-                widths = allocations[own].widths(component)
-            found[component, asked] = choose_methods(of, own, widths)
-            require_average(of, found[component, asked], own)
-        else:
-            found[component, asked] = choose_methods(of, own)
+    for component, of in weights.items():
+        for asked, width in bits.get(component, {}).items():
+            if asked == UNCOMPRESSED:
+                found[component, asked] = NONE
+            elif is_mixed(width):
+                widths = provisional(of, options(of, target), width)
+                if width in allocations:
+                    widths = allocations[width].widths(component)
+                found[component, asked] = choose_methods(of, width, widths)
+                require_average(of, found[component, asked], width)
+            else:
+                found[component, asked] = choose_methods(of, width)
     return found
 
 
@@ -252,7 +257,7 @@ def _job(
         component=component,
         resolution=artifact.resolution if spec.has_resolution else None,
         attention=artifact.attention if spec.has_attention else None,
-        bits=bits[component, artifact.bits],
+        bits=bits[component][artifact.bits],
         compression=compressions[component, artifact.bits],
         precision="float16" if spec.is_half else recipe.target.vae_precision,
         deployment=recipe.target.deployment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from convert.plan.estimate import estimate
@@ -42,9 +43,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan) -> str:
-    """The plan for people."""
-    document = plan_document(plan)
+def plan_table(plan: Plan, document: Mapping[str, Any]) -> str:
+    """The plan for people; `document` is that of `plan_document`."""
     lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:

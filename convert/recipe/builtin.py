@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.errors import InputError
+from convert.recipe.recipe import Recipe, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"  # data alone: installed beside the packages
 
@@ -25,3 +26,10 @@ def builtin_recipe_text(name: str) -> str:
             suggest="did you mean `{}`?".format,
         )
     return known[name].read_text("utf-8")
+
+
+def read_recipe(recipe: str) -> Recipe:
+    """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
+    if recipe in builtin_recipes() and not Path(recipe).is_file():
+        return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
+    return load_recipe(Path(recipe))

@@ -7,6 +7,7 @@ write holds a record of what it is, written last: no record, not done.
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.files.json_files import read_bytes, read_object, reason, shown
+from convert.progress import Progress
 from convert.source.hub import (
     FileProgress,
     Repo,
@@ -147,6 +149,22 @@ def download(
             raise
         except Exception as error:
             raise explain(error, repo) from None
+
+
+def fetch(source: CheckpointSource, progress: Progress, out: Path | None = None) -> Snapshot:
+    """The same, as a stage of work that is shown where something is downloaded."""
+    with ExitStack() as stack:
+        advance, seen = None, 0
+
+        def report(file: str, done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                stage = progress.stage(f"Downloading {source.location}", total, "B")
+                advance = stack.enter_context(stage)
+            advance(done - seen)
+            seen = done
+
+        return download(source, out, progress=report)
 
 
 def _from_hub(repo: Repo, out: Path | None, select: Select, progress: FileProgress) -> Snapshot:

@@ -43,9 +43,9 @@ def bisect(
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
     from convert.components import COMPONENTS
+    from convert.plan.prepare import open_source
     from convert.process.interrupts import deferred_interrupt
     from convert.source.download import parse_source
-    from sdxl_coreml.steps import fetch, open_snapshot
 
     with deferred_interrupt():
         from verify.artifact.probe import PROBE, probe_folder
@@ -72,7 +72,7 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+    checkpoint = open_source(parse_source(source), terminal)
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None
         with terminal.working("Bisecting") as say:

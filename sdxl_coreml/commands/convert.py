@@ -9,7 +9,7 @@ import typer
 
 from convert.errors import InputError
 from sdxl_coreml.options import Jobs, JsonOption, Quiet, out_option
-from sdxl_coreml.steps import fetch, make, open_snapshot, results_shown
+from sdxl_coreml.steps import make, results_shown
 from sdxl_coreml.terminal import Terminal
 
 
@@ -55,7 +55,9 @@ def convert(
     """
     from convert.components import COMPONENTS
     from convert.plan.engines import ENGINES, require_engine
-    from convert.plan.plan import make_plan, require_components
+    from convert.plan.plan import require_components
+    from convert.plan.prepare import prepare
+    from convert.plan.text import plan_document, plan_table
     from convert.recipe.options import own_name, recipe_from_options
     from convert.run.run import require_ours
     from convert.source.download import parse_source
@@ -80,7 +82,10 @@ def convert(
     if name is None and recipe.name != own_name(source, revision):
         terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
     require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
-    snapshot = fetch(parse_source(source, revision), terminal)
-    planned = make_plan(recipe, open_snapshot(snapshot), components=component or [], engine=engine)
-    results = make(planned, snapshot, out, terminal, jobs)
+    wanted = parse_source(source, revision)
+    prepared = prepare(recipe, wanted, terminal, components=component or [], engine=engine)
+    plan = prepared.plan
+    require_ours(out, plan)
+    terminal.say(plan_table(plan, plan_document(plan)))
+    results = make(plan, prepared.snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))

@@ -131,10 +131,11 @@ def record(
 
     Example: sdxl-coreml record toy --resolution 128x128 --out golden
     """
+    from convert.plan.prepare import open_snapshot
+    from convert.recipe.builtin import read_recipe
     from convert.recipe.sections import Verify
-    from convert.source.download import parse_source
+    from convert.source.download import fetch, parse_source
     from convert.values import Resolution
-    from sdxl_coreml.steps import fetch, open_snapshot, read_recipe
 
     size = Resolution.parse(resolution)
     asked = read_recipe(recipe).verify if recipe else Verify()

@@ -22,17 +22,7 @@ from sdxl_coreml.options import (
     Strict,
     out_option,
 )
-from sdxl_coreml.steps import (
-    fetch,
-    license_texts,
-    make,
-    open_snapshot,
-    packed_shown,
-    read_recipe,
-    results_shown,
-    source_card,
-    wanted_source,
-)
+from sdxl_coreml.steps import make, packed_shown, results_shown
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -50,8 +40,7 @@ def plan(
 
     Example: sdxl-coreml plan recipes/toy.toml --source toy
     """
-    terminal = Terminal(as_json=as_json)
-    show_plan(read_recipe(recipe), source, terminal, only=only)
+    show_plan(recipe, source, Terminal(as_json=as_json), only=only)
 
 
 def run(
@@ -82,35 +71,40 @@ def run(
 
     Example: sdxl-coreml run toy --source toy --out out
     """
-    from convert.plan.plan import make_plan, wanted_artifacts
-    from convert.plan.text import plan_document
+    from convert.plan.prepare import prepare, source_of
+    from convert.plan.text import plan_document, plan_table
+    from convert.recipe.builtin import read_recipe
     from convert.run.run import require_ours
     from release.pack.archive import parse_size
 
     if release_passing and not release:
         raise InputError("--release-passing and --no-release contradict each other")
-    terminal = Terminal(quiet=quiet, as_json=as_json)
-    parsed = read_recipe(recipe)
     part_size = parse_size(split) if split else None
+    terminal = Terminal(quiet=quiet, as_json=as_json)
     if dry_run:
-        show_plan(parsed, source, terminal, only=only)
+        show_plan(recipe, source, terminal, only=only)
         return 0
-    wanted_artifacts(parsed, only)
+    parsed = read_recipe(recipe)
     require_ours(out)
-    asked = wanted_source(parsed, source)
-    snapshot = fetch(asked, terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot), only=only)
+    prepared = prepare(parsed, source_of(parsed, source), terminal, only=only)
+    plan, snapshot = prepared.plan, prepared.snapshot
+    require_ours(out, plan)
+    document = plan_document(plan)
+    table = plan_table(plan, document)
 
     def repeat(artifact: str) -> str:
-        words = ["verify", str(out / artifact), "--source", asked.location, "--recipe", recipe]
-        return shlex.join(["sdxl-coreml", *words, "--html", "report.html"])
+        given = ["--source", prepared.source.location, "--recipe", recipe]
+        words = ["sdxl-coreml", "verify", str(out / artifact), *given, "--html", "report.html"]
+        return shlex.join(words)
 
     if release:
-        archived = sum(plan.weight_bytes(job) for a in plan.artifacts for job in a.jobs.values())
+        archived = sum(a["weight_bytes"] for a in document["artifacts"])
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
+    terminal.say(table)
     made = make(plan, snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from release.build import build_release, releasable
+        from release.card.source_card import source_texts
         from verify.batch import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, plan, command=repeat, say=say)
@@ -118,16 +112,17 @@ def run(
     packed = None
     passed = releasable(out, parsed)
     if release and (code == 0 or (release_passing and passed)):
+        card, licenses = source_texts(snapshot)
         packed = build_release(
             passed,
             out / "release",
             reports=out / "reports",
-            source=source_card(snapshot),
-            licenses=license_texts(snapshot),
+            source=card,
+            licenses=licenses,
             split=part_size,
             progress=terminal,
         )
-    document = {**plan_document(plan), **results_shown(made)[0], **outcome.document}
+    document |= {**results_shown(made)[0], **outcome.document}
     if packed:
         document["release"] = packed_shown(packed)[0]
     terminal.result(document, outcome.table())
@@ -143,24 +138,22 @@ def run(
 
 
 def show_plan(
-    recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
+    recipe: str, source: str | None, terminal: Terminal, *, only: str | None = None
 ) -> None:
     """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
     from tempfile import TemporaryDirectory
 
-    from convert.plan.plan import make_plan, wanted_artifacts
+    from convert.plan.prepare import prepare, source_of
     from convert.plan.text import plan_document, plan_table
-    from convert.source.headers import fetch_headers
+    from convert.recipe.builtin import read_recipe
 
-    wanted_artifacts(recipe, only)
-    wanted = wanted_source(recipe, source)
+    parsed = read_recipe(recipe)
+    wanted = source_of(parsed, source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
-        if wanted.kind == "repo":
-            snapshot = fetch_headers(wanted, Path(folder))
-        else:
-            snapshot = fetch(wanted, terminal)
-        plan = make_plan(recipe, open_snapshot(snapshot), only=only)
-        terminal.result(plan_document(plan), plan_table(plan))
+        plan = prepare(parsed, wanted, terminal, only=only, headers=Path(folder)).plan
+        document = plan_document(plan)
+        table = plan_table(plan, document)
+    terminal.result(document, table)
 
 
 def _unreleased(

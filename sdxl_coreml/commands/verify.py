@@ -12,7 +12,7 @@ import typer
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import Quiet, Strict
-from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, require_writable, write_report
+from sdxl_coreml.steps import require_writable, write_report
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.plan.gates import require_gates, require_gates_for
+    from convert.plan.prepare import open_source
+    from convert.recipe.builtin import read_recipe
     from convert.recipe.sections import Verify
     from convert.run.manifest import read as read_manifest
     from convert.source.download import parse_source
@@ -145,7 +147,7 @@ def verify(
         question = replace(question, levels=LEVELS)
     checkpoint = None
     if source is not None:
-        checkpoint = open_snapshot(fetch(parse_source(source), terminal))
+        checkpoint = open_source(parse_source(source), terminal)
     evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
         require_gates(parsed, evidence.reference.components)

@@ -283,8 +283,11 @@ def calibrate(
         # The UNet's inputs come from the text encoders, whether these are converted or not.
         digests = checkpoint_digests(plan, source, cache, progress or Silent(), whole=True)
         measuring = _Measuring(plan, digests, cache, device, say)
-        mixed = dict.fromkeys(j.component for j in plan.jobs if j.bits in plan.unmeasured)
-        measured = {component: measuring.measured(component) for component in mixed}
+        mixed = {job.component for job in plan.jobs if job.bits in plan.unmeasured}
+        measured = {}
+        for component, weights in plan.weights.items():
+            if component in mixed:
+                measured[component] = measuring.measured(weights)
     allocations: dict[Bits, Allocation] = {}
     for bits in plan.unmeasured:
         found = {j.component: measured[j.component] for j in plan.jobs if j.bits == bits}
@@ -303,15 +306,15 @@ class _Measuring:
     device: str
     say: Say
 
-    def measured(self, component: str) -> dict[str, Measured]:
+    def measured(self, weights: ComponentWeights) -> dict[str, Measured]:
         """What `measure` says of a component, now or before."""
         return measure(
             self.plan.checkpoint,
-            self.plan.weights[component],
-            _Later(partial(self._recorded, component)),
+            weights,
+            _Later(partial(self._recorded, weights.component)),
             device=self.device,
             say=self.say,
-            keep=partial(self._keep, self._key(component)),
+            keep=partial(self._keep, self._key(weights.component)),
         )
 
     def _recorded(self, component: str) -> tuple[Case, ...]:
