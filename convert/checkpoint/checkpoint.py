@@ -48,6 +48,11 @@ class Part:
     variant: str | None = None  # of its weight files, as `from_pretrained` calls it: fp16 or None
 
     @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
     def weight_files(self) -> frozenset[Path]:
         """The files that its tensors are read from."""
         return frozenset(file for tensor in self.tensors.values() for file in tensor.files)

@@ -82,7 +82,7 @@ def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = No
     ops = [count_ops(plan, job) for job in jobs]
     if writers is None:
         writers = list({job.weights: job for job in jobs}.values())
-    weights = sum(map(plan.weight_bytes, writers))
+    weights = sum(plan.weight_bytes[job] for job in writers)
     compressing = [compress_seconds(plan, job) for job in writers]
     return Estimate(
         bytes=weights + sum(ops) * BYTES_PER_OP,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from convert.weights.compress import (
     choose_methods,
     options,
 )
-from convert.weights.methods import component_bits, component_weights, require_sense
+from convert.weights.methods import component_bits, component_weights
 from convert.weights.mixed_bits import provisional, require_average
 
 # The bits of a component, by its name and by the bits of the artifact that it is in.
@@ -120,15 +121,20 @@ class Plan:
         """Each job once, in the order of the artifacts."""
         return tuple(dict.fromkeys(job for a in self.artifacts for job in a.jobs.values()))
 
-    def weight_bytes(self, job: Job) -> int:
-        """Size of the job's weight file, within a few KiB; from headers alone."""
-        width = 4 if job.precision == "float32" else 2
-        return job.compression.stored_bytes(self.weights[job.component].tensors, width)
+    @cached_property
+    def weight_bytes(self) -> dict[Job, int]:
+        """Size of each job's weight file, within a few KiB; from headers alone."""
+        return {
+            job: job.compression.stored_bytes(
+                self.weights[job.component].tensors, width=4 if job.precision == "float32" else 2
+            )
+            for job in self.jobs
+        }
 
     def weight_files(self) -> dict[Job, int]:
         """Bytes of each weight file, by the first job that has it."""
         first = {job.weights: job for job in reversed(self.jobs)}
-        return {job: self.weight_bytes(job) for job in self.jobs if first[job.weights] is job}
+        return {job: n for job, n in self.weight_bytes.items() if first[job.weights] is job}
 
 
 def make_plan(
@@ -198,12 +204,10 @@ def _weights(
 ) -> dict[str, ComponentWeights]:
     """The weights of components, and of those that have overrides, which must make sense."""
     overridden = [override.component for override in compress.tensors]
-    weights = {
+    return {
         name: component_weights(name, checkpoint.component_tensors(name), compress)
         for name in dict.fromkeys([*components, *overridden])
     }
-    require_sense(weights, compress)
-    return weights
 
 
 def _allocations(
@@ -277,7 +281,7 @@ def _check(
     checkpoint: Checkpoint, artifacts: list[ArtifactSpec], components: list[str], engine: Engine
 ) -> dict[str, Any]:
     """Refuse now what would fail after minutes; returns the pipeline's config."""
-    unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.part("vae_decoder").config_file
+    unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.parts["vae"].config_file
     if unet.out_channels != vae.latent_channels:
         raise InputError(
             f"`latent_channels` is {vae.latent_channels}; the UNet gives latents of "

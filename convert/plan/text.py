@@ -26,7 +26,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "bits": a.artifact.bits,
                 "resolution": str(a.artifact.resolution),
                 "components": list(a.jobs),
-                "weight_bytes": sum(plan.weight_bytes(job) for job in a.jobs.values()),
+                "weight_bytes": sum(plan.weight_bytes[job] for job in a.jobs.values()),
             }
             for a in plan.artifacts
         ],

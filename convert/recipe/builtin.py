@@ -31,5 +31,6 @@ def builtin_recipe_text(name: str) -> str:
 def read_recipe(recipe: str) -> Recipe:
     """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
     if recipe in builtin_recipes() and not Path(recipe).is_file():
-        return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
+        text = builtin_recipe_text(recipe)
+        return parse_recipe(text, where=recipe, folder=Path.cwd())
     return load_recipe(Path(recipe))

@@ -74,16 +74,7 @@ def run(
             expected = estimate(plan, [t.job for t in missing], [t.job for t in writers])
             jobs = jobs or expected.workers
             require_room(out, expected, jobs)
-            packages = {t.job: make(context, cache, t, silent) for t in tasks if t not in missing}
-            # First those that write weights, then those that share what these wrote.
-            first = [task for task in missing if task in writers]
-            with progress.stage("Weights", expected.weight_bytes, "B") as advance:
-                packages |= _report(_each(context, cache, first, jobs, advance), progress)
-            rest = [task for task in missing if task not in writers]
-            with progress.stage("Graphs", len(rest), "models") as advance:
-                for made in _each(context, cache, rest, jobs, silent):
-                    packages |= _report([made], progress)
-                    advance(1)
+            packages = _make_all(plan, context, cache, tasks, missing, writers, jobs, progress)
             return [
                 _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
             ]
@@ -179,6 +170,29 @@ def checkpoint_digests(
 
 def _weight_files(parts: Iterable[Part]) -> set[Path]:
     return {file for part in parts for file in part.weight_files}
+
+
+def _make_all(
+    plan: Plan,
+    context: Context,
+    cache: Cache,
+    tasks: list[PackageTask],
+    missing: list[PackageTask],
+    writers: list[PackageTask],
+    jobs: int,
+    progress: Progress,
+) -> dict[Job, Package]:
+    """Every package: first the weight writers, then those that share what these wrote."""
+    first = [task for task in missing if task in writers]
+    rest = [task for task in missing if task not in writers]
+    packages = {t.job: make(context, cache, t, silent) for t in tasks if t not in missing}
+    with progress.stage("Weights", sum(plan.weight_bytes[t.job] for t in first), "B") as advance:
+        packages |= _report(_each(context, cache, first, jobs, advance), progress)
+    with progress.stage("Graphs", len(rest), "models") as advance:
+        for made in _each(context, cache, rest, jobs, silent):
+            packages |= _report([made], progress)
+            advance(1)
+    return packages
 
 
 def _each(

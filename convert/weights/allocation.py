@@ -16,8 +16,8 @@ from pydantic import Field
 from convert.errors import InputError
 from convert.files.documents import Document, checked
 from convert.files.json_files import read_object, shown
-from convert.values import Bits, DeploymentTarget, targets_for
-from convert.weights.compress import METHODS, UNCOMPRESSED, ComponentWeights
+from convert.values import Bits, DeploymentTarget
+from convert.weights.compress import METHODS, TARGETS, UNCOMPRESSED, ComponentWeights
 
 FILE = "allocation.json"
 SCHEMA = 1
@@ -162,7 +162,7 @@ def _require_fit(
                 where=where,
                 hint=hint,
             )
-        able = targets_for(Bits(allotted.bits))
+        able = TARGETS[allotted.bits]
         if target not in able:
             raise InputError(
                 f"gives {component}'s `{name}` {allotted.bits} bits, which need a deployment "

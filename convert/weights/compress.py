@@ -38,6 +38,8 @@ SMALLEST = 2048  # elements
 PALETTES = ("8", "6", "4", "3", "2", "1")
 INTEGERS = {"int8": 8, "int4": 4}  # int8 has a scale for each output channel, int4 for each block
 METHODS = (*PALETTES, *INTEGERS)
+# The oldest targets first that can hold each width.
+TARGETS = {width: targets_for(Bits(width)) for width in (UNCOMPRESSED, *METHODS)}
 BLOCK = 32  # input channels that share a scale in int4
 
 
@@ -213,7 +215,7 @@ def options(weights: ComponentWeights, target: DeploymentTarget) -> dict[str, di
 
     A tensor that the recipe gives a width of its own has that one alone.
     """
-    held = [UNCOMPRESSED, *(w for w in PALETTES if target in targets_for(Bits(w)))]
+    held = [width for width in (UNCOMPRESSED, *PALETTES) if target in TARGETS[width]]
     found: dict[str, dict[str, int]] = {}
     for name, tensor in weights.compressible.items():
         own, size = weights.asked.get(name), weights.own_group_size(name)

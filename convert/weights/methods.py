@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from convert.checkpoint.tensors import Tensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.recipe.sections import Compress
+from convert.recipe.sections import Compress, TensorBits
 from convert.values import Bits
 from convert.weights.compress import UNCOMPRESSED, ComponentWeights, is_compressible
 
@@ -30,38 +30,29 @@ def component_bits(component: str, artifact: Bits, compress: Compress) -> Bits:
 def component_weights(
     component: str, tensors: Mapping[str, Tensor], compress: Compress
 ) -> ComponentWeights:
-    """A component's tensors and what is asked of them; of overrides the last that names one."""
-    able = {name: tensor for name, tensor in tensors.items() if is_compressible(tensor)}
-    asked = {
-        name: override
-        for override in compress.tensors
-        if override.component == component
-        for name in fnmatch.filter(able, override.name)
-    }
-    return ComponentWeights(component, tensors, able, asked, compress.group_size)
+    """A component's tensors and what is asked of them; of overrides the last that names one.
 
-
-def require_sense(weights: Mapping[str, ComponentWeights], compress: Compress) -> None:
-    """Raise InputError for an override of what a checkpoint does not have, or cannot compress.
-
-    Args:
-        weights: by component; at least those that have overrides.
+    Raises:
+        InputError: an override of what the component does not have, or cannot compress.
     """
+    able = {name: tensor for name, tensor in tensors.items() if is_compressible(tensor)}
+    asked: dict[str, TensorBits] = {}
     for index, override in enumerate(compress.tensors):
-        where = f"compress.tensors[{index}]"
-        of = weights[override.component]
-        if fnmatch.filter(of.compressible, override.name):
+        if override.component != component:
             continue
-        if fnmatch.filter(of.tensors, override.name):
+        named = fnmatch.filter(able, override.name)
+        asked |= dict.fromkeys(named, override)
+        if not named and fnmatch.filter(tensors, override.name):
             raise InputError(
-                f"`{override.name}` of {override.component} is never compressed",
-                where=where,
+                f"`{override.name}` of {component} is never compressed",
+                where=f"compress.tensors[{index}]",
                 hint="Weights of convolutions and linear layers are, if they are not very small.",
             )
-        able = list(of.compressible)
-        raise InputError(
-            f"{override.component} has no tensor `{override.name}`",
-            where=where,
-            near=(override.name, able),
-            hint=f"Did you mean `{able[0]}`?" if able else None,
-        )
+        if not named:
+            raise InputError(
+                f"{component} has no tensor `{override.name}`",
+                where=f"compress.tensors[{index}]",
+                near=(override.name, list(able)),
+                hint=f"Did you mean `{next(iter(able))}`?" if able else None,
+            )
+    return ComponentWeights(component, tensors, able, asked, compress.group_size)

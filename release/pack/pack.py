@@ -106,9 +106,7 @@ def pack(
             disk, a damaged artifact.
     """
     progress = progress or Silent()
-    require_packable(artifacts, release, allow_unverified=allow_unverified)
-    manifests = {path: finished_manifest(path) for path in artifacts}
-    found = {path: find_report(path) for path in artifacts}
+    manifests, found = require_packable(artifacts, release, allow_unverified=allow_unverified)
     reports = {path: r if r is not None and is_current(r) else None for path, r in found.items()}
     earlier = _earlier(release)
     digests = Digests()
@@ -142,17 +140,19 @@ def pack(
 
 def require_packable(
     artifacts: Sequence[Path], release: Path, *, allow_unverified: bool = False
-) -> None:
-    """Refuse what `pack` would not pack, before anything is read but manifests and reports.
+) -> tuple[dict[Path, dict[str, Any]], dict[Path, dict[str, Any] | None]]:
+    """The manifests and reports of artifacts that `pack` would pack; nothing else is read.
 
     Raises:
         NotVerified, InputError: as `pack` does.
     """
     manifests = {path: finished_manifest(path) for path in artifacts}
     release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
+    reports = {path: find_report(path, manifest) for path, manifest in manifests.items()}
     if not allow_unverified:
-        _require_verified(manifests, {path: find_report(path) for path in artifacts})
+        _require_verified(manifests, reports)
     _require_ours(release, manifests)
+    return manifests, reports
 
 
 def read_release(folder: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def run(
     parsed = read_recipe(recipe)
     require_ours(out)
     prepared = prepare(parsed, source_of(parsed, source), terminal, only=only)
-    plan, snapshot = prepared.plan, prepared.snapshot
+    plan = prepared.plan
     require_ours(out, plan)
     document = plan_document(plan)
     table = plan_table(plan, document)
@@ -101,7 +101,7 @@ def run(
         archived = sum(a["weight_bytes"] for a in document["artifacts"])
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
     terminal.say(table)
-    made = make(plan, snapshot, out, terminal, jobs)
+    made = make(plan, prepared.snapshot, out, terminal, jobs)
     with deferred_interrupt():
         from release.build import build_release, releasable
         from release.card.source_card import source_texts
@@ -112,7 +112,7 @@ def run(
     packed = None
     passed = releasable(out, parsed)
     if release and (code == 0 or (release_passing and passed)):
-        card, licenses = source_texts(snapshot)
+        card, licenses = source_texts(prepared.snapshot)
         packed = build_release(
             passed,
             out / "release",

@@ -263,12 +263,8 @@ LARGE = 1 << 30  # bytes of float16 weights from which they are widened layer by
 
 def _is_large_and_half(part: Part) -> bool:
     """Whether a UNet's weights are stored in float16 and would fill memory in float32."""
-    tensors = part.tensors.values()
-    return (
-        part.name == "unet"
-        and all(t.dtype == "F16" for t in tensors)
-        and sum(t.size for t in tensors) * 2 >= LARGE
-    )
+    is_half = all(tensor.dtype == "F16" for tensor in part.tensors.values())
+    return part.name == "unet" and is_half and part.size * 2 >= LARGE
 
 
 def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
