@@ -22,7 +22,7 @@ from convert.run.run import require_ours
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
 from convert.weights.allocation import Allocation, read_allocation
-from convert.weights.compress import PALETTES, ComponentWeights, is_compressible, options
+from convert.weights.compress import PALETTES, ComponentWeights, options
 from convert.weights.methods import component_weights
 from convert.weights.mixed_bits import Measured, make_allocation, provisional
 from convert.weights.palette import Histogram, fit
@@ -249,16 +249,15 @@ def test_other_text_encoders_are_another_calibration_of_the_unet(
 
     def measure_nothing(
         checkpoint: Checkpoint,
-        component: str,
+        weights: ComponentWeights,
         cases: object,
         *,
         keep: calibration.Keep,
         **_: object,
     ) -> dict[str, Measured]:
-        keep("all", lambda: asked.append(component))
-        tensors = checkpoint.component_tensors(component)
+        keep("all", lambda: asked.append(weights.component))
         errors = {bits: 4.0 ** -int(bits) for bits in PALETTES}
-        return {n: Measured((1.0,), errors) for n, t in tensors.items() if is_compressible(t)}
+        return {name: Measured((1.0,), errors) for name in weights.compressible}
 
     monkeypatch.setattr(calibration, "measure", measure_nothing)
     folder = shutil.copytree(toy, tmp_path / "toy")
