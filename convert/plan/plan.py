@@ -26,9 +26,10 @@ from convert.weights.compress import (
     Compression,
     choose_methods,
     options,
+    require_average,
 )
 from convert.weights.methods import component_bits, component_weights
-from convert.weights.mixed_bits import provisional, require_average
+from convert.weights.mixed_bits import provisional
 
 # The bits of a component, by its name and by the bits of the artifact that it is in.
 _OwnBits = Mapping[str, Mapping[Bits, Bits]]
@@ -156,9 +157,11 @@ def make_plan(
             width that cannot be made, a config that is not SDXL's, a gate that judges nothing.
     """
     artifacts = wanted_artifacts(recipe, only)
-    chosen = _components(checkpoint, components, recipe.compress)
-    require_engine(engine, chosen, [a.bits for a in artifacts])
+    wanted = list(components)
+    require_components(wanted)
+    chosen = [c for c in COMPONENTS if c in (wanted or checkpoint.components)]
     pipeline = _check(checkpoint, artifacts, chosen, engine)
+    require_engine(engine, chosen, [a.bits for a in artifacts])
     weights = _weights(checkpoint, chosen, recipe.compress)
     bits = {
         c: {a.bits: component_bits(c, a.bits, recipe.compress) for a in artifacts} for c in chosen
@@ -202,11 +205,12 @@ def require_components(names: Iterable[str]) -> None:
 def _weights(
     checkpoint: Checkpoint, components: list[str], compress: Compress
 ) -> dict[str, ComponentWeights]:
-    """The weights of components, and of those that have overrides, which must make sense."""
+    """The weights of components, and of those that the recipe names; an error if one lacks."""
+    named = compress.components.model_dump(exclude_none=True)
     overridden = [override.component for override in compress.tensors]
     return {
         name: component_weights(name, checkpoint.component_tensors(name), compress)
-        for name in dict.fromkeys([*components, *overridden])
+        for name in dict.fromkeys([*components, *named, *overridden])
     }
 
 
@@ -267,14 +271,6 @@ def _job(
         deployment=recipe.target.deployment,
         engine=engine,
     )
-
-
-def _components(checkpoint: Checkpoint, wanted: Iterable[str], compress: Compress) -> list[str]:
-    wanted = list(wanted)
-    require_components(wanted)
-    for name in (*wanted, *compress.components.model_dump(exclude_none=True)):
-        checkpoint.part(name)
-    return [c for c in checkpoint.components if not wanted or c in wanted]
 
 
 def _check(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from convert.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from convert.plan.engines import Engine
@@ -26,50 +27,41 @@ class Prepared:
 
 def prepare(
     recipe: Recipe,
-    source: CheckpointSource,
+    source: CheckpointSource | str | None,
     progress: Progress,
     *,
     only: str | None = None,
     components: Iterable[str] = (),
     engine: Engine = "native",
-    headers: Path | None = None,
+    looking: bool = False,
 ) -> Prepared:
     """The plan of a recipe for a checkpoint, which is downloaded if need be.
 
     Args:
+        source: instead of the recipe's; that one if None.
         only, components, engine: as `convert.plan.plan.make_plan` takes them.
-        headers: an empty folder for what a plan needs of a Hub repo, whose weights are not fetched
-            then: it can be looked at, and not carried out.
+        looking: the plan will not be carried out, so the headers of a Hub repo's weights will do.
 
     Raises:
         InputError: as `download`, `open_checkpoint` and `make_plan`.
     """
     wanted_artifacts(recipe, only)  # or an error before anything is fetched
-    if headers is not None and source.kind == "repo":
-        snapshot = fetch_headers(source, headers)
-    else:
-        snapshot = fetch(source, progress)
-    checkpoint = open_snapshot(snapshot)
+    given = recipe.source
+    if source is None and given.repo:
+        source = CheckpointSource("repo", given.repo, given.revision)
+    elif not isinstance(source, CheckpointSource):
+        source = parse_source(source or str(given.path))
+    with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
+        if looking and source.kind == "repo":
+            snapshot = fetch_headers(source, Path(folder))
+        else:
+            snapshot = fetch(source, progress)
+        checkpoint = open_checkpoint(snapshot.path, name=snapshot.name)
     plan = make_plan(recipe, checkpoint, only=only, components=components, engine=engine)
     return Prepared(plan, source, snapshot)
 
 
-def source_of(recipe: Recipe, source: str | None = None) -> CheckpointSource:
-    """The recipe's source, or `source` instead."""
-    given = recipe.source
-    if source is not None:
-        return parse_source(source)
-    if given.repo:
-        return CheckpointSource("repo", given.repo, given.revision)
-    return parse_source(str(given.path))
-
-
 def open_source(source: CheckpointSource, progress: Progress) -> Checkpoint:
     """The checkpoint at a source, downloaded if need be."""
-    return open_snapshot(fetch(source, progress))
-
-
-def open_snapshot(snapshot: Snapshot) -> Checkpoint:
-    """The checkpoint, named after its repo or folder."""
-    name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
-    return open_checkpoint(snapshot.path, name=name)
+    snapshot = fetch(source, progress)
+    return open_checkpoint(snapshot.path, name=snapshot.name)

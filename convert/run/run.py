@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Part
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.cache import Cache
-from convert.files.disk import disk_error, link
+from convert.files.disk import disk_error, link_tree
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent, silent
@@ -153,8 +154,9 @@ def checkpoint_digests(
         whole: of all of the checkpoint's files, whatever the jobs are.
     """
     known = {f.name: f.sha256 for f in source.files if f.sha256}
-    weights = _weight_files(plan.checkpoint.parts.values())
-    wanted = _weight_files(plan.checkpoint.part(job.component) for job in plan.jobs)
+    parts = plan.checkpoint.parts
+    weights = _weight_files(parts.values())
+    wanted = _weight_files(parts[COMPONENTS[job.component].part] for job in plan.jobs)
     files = {
         name: path
         for name, path in plan.checkpoint.files.items()
@@ -233,7 +235,7 @@ def _artifact(
         return Result(path, found, fresh=False)
     folder = cache.new_folder()
     for component, job in planned.jobs.items():
-        _link_tree(packages[job].path, folder / manifest["components"][component])
+        link_tree(packages[job].path, folder / manifest["components"][component])
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
     (folder / manifests.FILE).write_text(manifests.text(manifest), "utf-8")
@@ -241,9 +243,3 @@ def _artifact(
     total = sum(f["size"] for f in manifest["files"].values())
     progress.done(f"{planned.artifact.name}: {size(total)}")
     return Result(path, manifest, fresh=True)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Rebuild a folder from hard links, or from copies where links are impossible."""
-    for file in sorted(p for p in source.rglob("*") if p.is_file()):
-        link(file, target / file.relative_to(source))

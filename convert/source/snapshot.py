@@ -56,6 +56,11 @@ class Snapshot:
     commit: str | None
     files: tuple[File, ...]
 
+    @property
+    def name(self) -> str | None:
+        """The repo's own name, without its owner's."""
+        return self.repo.rpartition("/")[2] if self.repo else None
+
 
 def copy(snapshot: Snapshot, out: Path, location: str, revision: str | None) -> Snapshot:
     """The same checkpoint in `out`, linked where it can be; `location` is its source's name."""

@@ -210,6 +210,28 @@ def _require_divisible(weights: ComponentWeights, compression: Compression) -> N
     )
 
 
+def budget(weights: ComponentWeights, bits: Bits) -> int:
+    """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
+    average = float(bits.removeprefix("mixed-"))
+    return int(average * sum(tensor.size for tensor in weights.compressible.values()) / 8)
+
+
+def require_average(weights: ComponentWeights, compression: Compression, bits: Bits) -> None:
+    """Raise InputError if what is stored averages more bits than it is called after.
+
+    So it may with an allocation that was edited, or made for other groups or overrides.
+    """
+    able, limit = weights.compressible, budget(weights, bits)
+    stored = compression.stored_bytes(able, 2)
+    if stored > limit:
+        average = 8 * stored / sum(tensor.size for tensor in able.values())
+        raise InputError(
+            f"the widths of {weights.component} average {average:.2f} bits, more than {bits}",
+            hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
+            f"mixed-{math.ceil(10 * average) / 10:.1f}.",
+        )
+
+
 def options(weights: ComponentWeights, target: DeploymentTarget) -> dict[str, dict[str, int]]:
     """Bytes by width that the target can hold, for each tensor that can be compressed.
 

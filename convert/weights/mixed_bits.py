@@ -33,7 +33,7 @@ from convert.weights.compress import (
     PALETTES,
     UNCOMPRESSED,
     ComponentWeights,
-    Compression,
+    budget,
     options,
 )
 from convert.weights.palette import Histogram, fit
@@ -91,13 +91,6 @@ class Option:
     error: float
 
 
-def budget(weights: ComponentWeights, bits: Bits) -> int:
-    """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
-    average = float(bits.removeprefix("mixed-"))
-    count = sum(tensor.size for tensor in weights.compressible.values())
-    return int(average * count / 8)
-
-
 def _require_reachable(
     sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
 ) -> None:
@@ -110,22 +103,6 @@ def _require_reachable(
             f"{component} cannot average {average} bits: its narrowest palettes take more",
             where=bits,
             hint=f"The smallest is mixed-{smallest:.1f}.",
-        )
-
-
-def require_average(weights: ComponentWeights, compression: Compression, bits: Bits) -> None:
-    """Raise InputError if what is stored averages more bits than it is called after.
-
-    So it may with an allocation that was edited, or made for other groups or overrides.
-    """
-    able, limit = weights.compressible, budget(weights, bits)
-    stored = compression.stored_bytes(able, 2)
-    if stored > limit:
-        average = 8 * stored / sum(tensor.size for tensor in able.values())
-        raise InputError(
-            f"the widths of {weights.component} average {average:.2f} bits, more than {bits}",
-            hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
-            f"mixed-{math.ceil(10 * average) / 10:.1f}.",
         )
 
 

@@ -131,7 +131,7 @@ def record(
 
     Example: sdxl-coreml record toy --resolution 128x128 --out golden
     """
-    from convert.plan.prepare import open_snapshot
+    from convert.checkpoint.checkpoint import open_checkpoint
     from convert.recipe.builtin import read_recipe
     from convert.recipe.sections import Verify
     from convert.source.download import fetch, parse_source
@@ -159,7 +159,7 @@ def record(
     require_new_folder(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     snapshot = fetch(parse_source(source, revision), terminal)
-    checkpoint = open_snapshot(snapshot)
+    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name)
     with terminal.working("Recording") as say:
         recording = record_components(
             checkpoint,

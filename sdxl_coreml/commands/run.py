@@ -40,7 +40,14 @@ def plan(
 
     Example: sdxl-coreml plan recipes/toy.toml --source toy
     """
-    show_plan(recipe, source, Terminal(as_json=as_json), only=only)
+    from convert.plan.prepare import prepare
+    from convert.plan.text import plan_document, plan_table
+    from convert.recipe.builtin import read_recipe
+
+    terminal = Terminal(as_json=as_json)
+    plan = prepare(read_recipe(recipe), source, terminal, only=only, looking=True).plan
+    document = plan_document(plan)
+    terminal.result(document, plan_table(plan, document))
 
 
 def run(
@@ -71,7 +78,7 @@ def run(
 
     Example: sdxl-coreml run toy --source toy --out out
     """
-    from convert.plan.prepare import prepare, source_of
+    from convert.plan.prepare import prepare
     from convert.plan.text import plan_document, plan_table
     from convert.recipe.builtin import read_recipe
     from convert.run.run import require_ours
@@ -81,16 +88,17 @@ def run(
         raise InputError("--release-passing and --no-release contradict each other")
     part_size = parse_size(split) if split else None
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    if dry_run:
-        show_plan(recipe, source, terminal, only=only)
-        return 0
     parsed = read_recipe(recipe)
-    require_ours(out)
-    prepared = prepare(parsed, source_of(parsed, source), terminal, only=only)
+    if not dry_run:
+        require_ours(out)
+    prepared = prepare(parsed, source, terminal, only=only, looking=dry_run)
     plan = prepared.plan
-    require_ours(out, plan)
     document = plan_document(plan)
     table = plan_table(plan, document)
+    if dry_run:
+        terminal.result(document, table)
+        return 0
+    require_ours(out, plan)
 
     def repeat(artifact: str) -> str:
         given = ["--source", prepared.source.location, "--recipe", recipe]
@@ -135,25 +143,6 @@ def run(
             terminal.say(line)
     terminal.say(f"Report: {out / 'reports' / 'index.html'}")
     return code
-
-
-def show_plan(
-    recipe: str, source: str | None, terminal: Terminal, *, only: str | None = None
-) -> None:
-    """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
-    from tempfile import TemporaryDirectory
-
-    from convert.plan.prepare import prepare, source_of
-    from convert.plan.text import plan_document, plan_table
-    from convert.recipe.builtin import read_recipe
-
-    parsed = read_recipe(recipe)
-    wanted = source_of(parsed, source)
-    with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
-        plan = prepare(parsed, wanted, terminal, only=only, headers=Path(folder)).plan
-        document = plan_document(plan)
-        table = plan_table(plan, document)
-    terminal.result(document, table)
 
 
 def _unreleased(

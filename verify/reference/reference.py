@@ -32,7 +32,7 @@ class Reference:
 
     Args:
         checkpoint: where the weights are.
-        component: a key of `COMPONENTS`.
+        component: one that the checkpoint has.
         dtype: float32 for the reference itself, float16 for the noise floor that PyTorch sets.
         device: a torch device.
         weights: values that replace the checkpoint's, by the names our reader gives them; what a
@@ -59,7 +59,7 @@ class Reference:
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
-        part = checkpoint.part(component)
+        part = checkpoint.parts[COMPONENTS[component].part]
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
         self._widens = on_cpu and dtype == torch.float32 and half and _is_large_and_half(part)

@@ -18,13 +18,12 @@ from convert.recipe.recipe import parse_recipe
 from convert.recipe.sections import Compress
 from convert.values import Bits, DeploymentTarget
 from convert.weights.allocation import Allocation, read_allocation
-from convert.weights.compress import PALETTES, ComponentWeights, is_compressible, options
+from convert.weights.compress import PALETTES, ComponentWeights, budget, is_compressible, options
 from convert.weights.methods import component_weights
 from convert.weights.mixed_bits import (
     Measured,
     Option,
     allocate,
-    budget,
     least_errors,
     make_allocation,
     palette_errors,
