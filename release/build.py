@@ -119,6 +119,6 @@ def build_release(
     )
     for file in licenses:
         shutil.copyfile(file, release / file.name)
-    samples = copy_samples(packed.manifest, reports, release)
+    samples = copy_samples(packed.manifest, packed.reports, reports, release)
     write_card(release, compose(packed.manifest, source=source, samples=samples))
     return packed

@@ -24,6 +24,7 @@ from convert.weights.compress import (
     UNCOMPRESSED,
     ComponentWeights,
     Compression,
+    budget,
     choose_methods,
     options,
     require_average,
@@ -242,7 +243,7 @@ def _compressions(
             if asked == UNCOMPRESSED:
                 found[component, asked] = NONE
             elif is_mixed(width):
-                widths = provisional(of, options(of, target), width)
+                widths = provisional(options(of, target), budget(of, width), component, width)
                 if width in allocations:
                     widths = allocations[width].widths(component)
                 found[component, asked] = choose_methods(of, width, widths)

@@ -43,8 +43,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan, document: Mapping[str, Any]) -> str:
-    """The plan for people; `document` is that of `plan_document`."""
+def plan_table(plan: Plan, document: Mapping[str, Any] | None = None) -> str:
+    """The plan for people; `document` is that of `plan_document`, where it is there already."""
+    document = document or plan_document(plan)
     lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:

@@ -183,18 +183,18 @@ def rounded(value: float) -> float:
 
 
 def provisional(
-    weights: ComponentWeights, sizes: Mapping[str, Mapping[str, int]], bits: Bits
+    sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
 ) -> dict[str, str]:
     """Widths for a plan's bytes and seconds, before anything is measured: all weights alike.
 
     Args:
         sizes: of `convert.weights.compress.options`.
+        limit: of `convert.weights.compress.budget`.
 
     Raises:
         InputError: an average below the narrowest widths.
     """
-    limit = budget(weights, bits)
-    _require_reachable(sizes, limit, weights.component, bits)
+    _require_reachable(sizes, limit, component, bits)
     choices = {
         name: [Option(width, n, max(of.values()) * 4.0 ** -float(width)) for width, n in of.items()]
         if len(of) > 1

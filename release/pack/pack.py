@@ -63,6 +63,7 @@ class Packed:
     path: Path
     manifest: Mapping[str, Any]
     fresh: tuple[str, ...]  # the archives written in this run
+    reports: Mapping[str, Mapping[str, Any]]  # of its artifacts, by name, where there are any
 
 
 def find_artifacts(folder: Path) -> list[Path]:
@@ -135,7 +136,8 @@ def pack(
             (release / STALE).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, release) from None
-    return Packed(release, manifest, tuple(fresh))
+    told = {manifests[path]["artifact"]: report for path, report in found.items() if report}
+    return Packed(release, manifest, tuple(fresh), told)
 
 
 def require_packable(

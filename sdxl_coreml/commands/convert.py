@@ -57,7 +57,7 @@ def convert(
     from convert.plan.engines import ENGINES, require_engine
     from convert.plan.plan import require_components
     from convert.plan.prepare import prepare
-    from convert.plan.text import plan_document, plan_table
+    from convert.plan.text import plan_table
     from convert.recipe.options import own_name, recipe_from_options
     from convert.run.run import require_ours
     from convert.source.download import parse_source
@@ -86,6 +86,6 @@ def convert(
     prepared = prepare(recipe, wanted, terminal, components=component or [], engine=engine)
     plan = prepared.plan
     require_ours(out, plan)
-    terminal.say(plan_table(plan, plan_document(plan)))
+    terminal.say(plan_table(plan))
     results = make(plan, prepared.snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))

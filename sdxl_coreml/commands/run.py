@@ -93,12 +93,13 @@ def run(
         require_ours(out)
     prepared = prepare(parsed, source, terminal, only=only, looking=dry_run)
     plan = prepared.plan
+    if not dry_run:
+        require_ours(out, plan)
     document = plan_document(plan)
     table = plan_table(plan, document)
     if dry_run:
         terminal.result(document, table)
         return 0
-    require_ours(out, plan)
 
     def repeat(artifact: str) -> str:
         given = ["--source", prepared.source.location, "--recipe", recipe]
@@ -110,6 +111,7 @@ def run(
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
     terminal.say(table)
     made = make(plan, prepared.snapshot, out, terminal, jobs)
+    document |= results_shown(made)[0]
     with deferred_interrupt():
         from release.build import build_release, releasable
         from release.card.source_card import source_texts
@@ -130,7 +132,7 @@ def run(
             split=part_size,
             progress=terminal,
         )
-    document |= {**results_shown(made)[0], **outcome.document}
+    document |= outcome.document
     if packed:
         document["release"] = packed_shown(packed)[0]
     terminal.result(document, outcome.table())
