@@ -34,7 +34,7 @@ from convert.checkpoint.checkpoint import open_checkpoint
 from convert.recipe.sections import Compress
 from convert.values import Bits
 from convert.weights.allocation import Allocation, Allotted
-from convert.weights.compress import options
+from convert.weights.compress import budget, options
 from convert.weights.methods import component_weights
 from convert.weights.mixed_bits import provisional
 from sdxl_coreml import app
@@ -342,7 +342,7 @@ def _allocation(checkpoint: Path) -> str:
     for name in ("text_encoder", "text_encoder_2", "unet"):
         tensors = opened.component_tensors(name)
         weights = component_weights(name, tensors, Compress())
-        widths = provisional(weights, options(weights, "macOS15"), bits)
+        widths = provisional(options(weights, "macOS15"), budget(weights, bits), name, bits)
         components[name] = {t: Allotted(tensors[t].shape, w, 1.0, 1e-6) for t, w in widths.items()}
     return Allocation(bits, dict.fromkeys(components, 4.5), components).text()
 

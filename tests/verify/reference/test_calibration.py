@@ -22,7 +22,7 @@ from convert.run.run import require_ours
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
 from convert.weights.allocation import Allocation, read_allocation
-from convert.weights.compress import PALETTES, ComponentWeights, options
+from convert.weights.compress import PALETTES, ComponentWeights, budget, options
 from convert.weights.methods import component_weights
 from convert.weights.mixed_bits import Measured, make_allocation, provisional
 from convert.weights.palette import Histogram, fit
@@ -131,7 +131,12 @@ def test_gradients_deal_widths_better_than_chance_at_the_same_budget(
     for budgeted in BUDGETS:
         bits = Bits(f"mixed-{budgeted}")
         allocation = allocation_of(source, bits, {component: measured})
-        alike = noise(source, component, cases, provisional(weights, sizes, bits))
+        alike = noise(
+            source,
+            component,
+            cases,
+            provisional(sizes, budget(weights, bits), weights.component, bits),
+        )
         mixed = noise(source, component, cases, allocation.widths(component))
         gains.append(snr_db(mixed) - snr_db(alike))
         assert gains[-1] > 0, (budgeted, gains[-1])
@@ -294,7 +299,12 @@ def test_on_the_toys_unet_mixed_bits_keep_more_than_uniform_ones(source: Checkpo
     for bits in (Bits("mixed-3.0"), Bits("mixed-4.5"), Bits("mixed-6.0")):
         made = allocation_of(source, bits, {"unet": measured})
         mixed = noise(source, "unet", cases, made.widths("unet"))
-        alike = noise(source, "unet", cases, provisional(weights, sizes, bits))
+        alike = noise(
+            source,
+            "unet",
+            cases,
+            provisional(sizes, budget(weights, bits), weights.component, bits),
+        )
         assert max(mixed) < max(alike)
         assert snr_db(mixed) > snr_db(alike)
     assert lowest("mixed-4.5") >= lowest("4") + 3
