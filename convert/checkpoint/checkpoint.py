@@ -236,12 +236,12 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     _require_sdxl(parts["unet"])
     return Checkpoint(
         path=path,
-        name=name or readable(name_as_given(path)),
         files={file: path / file for file in files},
         parts=parts,
-        tokenizers=_tokenizers(path, parts),
         scheduler=_json(path / SCHEDULER, default={}),
         model_index=model_index,
+        tokenizers=_tokenizers(path, parts),
+        name=name or readable(name_as_given(path)),
     )
 
 

@@ -16,9 +16,8 @@ from convert.plan.engines import Engine, require_engine
 from convert.plan.gates import require_gates
 from convert.plan.notices import Notice, notices
 from convert.recipe.recipe import ArtifactSpec, Recipe
-from convert.recipe.sections import Compress
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
-from convert.weights.allocation import Allocation, fitting_allocation
+from convert.weights.allocation import Allocation, BitsByComponent, fitting_allocations
 from convert.weights.compress import (
     NONE,
     UNCOMPRESSED,
@@ -31,9 +30,6 @@ from convert.weights.compress import (
 )
 from convert.weights.methods import component_bits, component_weights
 from convert.weights.mixed_bits import provisional
-
-# The bits of a component, by its name and by the bits of the artifact that it is in.
-_OwnBits = Mapping[str, Mapping[Bits, Bits]]
 
 
 class WeightIdentity(NamedTuple):
@@ -133,6 +129,7 @@ class Plan:
             for job in self.jobs
         }
 
+    @cached_property
     def weight_files(self) -> dict[Job, int]:
         """Bytes of each weight file, by the first job that has it."""
         first = {job.weights: job for job in reversed(self.jobs)}
@@ -163,12 +160,14 @@ def make_plan(
     chosen = [c for c in COMPONENTS if c in (wanted or checkpoint.components)]
     pipeline = _check(checkpoint, artifacts, chosen, engine)
     require_engine(engine, chosen, [a.bits for a in artifacts])
-    weights = _weights(checkpoint, chosen, recipe.compress)
-    bits = {
-        c: {a.bits: component_bits(c, a.bits, recipe.compress) for a in artifacts} for c in chosen
+    compress, target = recipe.compress, recipe.target.deployment
+    bits = {c: {a.bits: component_bits(c, a.bits, compress) for a in artifacts} for c in chosen}
+    weights = {
+        component: component_weights(component, checkpoint.component_tensors(component), compress)
+        for component in dict.fromkeys([*chosen, *compress.named])
     }
-    allocations = _allocations(weights, bits, recipe)
-    compressions = _compressions(weights, bits, recipe.target.deployment, allocations)
+    allocations = fitting_allocations(compress.allocation, weights, bits, target)
+    compressions = _compressions(weights, bits, target, allocations)
     require_gates(recipe, checkpoint.components, compressions)
     return Plan(
         recipe,
@@ -203,36 +202,9 @@ def require_components(names: Iterable[str]) -> None:
             )
 
 
-def _weights(
-    checkpoint: Checkpoint, components: list[str], compress: Compress
-) -> dict[str, ComponentWeights]:
-    """The weights of components, and of those that the recipe names; an error if one lacks."""
-    named = compress.components.model_dump(exclude_none=True)
-    overridden = [override.component for override in compress.tensors]
-    return {
-        name: component_weights(name, checkpoint.component_tensors(name), compress)
-        for name in dict.fromkeys([*components, *named, *overridden])
-    }
-
-
-def _allocations(
-    weights: Mapping[str, ComponentWeights], bits: _OwnBits, recipe: Recipe
-) -> dict[Bits, Allocation]:
-    """The recipe's own allocation, if it names one, which must fit all that is asked for."""
-    if recipe.compress.allocation is None:
-        return {}
-    mixed: dict[Bits, list[ComponentWeights]] = {}
-    for component, own in bits.items():
-        for asked in filter(is_mixed, own):
-            fitting = mixed.setdefault(asked, [])
-            if own[asked] == asked:
-                fitting.append(weights[component])
-    return fitting_allocation(recipe.compress.allocation, mixed, recipe.target.deployment)
-
-
 def _compressions(
     weights: Mapping[str, ComponentWeights],
-    bits: _OwnBits,
+    bits: BitsByComponent,
     target: DeploymentTarget,
     allocations: Mapping[Bits, Allocation],
 ) -> dict[tuple[str, Bits], Compression]:
@@ -243,9 +215,10 @@ def _compressions(
             if asked == UNCOMPRESSED:
                 found[component, asked] = NONE
             elif is_mixed(width):
-                widths = provisional(options(of, target), budget(of, width), component, width)
                 if width in allocations:
                     widths = allocations[width].widths(component)
+                else:
+                    widths = provisional(options(of, target), budget(of, width), component, width)
                 found[component, asked] = choose_methods(of, width, widths)
                 require_average(of, found[component, asked], width)
             else:
@@ -258,7 +231,7 @@ def _job(
     artifact: ArtifactSpec,
     recipe: Recipe,
     engine: Engine,
-    bits: _OwnBits,
+    bits: BitsByComponent,
     compressions: Mapping[tuple[str, Bits], Compression],
 ) -> Job:
     spec = COMPONENTS[component]

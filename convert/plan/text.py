@@ -12,7 +12,7 @@ from convert.units import size
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """The plan as JSON: artifacts, packages, weight files, and what they will take."""
-    files = plan.weight_files()
+    files = plan.weight_files
     expected = estimate(plan, plan.jobs)
     return {
         "schema": 1,

@@ -6,7 +6,7 @@ Fine-tunes of one architecture have the same names and shapes, and much the same
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from pydantic import Field
 from convert.errors import InputError
 from convert.files.documents import Document, checked
 from convert.files.json_files import read_object, shown
-from convert.values import Bits, DeploymentTarget
+from convert.values import Bits, DeploymentTarget, is_mixed
 from convert.weights.compress import METHODS, TARGETS, UNCOMPRESSED, ComponentWeights
 
 FILE = "allocation.json"
@@ -45,6 +45,10 @@ class _Document(Document):
 
     bits: str
     components: dict[str, _Part]
+
+
+# The bits of a component, by its name and by the bits of the artifact that it is in.
+BitsByComponent = Mapping[str, Mapping[Bits, Bits]]
 
 
 @dataclass(frozen=True)
@@ -118,28 +122,32 @@ def read_allocation(path: Path) -> Allocation:
     return found
 
 
-def fitting_allocation(
-    file: str, wanted: Mapping[Bits, Sequence[ComponentWeights]], target: DeploymentTarget
+def fitting_allocations(
+    file: str | None,
+    weights: Mapping[str, ComponentWeights],
+    bits: BitsByComponent,
+    target: DeploymentTarget,
 ) -> dict[Bits, Allocation]:
-    """The allocation in a recipe's file, by the bits that it is asked for.
-
-    Args:
-        wanted: the components whose widths it must have, by the mixed bits that they are stored at.
+    """A recipe's own allocation, by the mixed bits that it is asked for; empty if it names none.
 
     Raises:
-        InputError: as `read_allocation`, or it does not fit what is asked for.
+        InputError: as `read_allocation`, or it does not fit all that is asked for.
     """
+    if file is None:
+        return {}
     allocation = read_allocation(Path(file))
-    for bits, components in wanted.items():
-        if bits != allocation.bits:
+    mixed = dict.fromkeys(asked for of in bits.values() for asked in of if is_mixed(asked))
+    for asked in mixed:
+        if asked != allocation.bits:
             raise InputError(
-                f"is for {allocation.bits}; {bits} is asked for",
+                f"is for {allocation.bits}; {asked} is asked for",
                 where=file,
                 hint="Leave it away to measure what each tensor needs.",
             )
-        for weights in components:
-            _require_fit(allocation, weights, target, where=file)
-    return dict.fromkeys(wanted, allocation)
+        for component, of in bits.items():
+            if of.get(asked) == asked:
+                _require_fit(allocation, weights[component], target, where=file)
+    return dict.fromkeys(mixed, allocation)
 
 
 def _require_fit(

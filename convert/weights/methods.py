@@ -1,4 +1,4 @@
-"""What a recipe asks of weights: what a recipe's `[compress]` makes of the matrix's bits.
+"""What a recipe asks of weights: what its `[compress]` makes of the matrix's bits.
 
 The most specific wins: a tensor's own bits, then its component's, then the artifact's. Artifacts of
 16 bits stay as the checkpoint has them, and so does the VAE unless a recipe names it.

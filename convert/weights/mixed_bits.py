@@ -23,20 +23,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
 from convert.values import Bits, DeploymentTarget
 from convert.weights.allocation import Allocation, Allotted
 from convert.weights.compress import (
-    PALETTES,
     UNCOMPRESSED,
     ComponentWeights,
     budget,
     options,
 )
-from convert.weights.palette import Histogram, fit
 
 # Above 1, outputs that lose more count more. From 1.2 on the embedded checkpoint's text encoders
 # have what they need; more only costs the mean output of its UNet.
@@ -158,23 +153,6 @@ def _lower_hull(points: Sequence[Option]) -> list[Option]:
 def _slope(one: Option, other: Option) -> float:
     """The fall of the error for each byte."""
     return (one.error - other.error) / max(other.bytes - one.bytes, 1)
-
-
-def palette_errors(tensor: Tensor) -> dict[str, float]:
-    """Squared errors of a tensor's palettes, by bits; one for the whole tensor, within 1.5 %.
-
-    That of 8 bits is taken for a sixteenth of that of 6, as it is of many values (Panter and Dite,
-    1951): to fit it would take longer than all others together.
-    """
-    histogram = Histogram()
-    for chunk in tensor.chunks(np.float16):
-        histogram.add(chunk)
-    errors = {
-        bits: fit(histogram, int(bits), thorough=False).error(histogram)
-        for bits in PALETTES
-        if bits != "8"
-    }
-    return {bits: rounded(error) for bits, error in {"8": errors["6"] / 16, **errors}.items()}
 
 
 def rounded(value: float) -> float:

@@ -42,8 +42,8 @@ from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
 from convert.weights.allocation import Allocation
 from convert.weights.compress import ComponentWeights
-from convert.weights.mixed_bits import Measured, make_allocation, palette_errors, rounded
-from convert.weights.palette import Histogram, fit
+from convert.weights.mixed_bits import Measured, make_allocation, rounded
+from convert.weights.palette import Histogram, fit, palette_errors
 from verify.judge.checks import versions
 from verify.judge.metrics import compare
 from verify.reference.recording import Case, Denoising, record
@@ -201,7 +201,8 @@ def measure(
     tensors = {name: weights.tensors[name] for name in found}
 
     def errors_of(names: Sequence[str]) -> dict[str, dict[str, float]]:
-        return {name: palette_errors(tensors[name]) for name in names}
+        found = {name: palette_errors(tensors[name]) for name in names}
+        return {n: {bits: rounded(e) for bits, e in of.items()} for n, of in found.items()}
 
     errors: dict[str, dict[str, float]] = {}
     for number, names in enumerate(_batches(tensors)):

@@ -173,6 +173,7 @@ def sample(
             output_type="np",
             **options,
         ).images[0]
+    noise.finish()
     sigmas = getattr(pipeline.scheduler, "sigmas", ())
     return Picture(
         tuple(latents),
@@ -231,17 +232,10 @@ def replay(pipeline: Any, trace: Trace, *, name: str = "", say: Say = silent) ->
     Raises:
         CannotExecute: the libraries sample in another way than those that made the trace.
     """
-    noise = RecordedNoise(trace.noise)
-    picture = sample(
-        pipeline,
-        trace.settings,
-        trace.resolution,
-        noise,
-        trace.start,
-        _told(say, name, trace.settings),
+    told = _told(say, name, trace.settings)
+    return sample(
+        pipeline, trace.settings, trace.resolution, RecordedNoise(trace.noise), trace.start, told
     )
-    noise.finish()
-    return picture
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_the_plan_counts_as_many_weight_files_as_the_cache_keeps(plan: Plan) -> 
         plan.checkpoint, dict.fromkeys(plan.checkpoint.files, "0"), None, None, None, Path()
     )
     keys = {j: task_for(context, j, plan.weights[j.component]).weight_key for j in plan.jobs}
-    files = plan.weight_files()
+    files = plan.weight_files
     assert len(files) < len(plan.jobs)
     assert {keys[job] for job in files} == {*keys.values()}
     assert len({keys[job] for job in files}) == len(files)

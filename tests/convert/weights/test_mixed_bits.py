@@ -26,9 +26,8 @@ from convert.weights.mixed_bits import (
     allocate,
     least_errors,
     make_allocation,
-    palette_errors,
 )
-from convert.weights.palette import Histogram, fit
+from convert.weights.palette import Histogram, fit, palette_errors
 
 MIXED = Bits("mixed-4.5")
 SIXTEENTHS = {bits: 4.0 ** -int(bits) for bits in ("1", "2", "4", "6", "8")}
