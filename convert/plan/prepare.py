@@ -50,7 +50,7 @@ def prepare(
     if source is None and given.repo:
         source = CheckpointSource("repo", given.repo, given.revision)
     elif not isinstance(source, CheckpointSource):
-        source = parse_source(source or str(given.path))
+        source = parse_source(str(given.path) if source is None else source)
     with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
         if looking and source.kind == "repo":
             snapshot = fetch_headers(source, Path(folder))

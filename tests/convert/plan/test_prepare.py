@@ -32,6 +32,11 @@ def test_the_checkpoint_is_the_recipes_or_the_one_that_is_given(toy: Path, tmp_p
     assert own.plan.checkpoint.name == toy.name
 
 
+def test_an_empty_source_is_no_source(toy: Path) -> None:
+    with pytest.raises(InputError, match="no such folder or file"):
+        prepare(recipe(toy), "", Silent())
+
+
 def test_a_glob_that_matches_nothing_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="matches none of the artifacts"):
         prepare(recipe(tmp_path / "none"), None, Silent(), only="none*")
