@@ -6,6 +6,7 @@ them into an exit code. Anything else that escapes is a bug of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -16,14 +17,26 @@ class UserError(Exception):
         problem: what is wrong, one sentence, with the offending value.
         where: the file, key or component it concerns.
         hint: what to do about it.
+        near: what was written, and what is known; where one of these was probably meant, the hint
+            asks for it instead.
+        suggest: how the hint asks.
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, *, where: object = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: object = None,
+        hint: str | None = None,
+        near: tuple[str, Sequence[str]] | None = None,
+        suggest: Callable[[str], str] = "Did you mean `{}`?".format,
+    ) -> None:
+        meant = nearest(*near) if near else None
         self.problem = problem
         self.where = None if where is None else str(where)
-        self.hint = hint
+        self.hint = hint if meant is None else suggest(meant)
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors come from worker processes, too
@@ -48,7 +61,7 @@ class CannotExecute(UserError):
     exit_code = 4
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str | None:
+def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was probably meant to be, or None.
 
     >>> nearest("split_einsm", ["original", "split_einsum"])

@@ -14,7 +14,7 @@ from convert.run import manifest as artifact_manifests
 from release.card.card import compose, write_card
 from release.card.samples import copy_samples
 from release.card.source_card import SourceCard
-from release.pack.bundle import has_passed
+from release.pack.bundle import finished_manifest, has_passed
 from release.pack.pack import NotVerified, Packed, find_artifacts, pack, read_release
 from release.pack.stale import FILE as STALE
 from release.pack.stale import Stale
@@ -41,7 +41,7 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
             continue
         if not artifact_manifests.is_complete(path, manifest):
             continue
-        if has_passed(path):
+        if has_passed(path, manifest):
             found.append(path)
     return found
 
@@ -52,7 +52,7 @@ def passing(artifacts: Sequence[Path]) -> list[Path]:
     Raises:
         NotVerified: none did.
     """
-    found = [path for path in artifacts if has_passed(path)]
+    found = [path for path in artifacts if has_passed(path, finished_manifest(path))]
     if not found:
         raise NotVerified(
             f"none of {len(artifacts)} artifacts passed its verification; nothing was packed"
@@ -119,6 +119,6 @@ def build_release(
     )
     for file in licenses:
         shutil.copyfile(file, release / file.name)
-    samples = copy_samples(packed.manifest, reports, release)
+    samples = copy_samples(packed.manifest, packed.reports, reports, release)
     write_card(release, compose(packed.manifest, source=source, samples=samples))
     return packed

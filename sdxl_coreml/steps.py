@@ -1,4 +1,4 @@
-"""What several commands do on their way: recipe → source → checkpoint → plan → artifacts."""
+"""What several commands do on their way: artifacts made, results shown, places to write to."""
 
 from __future__ import annotations
 
@@ -12,133 +12,40 @@ from convert.units import size
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
-    from convert.checkpoint.checkpoint import Checkpoint
-    from convert.lora.apply import Lora
     from convert.plan.plan import Plan
-    from convert.recipe.recipe import Recipe
+    from convert.recipe.sections import LoraSource
     from convert.run.run import Result
-    from convert.source.download import CheckpointSource, Snapshot
+    from convert.source.download import Snapshot
     from release.card.source_card import SourceCard
     from release.pack.pack import Packed
 
 
-def fetch(source: Any, terminal: Terminal, out: Path | None = None) -> Snapshot:
-    """A checkpoint on this disk, with the progress of its download."""
+def url_token() -> str | None:
+    """What the server of a URL may want to see: the user's token for it."""
     import os
 
-    from convert.source.download import download
-
-    stage, advance, seen = None, None, 0
-
-    def report(file: str, done: int, total: int) -> None:
-        nonlocal stage, advance, seen
-        if advance is None:
-            stage = terminal.stage(f"Downloading {source.location}", total, "B")
-            advance = stage.__enter__()
-        advance(done - seen)
-        seen = done
-
-    token = os.environ.get("SDXL_COREML_TOKEN") if source.url else None
-    try:
-        return download(source, out, progress=report, token=token)
-    finally:
-        if stage is not None:
-            stage.__exit__(None, None, None)
+    return os.environ.get("SDXL_COREML_TOKEN")
 
 
-def read_recipe(recipe: str) -> Recipe:
-    """A recipe file, or else a built-in recipe of that name, whatever folders are called so."""
-    from convert.recipe.builtin import builtin_recipe_text, builtin_recipes
-    from convert.recipe.recipe import load_recipe, parse_recipe
-
-    if recipe in builtin_recipes() and not Path(recipe).is_file():
-        return parse_recipe(builtin_recipe_text(recipe), where=recipe, folder=Path.cwd())
-    return load_recipe(Path(recipe))
-
-
-def wanted_source(recipe: Recipe, source: str | None) -> CheckpointSource:
-    """The recipe's source, or `source` instead."""
-    from dataclasses import replace
-
-    from convert.source.download import CheckpointSource, parse_source
-
-    given = recipe.source
-    if source is not None:
-        return parse_source(source)
-    if given.repo:
-        return CheckpointSource("repo", given.repo, given.revision, given.file, given.sha256)
-    return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
-
-
-def wanted_base(recipe: Recipe | None, base: str | None) -> CheckpointSource | None:
-    """Where parts come from that the source lacks: `base`, or what the recipe says of it."""
-    from convert.source.download import parse_source
-
-    text = base or (recipe.source.base if recipe else None)
-    return parse_source(text) if text else None
-
-
-def with_base(snapshot: Snapshot, base: CheckpointSource | None, terminal: Terminal) -> Snapshot:
-    """The snapshot, and the one that supplies what it lacks."""
-    from dataclasses import replace
-
-    return snapshot if base is None else replace(snapshot, base=fetch(base, terminal))
-
-
-def wanted_loras(
-    recipe: Recipe | None, given: Sequence[str] | None, terminal: Terminal
-) -> list[Lora]:
-    """The LoRAs to merge: of the recipe, or else those that were `given` as options."""
-    from convert.lora.apply import Lora
+def lora_sources(given: Sequence[str] | None) -> list[LoraSource]:
+    """What the options `--lora` stand for."""
     from convert.recipe.options import lora_values
     from convert.recipe.sections import LoraSource
-    from convert.source.download import CheckpointSource
 
-    found = list(recipe.source.loras) if recipe else []
-    found = found or [LoraSource.model_validate(lora_values(text)) for text in given or ()]
-    loras = []
-    for lora in found:
-        path = Path(lora.path or "")
-        if lora.repo is not None:
-            wanted = CheckpointSource("repo", lora.repo, lora.revision, lora.file, None)
-            path = fetch(wanted, terminal).path
-        loras.append(Lora(path, lora.scale, lora.text_scale))
-    return loras
-
-
-def open_snapshot(snapshot: Snapshot, loras: Sequence[Lora] = ()) -> Checkpoint:
-    """The checkpoint, named after its repo, folder or file, with what its base supplies.
-
-    Args:
-        loras: what is merged into it.
-    """
-    from convert.lora.apply import apply
-    from convert.opening.door import open_checkpoint
-
-    name = snapshot.repo.rpartition("/")[2] if snapshot.repo else None
-    base = open_snapshot(snapshot.base) if snapshot.base else None
-    checkpoint = open_checkpoint(snapshot.path, name=name, base=base)
-    return apply(checkpoint, loras)[0] if loras else checkpoint
+    return [LoraSource.model_validate(lora_values(text)) for text in given or ()]
 
 
 def make(
-    plan: Plan,
-    snapshot: Snapshot,
-    out: Path,
-    terminal: Terminal,
-    jobs: int | None,
+    plan: Plan, snapshot: Snapshot, out: Path, terminal: Terminal, jobs: int | None
 ) -> list[Result]:
-    """Convert, with the plan shown before and a summary after.
+    """Convert, with a summary afterwards.
 
     Mixed bits without an allocation are measured first, which takes PyTorch.
     """
     import time
 
-    from convert.plan.text import plan_table
-    from convert.run.run import require_ours, run
+    from convert.run.run import run
 
-    require_ours(out, plan)
-    terminal.say(plan_table(plan))
     start = time.monotonic()
     if plan.unmeasured:
         with deferred_interrupt():
@@ -174,36 +81,19 @@ def write_report(file: Path, text: str | bytes) -> None:
         raise InputError(f"cannot be written: {error.strerror}", where=file) from None
 
 
-def source_card(snapshot: Snapshot) -> SourceCard | None:
-    """The card of a checkpoint on this disk, with links that lead to its repo."""
-    from release.card.source_card import read_source_card
-
-    if snapshot.path.is_file() and snapshot.repo is None:
-        return None  # a card beside it may be of another file
-    folder = snapshot.path.parent if snapshot.path.is_file() else snapshot.path
-    return read_source_card(folder / "README.md", repo=snapshot.repo, commit=snapshot.commit)
-
-
-def license_texts(snapshot: Snapshot) -> list[Path]:
-    """The licence texts of a checkpoint on this disk."""
-    if snapshot.path.is_file():
-        return []
-    return sorted(path for path in snapshot.path.glob("LICENSE*") if path.is_file())
-
-
 def _source_texts(
     source: str | None, release: Path, terminal: Terminal
 ) -> tuple[SourceCard | None, list[Path]]:
     """Card and licences of a checkpoint, or else the card that this release's has copied."""
-    from convert.source.download import download, parse_source
-    from release.card.source_card import copied_part
+    from convert.source.download import download, fetch, parse_source
+    from release.card.source_card import copied_part, source_texts
 
     if source is None:
         return copied_part(release / "README.md"), []
     wanted = parse_source(source)
     # Only these are needed of a repo of many gigabytes.
     snapshot = download(wanted, select=_texts) if wanted.kind == "repo" else fetch(wanted, terminal)
-    return source_card(snapshot), license_texts(snapshot)
+    return source_texts(snapshot)
 
 
 def _texts(names: Sequence[str], _read: object) -> list[str]:

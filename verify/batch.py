@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ from verify.reports.summary import summary_json, summary_markdown, summary_table
 
 if TYPE_CHECKING:
     from verify.question import Evidence, Question
+
+
+_Reported = tuple[Result, dict[str, Any], dict[str, bytes]]  # its report, and that one's images
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,12 @@ def verify_all(
         doubtful = []
         for artifact in artifacts:
             name = artifact.manifest["artifact"]
-            file = out / "reports" / f"{name}.json"
-            found = _measured(file, artifact, plan.recipe.verify)
-            reports[name] = {}  # its place
+            found = _measured(out / "reports" / f"{name}.json", artifact, plan.recipe.verify)
+            reports[name] = found or {}  # its place
             if found is None:
                 doubtful.append(artifact)
-                continue
-            reports[name] = _judged(found, artifact, plan.recipe.verify, policy)
-            if reports[name] != found:
-                say(f"{name}: judged again")
-                cache.write_text(file, _text(reports[name]))
-        for artifact, document, images in _verified(doubtful, plan, policy, say):
+        again = _judged_again(artifacts, reports, plan.recipe.verify, policy, say)
+        for artifact, document, images in chain(again, _verified(doubtful, plan, policy, say)):
             name = artifact.manifest["artifact"]
             for path, image in images.items():
                 cache.write_bytes(out / "reports" / path, image)
@@ -138,9 +137,26 @@ def _write_pages(
     cache.write_text(folder / "index.html", index_html(reports, images))
 
 
+def _judged_again(
+    artifacts: Sequence[Result],
+    reports: Mapping[str, Report],
+    asked: Verify,
+    policy: Policy,
+    say: Say,
+) -> Iterator[_Reported]:
+    """Each artifact with a report that is true and not judged by today's gates."""
+    for artifact in artifacts:
+        name = artifact.manifest["artifact"]
+        if reports[name]:
+            document = _judged(reports[name], artifact, asked, policy)
+            if document != reports[name]:
+                say(f"{name}: judged again")
+                yield artifact, document, {}
+
+
 def _verified(
     artifacts: Sequence[Result], plan: Plan, policy: Policy, say: Say
-) -> Iterator[tuple[Result, dict[str, Any], dict[str, bytes]]]:
+) -> Iterator[_Reported]:
     """Each artifact with its report and that one's images, those of one resolution together."""
     if not artifacts:
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 from convert.recipe.sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify.artifact.artifact import LONE
@@ -68,17 +68,15 @@ class Question:
     def __post_init__(self) -> None:
         for level in self.levels:
             if level not in LEVELS:
-                near = nearest(level, LEVELS)
                 raise InputError(
                     f"unknown level `{level}`; there are {', '.join(LEVELS)}",
-                    hint=f"Did you mean `{near}`?" if near else None,
+                    near=(level, LEVELS),
                 )
         for name in self.components or ():
             if name not in COMPONENTS:
-                near = nearest(name, list(COMPONENTS))
                 raise InputError(
                     f"there is no component `{name}`; there are {', '.join(COMPONENTS)}",
-                    hint=f"Did you mean `{near}`?" if near else None,
+                    near=(name, list(COMPONENTS)),
                 )
 
     @property

@@ -45,6 +45,7 @@ def verify(
     path, question, evidence = Path(path), question or Question(), Evidence.of(evidence)
     require_possible(path, question, golden=evidence.golden is not None)
     runner = question.runner  # or an error before anything is read
+    scope = runner.scope + _proviso(evidence, question)
     subject = _fitting(path, evidence, question)
     rules = question.rules(subject.bits, where=path)
     checks: list[Check] = []
@@ -78,7 +79,7 @@ def verify(
         artifact=subject.artifact.name,
         source=subject.source.name,
         runtime=runner.name,
-        scope=runner.scope + _proviso(evidence, question),
+        scope=scope,
         resolution=subject.resolution,
         policy=question.policy.version,
         checks=tuple(checks),

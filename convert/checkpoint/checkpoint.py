@@ -42,6 +42,11 @@ class Part:
     single: FilePart | None = None  # what it is in a single file; None of a folder
 
     @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
     def weight_files(self) -> frozenset[Path]:
         """The files that its tensors are read from."""
         return frozenset(file for tensor in self.tensors.values() for file in tensor.files)

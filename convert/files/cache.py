@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,8 @@ class Cache:
         """SHA-256 of files, remembered by path, size and time so that 5 GB are read once."""
         out = {}
         for file in files:
-
-            def fill(folder: Path, file: Path = file) -> dict[str, str]:
-                return {"sha256": digest_file(file, report)}
-
-            out[file] = self.entry("digests", _identity(file), fill)[1]["sha256"]
+            _, facts = self.entry("digests", _identity(file), partial(_digest, file, report))
+            out[file] = facts["sha256"]
         return out
 
     def remember(self, file: Path, sha256: str) -> None:
@@ -146,6 +144,10 @@ class Cache:
         except OSError:
             return None
         return dict(facts) if intact else None
+
+
+def _digest(file: Path, report: Advance, _folder: Path) -> dict[str, str]:
+    return {"sha256": digest_file(file, report)}
 
 
 def _identity(file: Path) -> str:

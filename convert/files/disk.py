@@ -33,6 +33,12 @@ def link(source: Path, target: Path) -> None:
             shutil.copy2(source, new)
 
 
+def link_tree(source: Path, target: Path) -> None:
+    """Rebuild a folder from hard links, or from copies where links are impossible."""
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        link(file, target / file.relative_to(source))
+
+
 def disk_error(error: OSError, where: object) -> InputError:
     """What the user can do about an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

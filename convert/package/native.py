@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.files.cache import key_of
 from convert.networks.build import build_network
 from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.plan.plan import Job
@@ -46,14 +45,12 @@ def convert_job(
         compression=job.compression,
     )
     plan = layout(network.blobs.values())
-    model = serialise(network, plan, description, format=FORMATS[job.deployment])
-
-    content = key_of([[b.name, b.dtype.str, b.shape, plan.offsets[b.name]] for b in plan.blobs])
 
     def fill(folder: Path) -> dict[str, str]:
-        return {"sha256": write(folder / "weight.bin", plan, advance), "layout": content}
+        return {"sha256": write(folder / "weight.bin", plan, advance), "layout": plan.key}
 
     folder, facts = weights(fill)
-    assert facts["layout"] == content, f"{job} arranges its weights in its own way"
+    assert facts["layout"] == plan.key, f"{job} arranges its weights in its own way"
+    model = serialise(network, plan, description, format=FORMATS[job.deployment])
     assemble(package, model, folder / "weight.bin")
     return {str(WEIGHTS): facts["sha256"]}

@@ -82,7 +82,7 @@ def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = No
     ops = [count_ops(plan, job) for job in jobs]
     if writers is None:
         writers = list({job.weights: job for job in jobs}.values())
-    weights = sum(map(plan.weight_bytes, writers))
+    weights = sum(plan.weight_bytes[job] for job in writers)
     compressing = [compress_seconds(plan, job) for job in writers]
     return Estimate(
         bytes=weights + sum(ops) * BYTES_PER_OP,
@@ -123,7 +123,7 @@ def available_memory() -> int | None:
 
 def compress_seconds(plan: Plan, job: Job) -> float:
     """How long one process takes to compress the weights of a job, without reading and writing."""
-    tensors = plan.checkpoint.component_tensors(job.component)
+    tensors = plan.weights[job.component].tensors
     total = 0.0
     for name, method in job.compression.methods:
         shape, size = tensors[name].shape, tensors[name].size
@@ -142,7 +142,7 @@ def count_ops(plan: Plan, job: Job) -> int:
     Every layer has a bias or a norm, or is a convolution, so these tensors tell how many layers
     there are; only the ops within attentions depend on heads and resolution, too.
     """
-    tensors = plan.checkpoint.component_tensors(job.component)
+    tensors = plan.weights[job.component].tensors
     layers = sum(len(tensor.shape) != 2 for tensor in tensors.values())
     return OTHER_OPS + OPS_PER_TENSOR * layers + _attention_ops(plan, job, tensors)
 

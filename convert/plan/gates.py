@@ -8,8 +8,8 @@ from convert.errors import InputError
 from convert.recipe.recipe import Recipe
 from convert.recipe.sections import CompressionGate
 from convert.values import Bits
-from convert.weights.compress import Compression
-from convert.weights.methods import UNCOMPRESSED, component_bits
+from convert.weights.compress import UNCOMPRESSED, Compression
+from convert.weights.methods import component_bits
 
 PIPELINE = "pipeline"  # the gates' name for whole runs
 

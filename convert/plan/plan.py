@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
@@ -17,22 +17,19 @@ from convert.plan.gates import require_gates
 from convert.plan.notices import Notice, notices
 from convert.recipe.recipe import ArtifactSpec, Recipe
 from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
-from convert.weights.allocation import Allocation, read_allocation, require_fit
-from convert.weights.compress import NONE, Compression
-from convert.weights.methods import (
+from convert.weights.allocation import Allocation, BitsByComponent, fitting_allocations
+from convert.weights.compress import (
+    NONE,
     UNCOMPRESSED,
-    choose_methods,
-    component_bits,
-    require_divisible,
-    require_sense,
-)
-from convert.weights.mixed_bits import (
+    ComponentWeights,
+    Compression,
     budget,
+    choose_methods,
     options,
-    provisional,
     require_average,
-    require_reachable,
 )
+from convert.weights.methods import component_bits, component_weights
+from convert.weights.mixed_bits import provisional
 
 
 class WeightIdentity(NamedTuple):
@@ -51,7 +48,7 @@ class Job:
     component: str
     resolution: Resolution | None
     attention: str | None
-    bits: str  # as recipes spell them
+    bits: Bits  # as recipes spell them
     compression: Compression  # what they mean for each tensor
     precision: Literal["float16", "float32"]
     deployment: DeploymentTarget
@@ -83,6 +80,8 @@ class Plan:
     recipe: Recipe
     checkpoint: Checkpoint
     artifacts: tuple[PlannedArtifact, ...]
+    weights: Mapping[str, ComponentWeights]  # by component
+    pipeline: Mapping[str, Any]  # of `convert.checkpoint.pipeline`
     allocations: Mapping[Bits, Allocation] = field(default_factory=dict)  # of mixed bits
 
     @property
@@ -98,13 +97,11 @@ class Plan:
 
     def with_allocations(self, allocations: Mapping[Bits, Allocation]) -> Plan:
         """The plan with the widths of mixed bits as they were measured."""
-        compressions = _compressions(
-            self.checkpoint,
-            [a.artifact for a in self.artifacts],
-            self.recipe,
-            list(self.artifacts[0].jobs),
-            allocations,
-        )
+        bits = {
+            component: {a.artifact.bits: a.jobs[component].bits for a in self.artifacts}
+            for component in self.artifacts[0].jobs
+        }
+        compressions = _compressions(self.weights, bits, self.recipe.target.deployment, allocations)
         artifacts = tuple(
             replace(
                 a,
@@ -122,16 +119,21 @@ class Plan:
         """Each job once, in the order of the artifacts."""
         return tuple(dict.fromkeys(job for a in self.artifacts for job in a.jobs.values()))
 
-    def weight_bytes(self, job: Job) -> int:
-        """Size of the job's weight file, within a few KiB; from headers alone."""
-        width = 4 if job.precision == "float32" else 2
-        tensors = self.checkpoint.component_tensors(job.component)
-        return job.compression.stored_bytes(tensors, width)
+    @cached_property
+    def weight_bytes(self) -> dict[Job, int]:
+        """Size of each job's weight file, within a few KiB; from headers alone."""
+        return {
+            job: job.compression.stored_bytes(
+                self.weights[job.component].tensors, width=4 if job.precision == "float32" else 2
+            )
+            for job in self.jobs
+        }
 
+    @cached_property
     def weight_files(self) -> dict[Job, int]:
         """Bytes of each weight file, by the first job that has it."""
         first = {job.weights: job for job in reversed(self.jobs)}
-        return {job: self.weight_bytes(job) for job in self.jobs if first[job.weights] is job}
+        return {job: n for job, n in self.weight_bytes.items() if first[job.weights] is job}
 
 
 def make_plan(
@@ -153,20 +155,29 @@ def make_plan(
             width that cannot be made, a config that is not SDXL's, a gate that judges nothing.
     """
     artifacts = wanted_artifacts(recipe, only)
-    chosen = _components(checkpoint, components)
+    wanted = list(components)
+    require_components(wanted)
+    chosen = [c for c in COMPONENTS if c in (wanted or checkpoint.components)]
+    pipeline = _check(checkpoint, artifacts, chosen, engine)
     require_engine(engine, chosen, [a.bits for a in artifacts])
-    _check(checkpoint, artifacts, chosen, engine)
-    require_sense(checkpoint, recipe.compress)
-    allocations = _allocations(checkpoint, artifacts, recipe, chosen)
-    compressions = _compressions(checkpoint, artifacts, recipe, chosen, allocations)
+    compress, target = recipe.compress, recipe.target.deployment
+    bits = {c: {a.bits: component_bits(c, a.bits, compress) for a in artifacts} for c in chosen}
+    weights = {
+        component: component_weights(component, checkpoint.component_tensors(component), compress)
+        for component in dict.fromkeys([*chosen, *compress.named])
+    }
+    allocations = fitting_allocations(compress.allocation, weights, bits, target)
+    compressions = _compressions(weights, bits, target, allocations)
     require_gates(recipe, checkpoint.components, compressions)
     return Plan(
         recipe,
         checkpoint,
         tuple(
-            PlannedArtifact(a, {c: _job(c, a, recipe, engine, compressions) for c in chosen})
+            PlannedArtifact(a, {c: _job(c, a, recipe, engine, bits, compressions) for c in chosen})
             for a in artifacts
         ),
+        weights,
+        pipeline,
         allocations,
     )
 
@@ -191,58 +202,27 @@ def require_components(names: Iterable[str]) -> None:
             )
 
 
-def _allocations(
-    checkpoint: Checkpoint, artifacts: list[ArtifactSpec], recipe: Recipe, components: list[str]
-) -> dict[Bits, Allocation]:
-    """The recipe's own allocation, if it names one, which must fit all that is asked for."""
-    file = recipe.compress.allocation
-    mixed = dict.fromkeys(a.bits for a in artifacts if is_mixed(a.bits))
-    if file is None:
-        return {}
-    allocation = read_allocation(Path(file))
-    for bits in mixed:
-        if bits != allocation.bits:
-            raise InputError(
-                f"is for {allocation.bits}; {bits} is asked for",
-                where=file,
-                hint="Leave it away to measure what each tensor needs.",
-            )
-        for component in components:
-            if component_bits(component, bits, recipe.compress) == bits:
-                tensors = checkpoint.component_tensors(component)
-                target = recipe.target.deployment
-                require_fit(allocation, tensors, component, target, where=file)
-    return dict.fromkeys(mixed, allocation)
-
-
 def _compressions(
-    checkpoint: Checkpoint,
-    artifacts: list[ArtifactSpec],
-    recipe: Recipe,
-    components: list[str],
+    weights: Mapping[str, ComponentWeights],
+    bits: BitsByComponent,
+    target: DeploymentTarget,
     allocations: Mapping[Bits, Allocation],
 ) -> dict[tuple[str, Bits], Compression]:
     """By component and artifact's bits; each is worked out once, for all that have them."""
     found: dict[tuple[str, Bits], Compression] = {}
-    for component in components:
-        tensors = checkpoint.component_tensors(component)
-        for bits in dict.fromkeys(artifact.bits for artifact in artifacts):
-            found[component, bits] = NONE
-            if bits != UNCOMPRESSED:
-                own = component_bits(component, bits, recipe.compress)
-                widths = None
-                if is_mixed(own):
-                    sizes = options(tensors, component, recipe.target.deployment, recipe.compress)
-                    require_reachable(sizes, budget(tensors, own), component, own)
-                    widths = provisional(sizes, budget(tensors, own))
-                    if own in allocations:
-                        widths = allocations[own].widths(component)
-                found[component, bits] = choose_methods(
-                    tensors, component, own, recipe.compress, widths
-                )
-                require_divisible(tensors, component, found[component, bits])
-                if is_mixed(own):
-                    require_average(tensors, component, found[component, bits], own)
+    for component, of in weights.items():
+        for asked, width in bits.get(component, {}).items():
+            if asked == UNCOMPRESSED:
+                found[component, asked] = NONE
+            elif is_mixed(width):
+                if width in allocations:
+                    widths = allocations[width].widths(component)
+                else:
+                    widths = provisional(options(of, target), budget(of, width), component, width)
+                found[component, asked] = choose_methods(of, width, widths)
+                require_average(of, found[component, asked], width)
+            else:
+                found[component, asked] = choose_methods(of, width)
     return found
 
 
@@ -251,6 +231,7 @@ def _job(
     artifact: ArtifactSpec,
     recipe: Recipe,
     engine: Engine,
+    bits: BitsByComponent,
     compressions: Mapping[tuple[str, Bits], Compression],
 ) -> Job:
     spec = COMPONENTS[component]
@@ -258,7 +239,7 @@ def _job(
         component=component,
         resolution=artifact.resolution if spec.has_resolution else None,
         attention=artifact.attention if spec.has_attention else None,
-        bits=component_bits(component, artifact.bits, recipe.compress),
+        bits=bits[component][artifact.bits],
         compression=compressions[component, artifact.bits],
         precision="float16" if spec.is_half else recipe.target.vae_precision,
         deployment=recipe.target.deployment,
@@ -266,19 +247,11 @@ def _job(
     )
 
 
-def _components(checkpoint: Checkpoint, wanted: Iterable[str]) -> list[str]:
-    wanted = list(wanted)
-    require_components(wanted)
-    for name in wanted:
-        checkpoint.part(name)
-    return [c for c in checkpoint.components if not wanted or c in wanted]
-
-
 def _check(
     checkpoint: Checkpoint, artifacts: list[ArtifactSpec], components: list[str], engine: Engine
-) -> None:
-    """Refuse now what would fail after minutes."""
-    unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.part("vae_decoder").config_file
+) -> dict[str, Any]:
+    """Refuse now what would fail after minutes; returns the pipeline's config."""
+    unet, vae, where = checkpoint.unet, checkpoint.vae, checkpoint.parts["vae"].config_file
     if unet.out_channels != vae.latent_channels:
         raise InputError(
             f"`latent_channels` is {vae.latent_channels}; the UNet gives latents of "
@@ -296,7 +269,8 @@ def _check(
             where=where,
             hint="Use `--engine native`.",
         )
-    pipeline_config(checkpoint)
+    pipeline = pipeline_config(checkpoint)
     _ = checkpoint.text_encoders
     for artifact in artifacts:
         vae.latent_size(artifact.resolution)
+    return pipeline

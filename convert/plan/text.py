@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from convert.plan.estimate import estimate
@@ -11,7 +12,7 @@ from convert.units import size
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """The plan as JSON: artifacts, packages, weight files, and what they will take."""
-    files = plan.weight_files()
+    files = plan.weight_files
     expected = estimate(plan, plan.jobs)
     return {
         "schema": 1,
@@ -25,7 +26,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "bits": a.artifact.bits,
                 "resolution": str(a.artifact.resolution),
                 "components": list(a.jobs),
-                "weight_bytes": sum(plan.weight_bytes(job) for job in a.jobs.values()),
+                "weight_bytes": sum(plan.weight_bytes[job] for job in a.jobs.values()),
             }
             for a in plan.artifacts
         ],
@@ -44,9 +45,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_table(plan: Plan) -> str:
-    """The plan for people."""
-    document = plan_document(plan)
+def plan_table(plan: Plan, document: Mapping[str, Any] | None = None) -> str:
+    """The plan for people; `document` is that of `plan_document`, where it is there already."""
+    document = document or plan_document(plan)
     lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     lines += plan.checkpoint.origin.lines() if plan.checkpoint.origin else []
     lines += [f"  {lora.line()}" for lora in plan.checkpoint.loras]

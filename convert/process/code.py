@@ -159,6 +159,7 @@ OUTSIDE: tuple[str, ...] = (
     # what is asked for, and the checkpoint's files: keys hold both, as values and digests
     "convert/plan/gates.py",
     "convert/plan/plan.py",
+    "convert/plan/prepare.py",
     "convert/recipe/__init__.py",
     "convert/recipe/builtin.py",
     "convert/recipe/errors.py",

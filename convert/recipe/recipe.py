@@ -26,7 +26,7 @@ from pydantic import (
     field_validator,
 )
 
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.recipe.errors import refusal, refused, written
 from convert.recipe.fields import LONGEST_NAME, check_file_name
@@ -226,7 +226,13 @@ def load_recipe(path: Path) -> Recipe:
         refuse_pointer(path, content)
         text = content.decode()
     except FileNotFoundError as error:
-        raise InputError("there is no such recipe", where=where, hint=_beside(path)) from error
+        raise InputError(
+            "there is no such recipe",
+            where=where,
+            near=(path.name, _beside(path)),
+            suggest=lambda name: f"did you mean `{path.with_name(name)}`?",
+            hint="`sdxl-coreml recipes` lists the built-in ones.",
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"is not UTF-8 text (byte {error.start})",
@@ -352,14 +358,11 @@ def _located(error: Exception, text: str) -> str:
     return str(error).replace("(at end of document)", end)
 
 
-def _beside(path: Path) -> str:
+def _beside(path: Path) -> list[str]:
     try:
-        names = [file.name for file in path.parent.glob("*.toml")]
+        return [file.name for file in path.parent.glob("*.toml")]
     except OSError:
-        names = []
-    meant = nearest(path.name, names)
-    listed = "`sdxl-coreml recipes` lists the built-in ones."
-    return f"did you mean `{path.with_name(meant)}`?" if meant else listed
+        return []
 
 
 def _inside(path: Path) -> str | None:

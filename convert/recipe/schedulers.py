@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 
 # The names that image-generation apps use.
 Scheduler = Literal[
@@ -69,10 +69,9 @@ def require_scheduler(name: str) -> Scheduler:
     for known in SCHEDULERS:
         if known == name:
             return known
-    near = nearest(name, list(SCHEDULERS))
     raise InputError(
         f"unknown scheduler `{name}`; there are {', '.join(SCHEDULERS)}",
-        hint=f"Did you mean `{near}`?" if near else None,
+        near=(name, list(SCHEDULERS)),
     )
 
 

@@ -247,6 +247,12 @@ class Compress(Section):
         examples=["allocation.json"],
     )
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The components that something is asked of, each once."""
+        own = self.components.model_dump(exclude_none=True)
+        return tuple(dict.fromkeys([*own, *(tensor.component for tensor in self.tensors)]))
+
 
 class Target(Section):
     """Where the models run."""

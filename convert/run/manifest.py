@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from convert import __version__
-from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.cache import key_of
@@ -22,12 +20,13 @@ from convert.files.json_files import read_object
 from convert.plan.notices import notices
 from convert.recipe.fields import BitsText, GroupSize, ResolutionText, WidthText
 from convert.values import FORMATS, Attention, DeploymentTarget, VaePrecision, Verdict
-from convert.weights.methods import UNCOMPRESSED, own_bits
+from convert.weights.compress import UNCOMPRESSED
 
 if TYPE_CHECKING:
-    from convert.plan.plan import Job, PlannedArtifact
+    from convert.plan.plan import Job, Plan, PlannedArtifact
     from convert.recipe.recipe import ArtifactSpec, Recipe
     from convert.run.packages import Context, Package
+    from convert.weights.compress import ComponentWeights
 
 FILE = "manifest.json"
 SCHEMA = 1
@@ -147,7 +146,7 @@ def text(manifest: Mapping[str, Any]) -> str:
 
 def compose(
     planned: PlannedArtifact,
-    recipe: Recipe,
+    plan: Plan,
     context: Context,
     packages: Mapping[Job, Package],
     texts: Mapping[str, str],
@@ -155,10 +154,11 @@ def compose(
     """The manifest of an artifact, without a verdict yet.
 
     Args:
+        plan: that the artifact is of.
         packages: the finished package of each job.
         texts: the artifact's files beside the packages, by name.
     """
-    artifact = planned.artifact
+    artifact, recipe = planned.artifact, plan.recipe
     components = {c: f"{COMPONENTS[c].file}.mlpackage" for c in planned.jobs}
     files: dict[str, Any] = {
         f"{components[c]}/{file}": facts
@@ -180,12 +180,12 @@ def compose(
         "engine": next(iter(planned.jobs.values())).engine,
         "components": components,
         "compression": {
-            c: _compression(job, _asked(c, artifact, recipe, context.checkpoint))
+            c: _compression(job, _asked(plan.weights[c], artifact, recipe))
             for c, job in planned.jobs.items()
         },
         "bits_per_weight": {c: packages[job].bits_per_weight for c, job in planned.jobs.items()},
         "files": dict(sorted(files.items())),
-        "pipeline": pipeline_config(context.checkpoint),
+        "pipeline": plan.pipeline,
         "notices": [n.to_json() for n in notices(context.checkpoint, planned.jobs)],
         "source": _source(context),
         "recipe": {"name": recipe.name, "digest": recipe.digest, "text": recipe.text},
@@ -217,18 +217,15 @@ def _source(context: Context) -> dict[str, Any]:
     return found
 
 
-def _asked(
-    component: str, artifact: ArtifactSpec, recipe: Recipe, checkpoint: Checkpoint
-) -> CompressionRequest:
+def _asked(weights: ComponentWeights, artifact: ArtifactSpec, recipe: Recipe) -> CompressionRequest:
     if artifact.bits == UNCOMPRESSED:
         return CompressionRequest()
-    compress = recipe.compress
-    own = own_bits(checkpoint.component_tensors(component), component, compress)
     return CompressionRequest(
-        bits=getattr(compress.components, component, None),
-        group_size=compress.group_size,
+        bits=getattr(recipe.compress.components, weights.component, None),
+        group_size=weights.group_size,
         tensors={
-            name: TensorRequest(bits=o.bits, group_size=o.group_size) for name, o in own.items()
+            name: TensorRequest(bits=own.bits, group_size=own.group_size)
+            for name, own in weights.asked.items()
         },
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convert import __version__
 from convert.checkpoint.checkpoint import Checkpoint
@@ -19,9 +19,7 @@ from convert.plan.plan import Job
 from convert.process.code import code_digest
 from convert.process.interrupts import deferred_interrupt
 from convert.progress import Advance
-
-if TYPE_CHECKING:
-    from convert.package.mlpackage import Description
+from convert.weights.compress import ComponentWeights
 
 FOLDER = "model.mlpackage"
 ABOUT = (
@@ -53,6 +51,24 @@ class Context:
 
 
 @dataclass(frozen=True)
+class PackageTask:
+    """A job as a process does it, with all that is known of its package beforehand.
+
+    Attributes:
+        about: what the model says of itself.
+        weights: how many numbers that the component has learned.
+        key: the package's name in the cache: all that determines its bytes.
+        weight_key: that of its weight file.
+    """
+
+    job: Job
+    about: Mapping[str, Any]
+    weights: int
+    key: str
+    weight_key: str
+
+
+@dataclass(frozen=True)
 class Package:
     """A finished package."""
 
@@ -63,79 +79,73 @@ class Package:
 
 
 def worker(context: Context) -> Any:
-    """What a worker process does: a function of a job and of how to report its progress."""
+    """What a worker process does: a function of a task and of how to report its progress."""
     cache = Cache(context.cache).__enter__()  # left to the next cache if the process is killed
     return partial(make, context, cache)
 
 
-def make(context: Context, cache: Cache, job: Job, advance: Advance) -> Package:
-    """The package of a job, from the cache or made now; `advance` is told the weights' bytes."""
+def task_for(context: Context, job: Job, weights: ComponentWeights) -> PackageTask:
+    """The task of a job; `weights` are its component's."""
+    about = _about(context, job)
+    digests = context.digests
+    sources = [  # what it reads: the digests of the configs, and its tensors
+        {name: digest for name, digest in digests.items() if name.endswith("config.json")},
+        context.checkpoint.tensor_keys(job.component, digests),
+    ]
+    code = code_digest("apple" if job.engine == "apple" else "convert")
+    settings = {
+        **vars(job),
+        "resolution": str(job.resolution),
+        "compression": job.compression.to_json(),
+    }
+    component, compression, precision, deployment = job.weights
+    written = [component, compression.to_json(), precision, deployment]
+    return PackageTask(
+        job,
+        about,
+        sum(tensor.size for tensor in weights.tensors.values()),
+        key_of([settings, about, sources, code]),
+        key_of([written, sources, code]),
+    )
+
+
+def make(context: Context, cache: Cache, task: PackageTask, advance: Advance) -> Package:
+    """The package of a task, from the cache or made now; `advance` is told the weights' bytes."""
     fresh = False
 
     def fill(folder: Path) -> dict[str, Any]:
         nonlocal fresh
         fresh = True
         target = folder / FOLDER
-        known = _convert(context, cache, job, target, advance)
-        return _facts(context, job, target, known)
+        known = _convert(context, cache, task, target, advance)
+        return _facts(task, target, known)
 
-    path, facts = cache.entry("packages", key(context, job), fill)
+    path, facts = cache.entry("packages", task.key, fill)
     return Package(path / FOLDER, facts["files"], facts["bits_per_weight"], fresh)
 
 
 def _convert(
-    context: Context, cache: Cache, job: Job, package: Path, advance: Advance
+    context: Context, cache: Cache, task: PackageTask, package: Path, advance: Advance
 ) -> dict[str, str]:
     """Make a package by the engine that is asked for; returns what is known of its digests."""
+    from convert.package.mlpackage import Description
+
+    checkpoint, job = context.checkpoint, task.job
+    inputs, outputs = COMPONENTS[job.component].texts
+    description = Description(**task.about, inputs=inputs, outputs=outputs)
     if job.engine == "apple":
         with deferred_interrupt():
             from convert.peer.engine import convert_job as convert_by_apple
-        convert_by_apple(context.checkpoint, job, description(context, job), package)
+        convert_by_apple(checkpoint, job, description, package)
         advance(sum(file.stat().st_size for file in package.rglob("weight.bin")))
         return {}
     with deferred_interrupt():
         from convert.package.native import convert_job
-    weights = partial(cache.entry, "weights", weight_key(context, job))
-    about = description(context, job)
-    return convert_job(context.checkpoint, job, about, package, weights, advance)
+    weights = partial(cache.entry, "weights", task.weight_key)
+    return convert_job(checkpoint, job, description, package, weights, advance)
 
 
-def description(context: Context, job: Job) -> Description:
-    """What the model says of itself, its inputs and its outputs."""
-    from convert.package.mlpackage import Description
-
-    inputs, outputs = COMPONENTS[job.component].texts
-    return Description(**describe(context, job), inputs=inputs, outputs=outputs)
-
-
-def key(context: Context, job: Job) -> str:
-    """The name of a job's package in the cache: all that determines its bytes."""
-    settings = {
-        **vars(job),
-        "resolution": str(job.resolution),
-        "compression": job.compression.to_json(),
-    }
-    return key_of([settings, describe(context, job), _sources(context, job), _code(job)])
-
-
-def weight_key(context: Context, job: Job) -> str:
-    """The name of its weight file in the cache."""
-    component, compression, precision, deployment = job.weights
-    settings = [component, compression.to_json(), precision, deployment]
-    return key_of([settings, _sources(context, job), _code(job)])
-
-
-def _code(job: Job) -> str:
-    return code_digest("apple" if job.engine == "apple" else "convert")
-
-
-def _sources(context: Context, job: Job) -> list[dict[str, Any]]:
-    """What a job reads: its tensors, and the digests of the configs."""
-    configs = {n: digest for n, digest in context.digests.items() if n.endswith("config.json")}
-    return [configs, context.checkpoint.tensor_keys(job.component, context.digests)]
-
-
-def describe(context: Context, job: Job) -> dict[str, Any]:
+def _about(context: Context, job: Job) -> dict[str, Any]:
     """What the model says of itself: Apple's words, the source, and the apps' settings."""
     checkpoint, repo = context.checkpoint, context.repo
     where = f"available at huggingface.co/{repo}" if repo else f"of {checkpoint.name}"
@@ -157,13 +167,12 @@ def describe(context: Context, job: Job) -> dict[str, Any]:
     }
 
 
-def _facts(context: Context, job: Job, package: Path, known: Mapping[str, str]) -> dict[str, Any]:
+def _facts(task: PackageTask, package: Path, known: Mapping[str, str]) -> dict[str, Any]:
     """Size and SHA-256 of a package's files, and its true bits per weight."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in package.rglob("*") if p.is_file()):
         name = str(path.relative_to(package))
         digest = known.get(name) or digest_file(path)
         files[name] = {"size": path.stat().st_size, "sha256": digest}
-    weights = sum(t.size for t in context.checkpoint.component_tensors(job.component).values())
     size = sum(f["size"] for name, f in files.items() if name.endswith("weight.bin"))
-    return {"files": files, "bits_per_weight": round(8 * size / weights, 3)}
+    return {"files": files, "bits_per_weight": round(8 * size / task.weights, 3)}

@@ -15,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Part
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.cache import Cache
-from convert.files.disk import disk_error, link
+from convert.files.disk import disk_error, link_tree
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
-from convert.run.packages import BaseSource, Context, Package, key, make, weight_key, worker
+from convert.run.packages import (
+    BaseSource,
+    Context,
+    Package,
+    PackageTask,
+    make,
+    task_for,
+    worker,
+)
 from convert.run.pool import run_tasks
 from convert.source.download import Snapshot
 from convert.tokenizer.app import app_files
@@ -67,13 +76,14 @@ def run(
     try:
         with discard_unless(out), Cache(out / ".cache") as cache:
             context = _context(plan, source, cache, progress)
-            missing = [j for j in plan.jobs if not cache.has("packages", key(context, j))]
-            unwritten = {weight_key(context, job): job for job in reversed(missing)}
-            writers = [job for name, job in unwritten.items() if not cache.has("weights", name)]
-            expected = estimate(plan, missing, writers)
+            tasks = [task_for(context, job, plan.weights[job.component]) for job in plan.jobs]
+            missing = [task for task in tasks if not cache.has("packages", task.key)]
+            unwritten = {task.weight_key: task for task in reversed(missing)}
+            writers = [task for name, task in unwritten.items() if not cache.has("weights", name)]
+            expected = estimate(plan, [t.job for t in missing], [t.job for t in writers])
             jobs = jobs or expected.workers
             require_room(out, expected, jobs)
-            packages = _make_all(plan, context, cache, missing, writers, jobs, progress)
+            packages = _make_all(plan, context, cache, tasks, missing, writers, jobs, progress)
             return [
                 _artifact(a, plan, context, packages, cache, out, progress) for a in plan.artifacts
             ]
@@ -162,8 +172,9 @@ def checkpoint_digests(
         whole: of all of the checkpoint's files, whatever the jobs are.
     """
     known = {f.name: f.sha256 for f in source.all_files if f.sha256}
-    weights = _weight_files(plan.checkpoint.parts.values())
-    wanted = _weight_files(plan.checkpoint.part(job.component) for job in plan.jobs)
+    parts = plan.checkpoint.parts
+    weights = _weight_files(parts.values())
+    wanted = _weight_files(parts[COMPONENTS[job.component].part] for job in plan.jobs)
     files = {
         name: path
         for name, path in plan.checkpoint.files.items()
@@ -186,38 +197,39 @@ def _make_all(
     plan: Plan,
     context: Context,
     cache: Cache,
-    missing: list[Job],
-    writers: list[Job],
+    tasks: list[PackageTask],
+    missing: list[PackageTask],
+    writers: list[PackageTask],
     jobs: int,
     progress: Progress,
 ) -> dict[Job, Package]:
     """Every package: first the weight writers, then those that share what these wrote."""
-    first = [job for job in missing if job in writers]
-    rest = [job for job in missing if job not in writers]
-    packages = {j: make(context, cache, j, silent) for j in plan.jobs if j not in missing}
-    with progress.stage("Weights", sum(plan.weight_bytes(j) for j in first), "B") as advance:
+    first = [task for task in missing if task in writers]
+    rest = [task for task in missing if task not in writers]
+    packages = {t.job: make(context, cache, t, silent) for t in tasks if t not in missing}
+    with progress.stage("Weights", sum(plan.weight_bytes[t.job] for t in first), "B") as advance:
         packages |= _report(_each(context, cache, first, jobs, advance), progress)
     with progress.stage("Graphs", len(rest), "models") as advance:
-        for job, package in _each(context, cache, rest, jobs, silent):
-            packages |= _report([(job, package)], progress)
+        for made in _each(context, cache, rest, jobs, silent):
+            packages |= _report([made], progress)
             advance(1)
     return packages
 
 
 def _each(
-    context: Context, cache: Cache, jobs: list[Job], count: int, advance: Advance
-) -> Iterable[tuple[Job, Package]]:
-    if count > 1 and len(jobs) > 1:
-        return run_tasks(partial(worker, context), jobs, count, advance)
-    return ((job, make(context, cache, job, advance)) for job in jobs)
+    context: Context, cache: Cache, tasks: list[PackageTask], count: int, advance: Advance
+) -> Iterable[tuple[PackageTask, Package]]:
+    if count > 1 and len(tasks) > 1:
+        return run_tasks(partial(worker, context), tasks, count, advance)
+    return ((task, make(context, cache, task, advance)) for task in tasks)
 
 
-def _report(made: Iterable[tuple[Job, Package]], progress: Progress) -> dict[Job, Package]:
+def _report(made: Iterable[tuple[PackageTask, Package]], progress: Progress) -> dict[Job, Package]:
     packages = {}
-    for job, package in made:
-        packages[job] = package
+    for task, package in made:
+        packages[task.job] = package
         if package.fresh:
-            progress.done(f"  {job}: {size(sum(f['size'] for f in package.files.values()))}")
+            progress.done(f"  {task.job}: {size(sum(f['size'] for f in package.files.values()))}")
     return packages
 
 
@@ -234,7 +246,7 @@ def _artifact(
     texts = app_files(plan.checkpoint.tokenizers)
     if (allocation := plan.allocations.get(planned.artifact.bits)) is not None:
         texts[allocations.FILE] = allocation.text()
-    manifest = manifests.compose(planned, plan.recipe, context, packages, texts)
+    manifest = manifests.compose(planned, plan, context, packages, texts)
     path = out / planned.artifact.name
     found = manifests.read(path)
     same = found is not None and found["fingerprint"] == manifest["fingerprint"]
@@ -242,7 +254,7 @@ def _artifact(
         return Result(path, found, fresh=False)
     folder = cache.new_folder()
     for component, job in planned.jobs.items():
-        _link_tree(packages[job].path, folder / manifest["components"][component])
+        link_tree(packages[job].path, folder / manifest["components"][component])
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
     (folder / manifests.FILE).write_text(manifests.text(manifest), "utf-8")
@@ -250,9 +262,3 @@ def _artifact(
     total = sum(f["size"] for f in manifest["files"].values())
     progress.done(f"{planned.artifact.name}: {size(total)}")
     return Result(path, manifest, fresh=True)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Rebuild a folder from hard links, or from copies where links are impossible."""
-    for file in sorted(p for p in source.rglob("*") if p.is_file()):
-        link(file, target / file.relative_to(source))

@@ -7,6 +7,7 @@ write holds a record of what it is, written last: no record, not done.
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.files.json_files import read_bytes, read_object, reason, shown
+from convert.progress import Progress
 from convert.source.hub import (
     FileProgress,
     Repo,
@@ -159,7 +161,8 @@ def download(
             progress=progress or (lambda *_: None),
         )
         return single(found, found.files[0].name)
-    select = selection(source, select)
+    if select is select_files:
+        select = selection(source)
     if source.kind == "path":
         try:
             return _local(Path(source.location), out, select)
@@ -169,7 +172,7 @@ def download(
         claim(out, source.location)
         done = recorded(out)
         if done is not None and done.commit == source.revision and _is_all(done, select):
-            return done  # a commit never changes: no need to ask
+            return single(done, source.file)  # a commit never changes: no need to ask
     repo = Repo(source.location, source.revision, endpoint, cache_dir)
     with quiet():
         try:
@@ -179,6 +182,28 @@ def download(
             raise
         except Exception as error:
             raise explain(error, repo) from None
+
+
+def fetch(
+    source: CheckpointSource,
+    progress: Progress,
+    out: Path | None = None,
+    *,
+    token: str | None = None,
+) -> Snapshot:
+    """The same, as a stage of work that is shown where something is downloaded."""
+    with ExitStack() as stack:
+        advance, seen = None, 0
+
+        def report(file: str, done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                stage = progress.stage(f"Downloading {source.location}", total, "B")
+                advance = stack.enter_context(stage)
+            advance(done - seen)
+            seen = done
+
+        return download(source, out, progress=report, token=token)
 
 
 def _from_hub(repo: Repo, out: Path | None, select: Select, progress: FileProgress) -> Snapshot:
@@ -270,9 +295,9 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
     return single(copy(here, out, str(path.resolve()), None))
 
 
-def selection(source: CheckpointSource, select: Select = select_files) -> Select:
-    """What is taken of a repo: the file that is meant, or else what `select` says."""
-    return select if source.file is None else partial(select_one, source.file)
+def selection(source: CheckpointSource) -> Select:
+    """What is taken of a repo: the file that is meant, or else all that a checkpoint is."""
+    return select_files if source.file is None else partial(select_one, source.file)
 
 
 def single(snapshot: Snapshot, file: str | None = None) -> Snapshot:

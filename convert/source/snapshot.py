@@ -68,6 +68,11 @@ class Snapshot:
         theirs = self.base.all_files if self.base else ()
         return (*self.files, *(replace(file, name=BASE + file.name) for file in theirs))
 
+    @property
+    def name(self) -> str | None:
+        """The repo's own name, without its owner's."""
+        return self.repo.rpartition("/")[2] if self.repo else None
+
 
 def copy(snapshot: Snapshot, out: Path, location: str, revision: str | None) -> Snapshot:
     """The same checkpoint in `out`, linked where it can be; `location` is its source's name."""

@@ -13,13 +13,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
 from convert.files.documents import Document, checked
 from convert.files.json_files import read_object, shown
-from convert.values import Bits, DeploymentTarget, targets_for
-from convert.weights.compress import METHODS, is_compressible
-from convert.weights.methods import UNCOMPRESSED
+from convert.values import Bits, DeploymentTarget, is_mixed
+from convert.weights.compress import METHODS, TARGETS, UNCOMPRESSED, ComponentWeights
 
 FILE = "allocation.json"
 SCHEMA = 1
@@ -47,6 +45,10 @@ class _Document(Document):
 
     bits: str
     components: dict[str, _Part]
+
+
+# The bits of a component, by its name and by the bits of the artifact that it is in.
+BitsByComponent = Mapping[str, Mapping[Bits, Bits]]
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,43 @@ def read_allocation(path: Path) -> Allocation:
     return found
 
 
-def require_fit(
-    allocation: Allocation,
-    tensors: Mapping[str, Tensor],
-    component: str,
+def fitting_allocations(
+    file: str | None,
+    weights: Mapping[str, ComponentWeights],
+    bits: BitsByComponent,
     target: DeploymentTarget,
-    *,
-    where: object,
+) -> dict[Bits, Allocation]:
+    """A recipe's own allocation, by the mixed bits that it is asked for; empty if it names none.
+
+    Raises:
+        InputError: as `read_allocation`, or it does not fit all that is asked for.
+    """
+    if file is None:
+        return {}
+    allocation = read_allocation(Path(file))
+    mixed = dict.fromkeys(asked for of in bits.values() for asked in of if is_mixed(asked))
+    for asked in mixed:
+        if asked != allocation.bits:
+            raise InputError(
+                f"is for {allocation.bits}; {asked} is asked for",
+                where=file,
+                hint="Leave it away to measure what each tensor needs.",
+            )
+        for component, of in bits.items():
+            if of.get(asked) == asked:
+                _require_fit(allocation, weights[component], target, where=file)
+    return dict.fromkeys(mixed, allocation)
+
+
+def _require_fit(
+    allocation: Allocation, weights: ComponentWeights, target: DeploymentTarget, *, where: object
 ) -> None:
     """Raise InputError unless an allocation has a width for each tensor, which the target holds."""
     hint = "An allocation is for checkpoints of one architecture; leave it away to measure anew."
+    component, wanted = weights.component, weights.compressible
     if component not in allocation.components:
         raise InputError(f"has no widths for {component}", where=where, hint=hint)
     given = allocation.components[component]
-    wanted = {name: t for name, t in tensors.items() if is_compressible(name, t)}
     for name in sorted(wanted.keys() ^ given.keys()):
         problem = "lacks a width for" if name in wanted else "has a width for an unknown tensor,"
         raise InputError(f"{problem} {component}'s `{name}`", where=where, hint=hint)
@@ -145,7 +170,7 @@ def require_fit(
                 where=where,
                 hint=hint,
             )
-        able = targets_for(Bits(allotted.bits))
+        able = TARGETS[allotted.bits]
         if target not in able:
             raise InputError(
                 f"gives {component}'s `{name}` {allotted.bits} bits, which need a deployment "

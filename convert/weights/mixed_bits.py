@@ -23,23 +23,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.tensors import Tensor
 from convert.errors import InputError
-from convert.recipe.sections import Compress
-from convert.values import Bits, DeploymentTarget, targets_for
+from convert.values import Bits, DeploymentTarget
 from convert.weights.allocation import Allocation, Allotted
 from convert.weights.compress import (
-    PALETTES,
-    Compression,
-    choose_method,
-    is_compressible,
-    plain_bytes,
+    UNCOMPRESSED,
+    ComponentWeights,
+    budget,
+    options,
 )
-from convert.weights.methods import UNCOMPRESSED, own_bits
-from convert.weights.palette import Histogram, fit
 
 # Above 1, outputs that lose more count more. From 1.2 on the embedded checkpoint's text encoders
 # have what they need; more only costs the mean output of its UNet.
@@ -94,42 +86,7 @@ class Option:
     error: float
 
 
-def options(
-    tensors: Mapping[str, Tensor], component: str, target: DeploymentTarget, compress: Compress
-) -> dict[str, dict[str, int]]:
-    """Bytes by width that the target can hold, for each tensor that can be compressed.
-
-    A tensor that the recipe gives a width of its own has that one alone.
-    """
-    own = own_bits(tensors, component, compress)
-    held = [bits for bits in PALETTES if target in targets_for(Bits(bits))]
-    found: dict[str, dict[str, int]] = {}
-    for name, tensor in tensors.items():
-        if not is_compressible(name, tensor):
-            continue
-        override = own.get(name)
-        size = compress.group_size
-        if override is not None and override.group_size is not None:
-            size = override.group_size
-        sizes = {}
-        for bits in [override.bits] if override is not None else [UNCOMPRESSED, *held]:
-            method = choose_method(name, tensor, bits, size)
-            if method is not None:
-                sizes[bits] = method.stored_bytes(tensor.shape)
-            elif bits == UNCOMPRESSED or override is not None:
-                sizes[bits] = plain_bytes(tensor, 2)
-        found[name] = sizes
-    return found
-
-
-def budget(tensors: Mapping[str, Tensor], bits: Bits) -> int:
-    """Bytes that the tensors that can be compressed may take at an average of `mixed-N.N` bits."""
-    average = float(bits.removeprefix("mixed-"))
-    count = sum(t.size for name, t in tensors.items() if is_compressible(name, t))
-    return int(average * count / 8)
-
-
-def require_reachable(
+def _require_reachable(
     sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
 ) -> None:
     """Raise InputError if even the narrowest widths take more than the average allows."""
@@ -141,24 +98,6 @@ def require_reachable(
             f"{component} cannot average {average} bits: its narrowest palettes take more",
             where=bits,
             hint=f"The smallest is mixed-{smallest:.1f}.",
-        )
-
-
-def require_average(
-    tensors: Mapping[str, Tensor], component: str, compression: Compression, bits: Bits
-) -> None:
-    """Raise InputError if what is stored averages more bits than it is called after.
-
-    So it may with an allocation that was edited, or made for other groups or overrides.
-    """
-    able = {name: t for name, t in tensors.items() if is_compressible(name, t)}
-    stored, limit = compression.stored_bytes(able, 2), budget(tensors, bits)
-    if stored > limit:
-        average = 8 * stored / sum(tensor.size for tensor in able.values())
-        raise InputError(
-            f"the widths of {component} average {average:.2f} bits, more than {bits}",
-            hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
-            f"mixed-{math.ceil(10 * average) / 10:.1f}.",
         )
 
 
@@ -216,44 +155,37 @@ def _slope(one: Option, other: Option) -> float:
     return (one.error - other.error) / max(other.bytes - one.bytes, 1)
 
 
-def palette_errors(tensor: Tensor) -> dict[str, float]:
-    """Squared errors of a tensor's palettes, by bits; one for the whole tensor, within 1.5 %.
-
-    That of 8 bits is taken for a sixteenth of that of 6, as it is of many values (Panter and Dite,
-    1951): to fit it would take longer than all others together.
-    """
-    histogram = Histogram()
-    for chunk in tensor.chunks(np.float16):
-        histogram.add(chunk)
-    errors = {
-        bits: fit(histogram, int(bits), thorough=False).error(histogram)
-        for bits in PALETTES
-        if bits != "8"
-    }
-    return {bits: rounded(error) for bits, error in {"8": errors["6"] / 16, **errors}.items()}
-
-
 def rounded(value: float) -> float:
     """A measured value with as many digits as are kept, and as matter."""
     return float(f"{value:.{DIGITS - 1}e}")
 
 
-def provisional(sizes: Mapping[str, Mapping[str, int]], limit: int) -> dict[str, str]:
-    """Widths for a plan's bytes and seconds, before anything is measured: all weights alike."""
+def provisional(
+    sizes: Mapping[str, Mapping[str, int]], limit: int, component: str, bits: Bits
+) -> dict[str, str]:
+    """Widths for a plan's bytes and seconds, before anything is measured: all weights alike.
+
+    Args:
+        sizes: of `convert.weights.compress.options`.
+        limit: of `convert.weights.compress.budget`.
+
+    Raises:
+        InputError: an average below the narrowest widths.
+    """
+    _require_reachable(sizes, limit, component, bits)
     choices = {
-        name: [Option(bits, n, max(of.values()) * 4.0 ** -float(bits)) for bits, n in of.items()]
+        name: [Option(width, n, max(of.values()) * 4.0 ** -float(width)) for width, n in of.items()]
         if len(of) > 1
-        else [Option(bits, n, 0.0) for bits, n in of.items()]
+        else [Option(width, n, 0.0) for width, n in of.items()]
         for name, of in sizes.items()
     }
     return allocate(choices, limit)
 
 
 def make_allocation(
-    checkpoint: Checkpoint,
+    weights: Mapping[str, ComponentWeights],
     bits: Bits,
     target: DeploymentTarget,
-    compress: Compress,
     measured: Mapping[str, Mapping[str, Measured]],
 ) -> Allocation:
     """The best widths of the components that were measured.
@@ -263,10 +195,9 @@ def make_allocation(
     """
     averages, components = {}, {}
     for component, facts in measured.items():
-        tensors = checkpoint.component_tensors(component)
-        sizes = options(tensors, component, target, compress)
-        limit = budget(tensors, bits)
-        require_reachable(sizes, limit, component, bits)
+        tensors, limit = weights[component].tensors, budget(weights[component], bits)
+        sizes = options(weights[component], target)
+        _require_reachable(sizes, limit, component, bits)
         widths = least_errors(sizes, facts, limit)
         stored = sum(sizes[name][width] for name, width in widths.items())
         averages[component] = round(8 * stored / sum(tensors[n].size for n in widths), 4)

@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from convert.files.cache import key_of
 from convert.progress import Advance, silent
 
 ALIGNMENT = 64
@@ -99,6 +100,11 @@ class Layout:
     blobs: tuple[Blob, ...]
     offsets: dict[str, int]  # name → offset of its record, as the program refers to it
     size: int  # of the file in bytes
+
+    @property
+    def key(self) -> str:
+        """What tells it from other arrangements: SHA-256 (hex) of its blobs and their places."""
+        return key_of([[b.name, b.dtype.str, b.shape, self.offsets[b.name]] for b in self.blobs])
 
 
 def layout(blobs: Iterable[Blob]) -> Layout:

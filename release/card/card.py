@@ -15,7 +15,7 @@ from convert.files.appearing import appearing
 from convert.recipe import schedulers
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
-from convert.weights.methods import UNCOMPRESSED
+from convert.weights.compress import UNCOMPRESSED
 from release.card.facts import facts
 from release.card.licenses import front_matter
 from release.card.markdown import block, bullets, code, escape, image, link, prose, table

@@ -14,22 +14,39 @@ MOST = 6
 FOLDER = "images"
 
 
-def copy_samples(manifest: Mapping[str, Any], reports: Path, release: Path) -> list[Sample]:
+def saved_reports(manifest: Mapping[str, Any], folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The reports of a release's artifacts in a folder, by the artifact's name.
+
+    Those of other bytes than the archives' count as none.
+    """
+    held = [archive["manifest"] for archive in manifest["archives"]]
+    found = {own["artifact"]: read_report(folder / f"{own['artifact']}.json", own) for own in held}
+    return {artifact: report for artifact, report in found.items() if report is not None}
+
+
+def copy_samples(
+    manifest: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    release: Path,
+) -> list[Sample]:
     """The images of the archives' reports, one for each case, copied to `release/images`.
 
-    What an earlier card had there and this one has not is removed. Reports of other bytes than the
-    archives', or without images, count as none.
+    What an earlier card had there and this one has not is removed.
 
     Args:
         manifest: the release's.
-        reports: the folder with `<artifact>.json` and the images that they name.
+        reports: by artifact, as far as there are any.
+        folder: of the reports, which holds the images that they name.
     """
     chosen: dict[str, Sample] = {}
     for archive in manifest["archives"]:
         own = archive["manifest"]
-        for made in _generations(reports / f"{own['artifact']}.json", own["fingerprint"]):
+        for made in reports.get(own["artifact"], {}).get("generations") or []:
+            if not made["images"].get("candidate"):
+                continue
             name = Path(str(made["images"]["candidate"])).name
-            source = reports / FOLDER / name
+            source = folder / FOLDER / name
             if made["case"] in chosen or len(chosen) == MOST or not source.is_file():
                 continue
             target = release / FOLDER / name
@@ -41,8 +58,3 @@ def copy_samples(manifest: Mapping[str, Any], reports: Path, release: Path) -> l
         if path.name not in kept:
             path.unlink()
     return list(chosen.values())
-
-
-def _generations(file: Path, fingerprint: str) -> list[dict[str, Any]]:
-    report = read_report(file, {"fingerprint": fingerprint}) or {}
-    return [g for g in report.get("generations") or [] if g["images"].get("candidate")]

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convert.source.snapshot import Snapshot
 
 MARK = "<!-- From here on: the source model's own card. -->"
 # What a link or an image points to, in Markdown and in HTML.
@@ -42,6 +45,18 @@ def read_source_card(
         base = f"https://huggingface.co/{repo}/resolve/{commit or 'main'}/"
         text = _TARGET.sub(lambda m: m[1] + _absolute(m[2], base), text)
     return SourceCard(text.strip(), _data(match[1]) if match else {})
+
+
+def source_texts(snapshot: Snapshot) -> tuple[SourceCard | None, list[Path]]:
+    """The card of a checkpoint on this disk, with links that lead to its repo, and its licences."""
+    folder = snapshot.path
+    if folder.is_file():
+        if snapshot.repo is None:
+            return None, []  # a card beside it may be of another file
+        folder = folder.parent
+    licenses = sorted(path for path in folder.glob("LICENSE*") if path.is_file())
+    card = folder / "README.md"
+    return read_source_card(card, repo=snapshot.repo, commit=snapshot.commit), licenses
 
 
 def copied_part(card: Path) -> SourceCard | None:

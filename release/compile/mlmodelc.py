@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import __version__
-from convert.errors import CannotExecute, InputError, nearest
+from convert.errors import CannotExecute, InputError
 from convert.files.appearing import appearing
 from convert.files.disk import disk_error, link
 from release.compile import xcode
@@ -42,10 +42,9 @@ def choose_engine(engine: str) -> str:
         CannotExecute: Xcode is asked for and not there.
     """
     if engine not in ENGINES:
-        near = nearest(engine, ENGINES)
         raise InputError(
             f"unknown engine {engine!r}; there are {', '.join(ENGINES)}",
-            hint=f"Did you mean `{near}`?" if near else None,
+            near=(engine, ENGINES),
         )
     available = engine != "native" and xcode.is_available()
     if engine == "xcode" and not available:

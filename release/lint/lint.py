@@ -157,12 +157,12 @@ def _lint_artifact(path: Path) -> Lint:
     """The bundle that `pack` would make of an artifact: apps read nothing else."""
     from tempfile import TemporaryDirectory
 
-    from release.pack.bundle import find_report, make_bundle
+    from release.pack.bundle import find_report, finished_manifest, make_bundle
 
     with TemporaryDirectory(prefix=".lint-", dir=path.parent) as temporary:
         folder = Path(temporary) / path.resolve().name
         folder.mkdir()
-        make_bundle(path, folder, report=find_report(path))
+        make_bundle(path, folder, report=find_report(path, finished_manifest(path)))
         result = lint_bundle(FolderTree(folder), digests=False)
     note = Finding(
         "note", "artifact", path.name, "holds packages, which no app loads",

@@ -74,13 +74,15 @@ def finished_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def find_report(artifact: Path) -> dict[str, Any] | None:
+def find_report(artifact: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """The artifact's verification in `reports/` beside it, as `run` leaves it, or None.
 
     A report of other bytes than the artifact's counts as none; whether this version would say the
     same is for `is_current` to tell.
+
+    Args:
+        manifest: the artifact's.
     """
-    manifest = finished_manifest(artifact)
     file = artifact.resolve().parent / "reports" / f"{manifest['artifact']}.json"
     return read_report(file, manifest)
 
@@ -90,9 +92,9 @@ def is_current(report: Mapping[str, Any]) -> bool:
     return report.get("code") == load_policy().made_by
 
 
-def has_passed(artifact: Path) -> bool:
-    """Whether a finished artifact passed its verification by this version."""
-    report = find_report(artifact)
+def has_passed(artifact: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a finished artifact of that manifest passed its verification by this version."""
+    report = find_report(artifact, manifest)
     return report is not None and report["verdict"] == "pass" and is_current(report)
 
 

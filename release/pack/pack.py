@@ -63,6 +63,7 @@ class Packed:
     path: Path
     manifest: Mapping[str, Any]
     fresh: tuple[str, ...]  # the archives written in this run
+    reports: Mapping[str, Mapping[str, Any]]  # of its artifacts, by name, where there are any
 
 
 def find_artifacts(folder: Path) -> list[Path]:
@@ -106,9 +107,7 @@ def pack(
             disk, a damaged artifact.
     """
     progress = progress or Silent()
-    require_packable(artifacts, release, allow_unverified=allow_unverified)
-    manifests = {path: finished_manifest(path) for path in artifacts}
-    found = {path: find_report(path) for path in artifacts}
+    manifests, found = require_packable(artifacts, release, allow_unverified=allow_unverified)
     reports = {path: r if r is not None and is_current(r) else None for path, r in found.items()}
     earlier = _earlier(release)
     digests = Digests()
@@ -137,22 +136,25 @@ def pack(
             (release / STALE).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, release) from None
-    return Packed(release, manifest, tuple(fresh))
+    told = {manifests[path]["artifact"]: report for path, report in found.items() if report}
+    return Packed(release, manifest, tuple(fresh), told)
 
 
 def require_packable(
     artifacts: Sequence[Path], release: Path, *, allow_unverified: bool = False
-) -> None:
-    """Refuse what `pack` would not pack, before anything is read but manifests and reports.
+) -> tuple[dict[Path, dict[str, Any]], dict[Path, dict[str, Any] | None]]:
+    """The manifests and reports of artifacts that `pack` would pack; nothing else is read.
 
     Raises:
         NotVerified, InputError: as `pack` does.
     """
     manifests = {path: finished_manifest(path) for path in artifacts}
     release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
+    reports = {path: find_report(path, manifest) for path, manifest in manifests.items()}
     if not allow_unverified:
-        _require_verified(manifests, {path: find_report(path) for path in artifacts})
+        _require_verified(manifests, reports)
     _require_ours(release, manifests)
+    return manifests, reports
 
 
 def read_release(folder: Path) -> dict[str, Any]:

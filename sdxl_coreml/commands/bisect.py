@@ -10,7 +10,7 @@ import typer
 
 from convert.errors import InputError
 from sdxl_coreml.options import BaseOption, JsonOption, Quiet, out_option
-from sdxl_coreml.steps import require_new_folder
+from sdxl_coreml.steps import require_new_folder, url_token
 from sdxl_coreml.terminal import Terminal
 
 
@@ -44,9 +44,9 @@ def bisect(
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
     from convert.components import COMPONENTS
+    from convert.plan.prepare import open_source
     from convert.process.interrupts import deferred_interrupt
     from convert.source.download import parse_source
-    from sdxl_coreml.steps import fetch, open_snapshot, wanted_base, with_base
 
     with deferred_interrupt():
         from verify.artifact.probe import PROBE, probe_folder
@@ -73,8 +73,7 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    snapshot = fetch(parse_source(source), terminal)
-    checkpoint = open_snapshot(with_base(snapshot, wanted_base(None, base), terminal))
+    checkpoint = open_source(parse_source(source), terminal, base=base, token=url_token())
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None
         with terminal.working("Bisecting") as say:

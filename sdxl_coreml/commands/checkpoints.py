@@ -9,7 +9,7 @@ import typer
 
 from convert.units import size
 from sdxl_coreml.options import JsonOption, Quiet, out_option, writable
-from sdxl_coreml.steps import fetch
+from sdxl_coreml.steps import url_token
 from sdxl_coreml.terminal import Terminal
 
 
@@ -53,10 +53,10 @@ def download(
 
     Example: sdxl-coreml download cagliostrolab/animagine-xl-3.1 --out animagine
     """
-    from convert.source.download import parse_source
+    from convert.source.download import fetch, parse_source
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    snapshot = fetch(parse_source(source, revision), terminal, out)
+    snapshot = fetch(parse_source(source, revision), terminal, out, token=url_token())
     total = sum(file.size for file in snapshot.files)
     terminal.result(
         {

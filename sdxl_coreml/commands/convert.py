@@ -9,15 +9,7 @@ import typer
 
 from convert.errors import InputError
 from sdxl_coreml.options import BaseOption, Jobs, JsonOption, LoraOption, Quiet, out_option
-from sdxl_coreml.steps import (
-    fetch,
-    make,
-    open_snapshot,
-    results_shown,
-    wanted_base,
-    wanted_loras,
-    with_base,
-)
+from sdxl_coreml.steps import make, results_shown, url_token
 from sdxl_coreml.terminal import Terminal
 
 
@@ -65,7 +57,9 @@ def convert(
     """
     from convert.components import COMPONENTS
     from convert.plan.engines import ENGINES, require_engine
-    from convert.plan.plan import make_plan, require_components
+    from convert.plan.plan import require_components
+    from convert.plan.prepare import prepare
+    from convert.plan.text import plan_table
     from convert.recipe.options import own_name, recipe_from_options
     from convert.run.run import require_ours
     from convert.source.download import parse_source
@@ -92,9 +86,17 @@ def convert(
     if name is None and recipe.name != own_name(source, revision):
         terminal.say(f"Artifacts are called {recipe.name}_…; --name gives another name.")
     require_engine(engine, component or COMPONENTS, [a.bits for a in recipe.artifacts()])
-    snapshot = fetch(parse_source(source, revision), terminal)
-    snapshot = with_base(snapshot, wanted_base(None, base), terminal)
-    checkpoint = open_snapshot(snapshot, wanted_loras(None, lora, terminal))
-    planned = make_plan(recipe, checkpoint, components=component or [], engine=engine)
-    results = make(planned, snapshot, out, terminal, jobs)
+    wanted = parse_source(source, revision)
+    prepared = prepare(
+        recipe,
+        wanted,
+        terminal,
+        components=component or [],
+        engine=engine,
+        token=url_token(),
+    )
+    plan = prepared.plan
+    require_ours(out, plan)
+    terminal.say(plan_table(plan))
+    results = make(plan, prepared.snapshot, out, terminal, jobs)
     terminal.result(*results_shown(results))

@@ -19,7 +19,7 @@ from sdxl_coreml.options import (
     SchedulerOption,
     out_option,
 )
-from sdxl_coreml.steps import require_new_folder, require_writable
+from sdxl_coreml.steps import require_new_folder, require_writable, url_token
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -133,10 +133,11 @@ def record(
 
     Example: sdxl-coreml record toy --resolution 128x128 --out golden
     """
+    from convert.plan.prepare import fetch_whole, opened
+    from convert.recipe.builtin import read_recipe
     from convert.recipe.sections import Verify
     from convert.source.download import parse_source
     from convert.values import Resolution
-    from sdxl_coreml.steps import fetch, open_snapshot, read_recipe, wanted_base, with_base
 
     size = Resolution.parse(resolution)
     parsed = read_recipe(recipe) if recipe else None
@@ -160,11 +161,9 @@ def record(
     require_device(device)
     require_new_folder(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    snapshot = fetch(parse_source(source, revision), terminal)
-    snapshot = with_base(
-        snapshot, wanted_base(parsed if snapshot.path.is_file() else None, base), terminal
-    )
-    checkpoint = open_snapshot(snapshot)
+    wanted = parse_source(source, revision)
+    snapshot = fetch_whole(wanted, terminal, parsed, base=base, token=url_token())
+    checkpoint = opened(snapshot)
     with terminal.working("Recording") as say:
         recording = record_components(
             checkpoint,
@@ -175,8 +174,8 @@ def record(
             device=device,
             say=say,
         )
-        wanted = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
-        traces = trace_all(checkpoint, wanted, size, device=device, say=say)
+        settings = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
+        traces = trace_all(checkpoint, settings, size, device=device, say=say)
         digests = {file.name: file.sha256 for file in snapshot.all_files if file.sha256}
         golden.write_golden(out, checkpoint, recording, traces, digests=digests, say=say)
     cases = {name: len(found) for name, found in recording.cases.items()}

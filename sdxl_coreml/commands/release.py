@@ -109,12 +109,13 @@ def card(
     Example: sdxl-coreml card out/release --source animagine
     """
     from release.card.card import compose, write_card
-    from release.card.samples import copy_samples
+    from release.card.samples import copy_samples, saved_reports
     from release.pack.pack import read_release
 
     terminal = Terminal(quiet=quiet, as_json=as_json)
     manifest = read_release(folder)
-    found = copy_samples(manifest, reports or folder.resolve().parent / "reports", folder)
+    place = reports or folder.resolve().parent / "reports"
+    found = copy_samples(manifest, saved_reports(manifest, place), place, folder)
     copied, _ = _source_texts(source, folder, terminal)
     text = compose(manifest, source=copied, samples=found)
     path = write_card(folder, text)

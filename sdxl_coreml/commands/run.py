@@ -22,25 +22,11 @@ from sdxl_coreml.options import (
     Strict,
     out_option,
 )
-from sdxl_coreml.steps import (
-    fetch,
-    license_texts,
-    make,
-    open_snapshot,
-    packed_shown,
-    read_recipe,
-    results_shown,
-    source_card,
-    wanted_base,
-    wanted_loras,
-    wanted_source,
-    with_base,
-)
+from sdxl_coreml.steps import make, packed_shown, results_shown, url_token
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.recipe.recipe import Recipe
-    from convert.source.download import CheckpointSource, Snapshot
     from verify.batch import Outcome
 
 
@@ -54,8 +40,14 @@ def plan(
 
     Example: sdxl-coreml plan recipes/toy.toml --source toy
     """
+    from convert.plan.prepare import prepare
+    from convert.plan.text import plan_document, plan_table
+    from convert.recipe.builtin import read_recipe
+
     terminal = Terminal(as_json=as_json)
-    show_plan(read_recipe(recipe), source, terminal, only=only)
+    plan = prepare(read_recipe(recipe), source, terminal, only=only, looking=True).plan
+    document = plan_document(plan)
+    terminal.result(document, plan_table(plan, document))
 
 
 def run(
@@ -86,38 +78,43 @@ def run(
 
     Example: sdxl-coreml run toy --source toy --out out
     """
-    from convert.plan.plan import make_plan, wanted_artifacts
-    from convert.plan.text import plan_document
+    from convert.plan.prepare import prepare
+    from convert.plan.text import plan_document, plan_table
+    from convert.recipe.builtin import read_recipe
     from convert.run.run import require_ours
     from release.pack.archive import parse_size
 
     if release_passing and not release:
         raise InputError("--release-passing and --no-release contradict each other")
+    part_size = parse_size(split) if split else None
     terminal = Terminal(quiet=quiet, as_json=as_json)
     parsed = read_recipe(recipe)
-    part_size = parse_size(split) if split else None
+    if not dry_run:
+        require_ours(out)
+    prepared = prepare(parsed, source, terminal, only=only, looking=dry_run, token=url_token())
+    plan = prepared.plan
+    if not dry_run:
+        require_ours(out, plan)
+    document = plan_document(plan)
+    table = plan_table(plan, document)
     if dry_run:
-        show_plan(parsed, source, terminal, only=only)
+        terminal.result(document, table)
         return 0
-    wanted_artifacts(parsed, only)
-    require_ours(out)
-    asked = wanted_source(parsed, source)
-    snapshot = fetch(asked, terminal)
-    if source is None or snapshot.path.is_file():  # or it comes from elsewhere, and whole
-        snapshot = with_base(snapshot, wanted_base(parsed, None), terminal)
-    loras = wanted_loras(parsed, None, terminal)
-    plan = make_plan(parsed, open_snapshot(snapshot, loras), only=only)
 
     def repeat(artifact: str) -> str:
-        words = ["verify", str(out / artifact), "--source", asked.location, "--recipe", recipe]
-        return shlex.join(["sdxl-coreml", *words, "--html", "report.html"])
+        given = ["--source", prepared.source.location, "--recipe", recipe]
+        words = ["sdxl-coreml", "verify", str(out / artifact), *given, "--html", "report.html"]
+        return shlex.join(words)
 
     if release:
-        archived = sum(plan.weight_bytes(job) for a in plan.artifacts for job in a.jobs.values())
+        archived = sum(a["weight_bytes"] for a in document["artifacts"])
         terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
-    made = make(plan, snapshot, out, terminal, jobs)
+    terminal.say(table)
+    made = make(plan, prepared.snapshot, out, terminal, jobs)
+    document |= results_shown(made)[0]
     with deferred_interrupt():
         from release.build import build_release, releasable
+        from release.card.source_card import source_texts
         from verify.batch import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, plan, command=repeat, say=say)
@@ -125,16 +122,17 @@ def run(
     packed = None
     passed = releasable(out, parsed)
     if release and (code == 0 or (release_passing and passed)):
+        card, licenses = source_texts(prepared.snapshot)
         packed = build_release(
             passed,
             out / "release",
             reports=out / "reports",
-            source=source_card(snapshot),
-            licenses=license_texts(snapshot),
+            source=card,
+            licenses=licenses,
             split=part_size,
             progress=terminal,
         )
-    document = {**plan_document(plan), **results_shown(made)[0], **outcome.document}
+    document |= outcome.document
     if packed:
         document["release"] = packed_shown(packed)[0]
     terminal.result(document, outcome.table())
@@ -147,35 +145,6 @@ def run(
             terminal.say(line)
     terminal.say(f"Report: {out / 'reports' / 'index.html'}")
     return code
-
-
-def show_plan(
-    recipe: Recipe, source: str | None, terminal: Terminal, *, only: str | None = None
-) -> None:
-    """The plan of a recipe, from the headers of its checkpoint, as the command's result."""
-    from dataclasses import replace
-    from tempfile import TemporaryDirectory
-
-    from convert.plan.plan import make_plan, wanted_artifacts
-    from convert.plan.text import plan_document, plan_table
-    from convert.source.headers import fetch_headers
-
-    wanted_artifacts(recipe, only)
-    wanted = wanted_source(recipe, source)
-    with TemporaryDirectory(prefix="sdxl-coreml-") as folder:
-
-        def headers(wanted: CheckpointSource, name: str) -> Snapshot:
-            if wanted.kind == "repo":
-                return fetch_headers(wanted, Path(folder, name))
-            return fetch(wanted, terminal)
-
-        snapshot = headers(wanted, "source")
-        if source is None or snapshot.path.is_file():
-            base = wanted_base(recipe, None)
-            snapshot = replace(snapshot, base=headers(base, "base") if base else None)
-        loras = wanted_loras(recipe, None, terminal)
-        plan = make_plan(recipe, open_snapshot(snapshot, loras), only=only)
-        terminal.result(plan_document(plan), plan_table(plan))
 
 
 def _unreleased(

@@ -12,16 +12,7 @@ import typer
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import BaseOption, LoraOption, Quiet, Strict
-from sdxl_coreml.steps import (
-    fetch,
-    open_snapshot,
-    read_recipe,
-    require_writable,
-    wanted_base,
-    wanted_loras,
-    with_base,
-    write_report,
-)
+from sdxl_coreml.steps import lora_sources, require_writable, url_token, write_report
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -105,6 +96,8 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.plan.gates import require_gates, require_gates_for
+    from convert.plan.prepare import open_source
+    from convert.recipe.builtin import read_recipe
     from convert.recipe.sections import Verify
     from convert.run.manifest import read as read_manifest
     from convert.source.download import parse_source
@@ -156,10 +149,14 @@ def verify(
         question = replace(question, levels=LEVELS)
     checkpoint = None
     if source is not None:
-        snapshot = fetch(parse_source(source), terminal)
-        supplier = wanted_base(parsed if snapshot.path.is_file() else None, base)
-        loras = wanted_loras(parsed, lora, terminal)
-        checkpoint = open_snapshot(with_base(snapshot, supplier, terminal), loras)
+        checkpoint = open_source(
+            parse_source(source),
+            terminal,
+            parsed,
+            base=base,
+            loras=lora_sources(lora),
+            token=url_token(),
+        )
     evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
         require_gates(parsed, evidence.reference.components)

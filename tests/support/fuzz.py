@@ -34,7 +34,9 @@ from convert.opening.door import open_checkpoint
 from convert.recipe.sections import Compress
 from convert.values import Bits
 from convert.weights.allocation import Allocation, Allotted
-from convert.weights.mixed_bits import budget, options, provisional
+from convert.weights.compress import budget, options
+from convert.weights.methods import component_weights
+from convert.weights.mixed_bits import provisional
 from sdxl_coreml import app
 
 HUGE = 10**400
@@ -339,7 +341,8 @@ def _allocation(checkpoint: Path) -> str:
     components: dict[str, dict[str, Allotted]] = {}
     for name in ("text_encoder", "text_encoder_2", "unet"):
         tensors = opened.component_tensors(name)
-        widths = provisional(options(tensors, name, "macOS15", Compress()), budget(tensors, bits))
+        weights = component_weights(name, tensors, Compress())
+        widths = provisional(options(weights, "macOS15"), budget(weights, bits), name, bits)
         components[name] = {t: Allotted(tensors[t].shape, w, 1.0, 1e-6) for t, w in widths.items()}
     return Allocation(bits, dict.fromkeys(components, 4.5), components).text()
 

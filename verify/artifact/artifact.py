@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing, shown
 from convert.run.manifest import CompressionRequest, read_values
@@ -59,10 +59,9 @@ def open_artifact(
         raise InputError("no such artifact", where=path)
     for name in components or ():
         if name not in source.components:
-            near = nearest(name, source.components)
             raise InputError(
                 f"{source.name} has no component `{name}`; it has {', '.join(source.components)}",
-                hint=f"Did you mean `{near}`?" if near else None,
+                near=(name, source.components),
             )
     wanted = tuple(n for n in source.components if components is None or n in components)
     if path.suffix in LONE:

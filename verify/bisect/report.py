@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 from convert.progress import Say, silent
 from verify.artifact.artifact import open_artifact
 from verify.artifact.interface import infer_resolution
@@ -82,10 +82,10 @@ def require_case(case: str | None, components: Collection[str]) -> None:
     """Raise InputError if none of the components has a recorded run of that name."""
     names = list(dict.fromkeys(name for c in components for name in case_names(c)))
     if case not in (None, *names):
-        near = nearest(str(case), names)
         raise InputError(
             f"no recorded run `{case}` of {' or '.join(components)}; there are {', '.join(names)}",
-            hint=f"Did you mean `{near}`?" if near else "Give --component with --case.",
+            near=(str(case), names),
+            hint="Give --component with --case.",
         )
 
 

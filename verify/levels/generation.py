@@ -91,7 +91,8 @@ def generate(
         CannotExecute: it cannot be run, or takes other steps than the reference did.
     """
     reference = trace.picture
-    found = replay(candidate.pipeline(trace.settings), trace, name=name, say=say)
+    pipeline = candidate.pipeline(trace.settings)
+    found = replay(pipeline, trace, name=name, say=say)
     if found.timesteps != reference.timesteps:
         raise CannotExecute(
             f"{trace.settings.case} takes the timesteps {list(found.timesteps)}, the reference "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.values import Resolution
-from convert.weights.methods import UNCOMPRESSED
+from convert.weights.compress import UNCOMPRESSED
 from verify.artifact.artifact import Artifact, open_artifact
 from verify.artifact.interface import infer_resolution, is_compressed
 from verify.artifact.probe import probe_folder, probe_programs

@@ -39,12 +39,11 @@ from convert.process.code import code_digest
 from convert.progress import Progress, Say, Silent, silent
 from convert.run.run import checkpoint_digests, discard_unless
 from convert.source.download import Snapshot
-from convert.values import Bits, Resolution, is_mixed
+from convert.values import Bits, Resolution
 from convert.weights.allocation import Allocation
-from convert.weights.compress import is_compressible
-from convert.weights.methods import component_bits
-from convert.weights.mixed_bits import Measured, make_allocation, palette_errors, rounded
-from convert.weights.palette import Histogram, fit
+from convert.weights.compress import ComponentWeights
+from convert.weights.mixed_bits import Measured, make_allocation, rounded
+from convert.weights.palette import Histogram, fit, palette_errors
 from verify.judge.checks import versions
 from verify.judge.metrics import compare
 from verify.reference.recording import Case, Denoising, record
@@ -115,7 +114,7 @@ def _hook(sums: _Sums) -> Callable[[Tensor], None]:
 
 def sensitivities(
     checkpoint: Checkpoint,
-    component: str,
+    weights: ComponentWeights,
     cases: Sequence[Case],
     *,
     device: str = "cpu",
@@ -129,7 +128,7 @@ def sensitivities(
             `keep` has are not asked for.
         keep: remembers each case.
     """
-    tensors = checkpoint.component_tensors(component)
+    component, tensors = weights.component, weights.tensors
     count = keep("cases", lambda: len(cases))
     projections = max(2, math.ceil(PROJECTIONS / count))
     with ExitStack() as stack:
@@ -140,7 +139,7 @@ def sensitivities(
             own = model.parameters()
             for parameter in own.values():
                 parameter.requires_grad_(False)
-            named = {name: own[name] for name, t in tensors.items() if is_compressible(name, t)}
+            named = {name: own[name] for name in weights.compressible}
             energies = {n: float(torch.linalg.vector_norm(p)) ** 2 for n, p in named.items()}
             return model, energies, _watch(named)
 
@@ -182,7 +181,7 @@ def _projection(output: Tensor, generator: np.random.Generator) -> Tensor:
 
 def measure(
     checkpoint: Checkpoint,
-    component: str,
+    weights: ComponentWeights,
     cases: Sequence[Case],
     *,
     device: str = "cpu",
@@ -195,22 +194,23 @@ def measure(
         cases: as `sensitivities` takes them.
         keep: remembers each case, each batch of palettes, and the error at `COARSE` bits.
     """
-    found = sensitivities(checkpoint, component, cases, device=device, say=say, keep=keep)
-    say(f"palettes of {component}")
-    tensors = checkpoint.component_tensors(component)
+    found = sensitivities(checkpoint, weights, cases, device=device, say=say, keep=keep)
+    say(f"{weights.component} at {COARSE} bits")
+    true = keep("error", lambda: _error_of(checkpoint, weights, cases, device))
+    say(f"palettes of {weights.component}")
+    tensors = {name: weights.tensors[name] for name in found}
 
     def errors_of(names: Sequence[str]) -> dict[str, dict[str, float]]:
-        return {name: palette_errors(tensors[name]) for name in names}
+        found = {name: palette_errors(tensors[name]) for name in names}
+        return {n: {bits: rounded(e) for bits, e in of.items()} for n, of in found.items()}
 
     errors: dict[str, dict[str, float]] = {}
-    for number, names in enumerate(_batches({name: tensors[name] for name in found})):
+    for number, names in enumerate(_batches(tensors)):
         errors |= keep(f"palettes {number}", partial(errors_of, names))
     measured = {
         name: Measured(sums.sensitivities, errors[name], sums.energy, sums.drifts)
         for name, sums in found.items()
     }
-    say(f"{component} at {COARSE} bits")
-    true = keep("error", lambda: _error_of(checkpoint, component, cases, list(found), device))
     bend = _bend(measured.values(), true)
     return {
         name: replace(m, drifts=tuple(rounded(drift * bend) for drift in m.drifts))
@@ -242,15 +242,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _error_of(
-    checkpoint: Checkpoint, component: str, cases: Sequence[Case], names: list[str], device: str
+    checkpoint: Checkpoint, weights: ComponentWeights, cases: Sequence[Case], device: str
 ) -> float:
     """Relative squared error with all weights at `COARSE` bits, the mean over outputs."""
-    tensors = checkpoint.component_tensors(component)
     errors = []
-    with Reference(checkpoint, component, device=device) as model, torch.no_grad():
+    with Reference(checkpoint, weights.component, device=device) as model, torch.no_grad():
         own = model.parameters()
-        for name in names:
-            weight = tensors[name].read(np.float16)
+        for name, tensor in weights.compressible.items():
+            weight = tensor.read(np.float16)
             histogram = Histogram()
             histogram.add(weight)
             palette = fit(histogram, int(COARSE), thorough=False)
@@ -281,28 +280,20 @@ def calibrate(
     Raises:
         InputError: the libraries cannot use the checkpoint, or its outputs are not finite.
     """
-    wanted = {
-        component: None
-        for bits in plan.unmeasured
-        for component in plan.artifacts[0].jobs
-        if is_mixed(component_bits(component, bits, plan.recipe.compress))
-    }
     with discard_unless(out, "calibrations"), Cache(out / ".cache") as cache:
         # The UNet's inputs come from the text encoders, whether these are converted or not.
         digests = checkpoint_digests(plan, source, cache, progress or Silent(), whole=True)
         measuring = _Measuring(plan, digests, cache, device, say)
-        measured = {component: measuring.measured(component) for component in wanted}
-    recipe = plan.recipe
-    allocations: dict[Bits, Allocation] = {
-        bits: make_allocation(
-            plan.checkpoint,
-            bits,
-            recipe.target.deployment,
-            recipe.compress,
-            {c: m for c, m in measured.items() if component_bits(c, bits, recipe.compress) == bits},
-        )
-        for bits in plan.unmeasured
-    }
+        mixed = {job.component for job in plan.jobs if job.bits in plan.unmeasured}
+        measured = {}
+        for component, weights in plan.weights.items():
+            if component in mixed:
+                measured[component] = measuring.measured(weights)
+    allocations: dict[Bits, Allocation] = {}
+    for bits in plan.unmeasured:
+        found = {j.component: measured[j.component] for j in plan.jobs if j.bits == bits}
+        target = plan.recipe.target.deployment
+        allocations[bits] = make_allocation(plan.weights, bits, target, found)
     return plan.with_allocations({**plan.allocations, **allocations})
 
 
@@ -316,15 +307,15 @@ class _Measuring:
     device: str
     say: Say
 
-    def measured(self, component: str) -> dict[str, Measured]:
+    def measured(self, weights: ComponentWeights) -> dict[str, Measured]:
         """What `measure` says of a component, now or before."""
         return measure(
             self.plan.checkpoint,
-            component,
-            _Later(partial(self._recorded, component)),
+            weights,
+            _Later(partial(self._recorded, weights.component)),
             device=self.device,
             say=self.say,
-            keep=partial(self._keep, self._key(component)),
+            keep=partial(self._keep, self._key(weights.component)),
         )
 
     def _recorded(self, component: str) -> tuple[Case, ...]:

@@ -278,7 +278,7 @@ def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tenso
             )["input_ids"]
         except Exception as error:  # the library raises whatever its Rust half does
             raise InputError(f"transformers cannot use it: {error}", where=folder) from error
-    vocabulary = checkpoint.part(component).config.get("vocab_size", 49408)
+    vocabulary = checkpoint.text_encoders[component].vocabulary
     if int(ids.max()) >= vocabulary:
         raise InputError(
             f"gives token id {int(ids.max())}; {component} knows {vocabulary} tokens", where=folder

@@ -36,7 +36,7 @@ class Reference:
 
     Args:
         checkpoint: where the weights are.
-        component: a key of `COMPONENTS`.
+        component: one that the checkpoint has.
         dtype: float32 for the reference itself, float16 for the noise floor that PyTorch sets.
         device: a torch device.
         weights: values that replace the checkpoint's, by the names our reader gives them; what a
@@ -63,7 +63,7 @@ class Reference:
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
-        merged = checkpoint.part(component)
+        merged = checkpoint.parts[COMPONENTS[component].part]
         part = unmerged(merged)
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
@@ -276,12 +276,8 @@ LARGE = 1 << 30  # bytes of float16 weights from which they are widened layer by
 
 def _is_large_and_half(part: Part) -> bool:
     """Whether a UNet's weights are stored in float16 and would fill memory in float32."""
-    tensors = part.tensors.values()
-    return (
-        part.name == "unet"
-        and all(t.dtype == "F16" for t in tensors)
-        and sum(t.size for t in tensors) * 2 >= LARGE
-    )
+    is_half = all(tensor.dtype == "F16" for tensor in part.tensors.values())
+    return part.name == "unet" and is_half and part.size * 2 >= LARGE
 
 
 def _load(part: Part, component: str, dtype: torch.dtype) -> Any:

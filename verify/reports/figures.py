@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
 from convert.values import Verdict
-from convert.weights.methods import UNCOMPRESSED
+from convert.weights.compress import UNCOMPRESSED
 from verify.judge.checks import PIPELINE
 from verify.judge.gates import HIGHER_IS_BETTER, Gate, number, parse_gates
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convert.weights.methods import UNCOMPRESSED
+from convert.weights.compress import UNCOMPRESSED
 from verify.judge.checks import worst
 from verify.judge.gates import Gate, parse_gates
 from verify.judge.policy import Policy

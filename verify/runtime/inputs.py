@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.errors import InputError, nearest
+from convert.errors import InputError
 from verify.mil.program import Program
 
 
@@ -26,11 +26,11 @@ def checked_inputs(
     declared = program.main.inputs
     for name in inputs:
         if name not in declared:
-            guess = nearest(name, list(declared))
             raise InputError(
                 f"unknown input {name!r}, the program has {', '.join(declared)}",
                 where=program.path,
-                hint=f"Did you mean {guess!r}?" if guess else None,
+                near=(name, list(declared)),
+                suggest="Did you mean {!r}?".format,
             )
     missing = [name for name in declared if name not in inputs]
     if missing:
@@ -61,9 +61,9 @@ def check_names(program: Program, names: Collection[str]) -> None:
     """Raise InputError unless each of `names` is a value of the program."""
     known = {*program.main.inputs, *(name for op in program.ops for name, _ in op.outputs)}
     for name in set(names) - known:
-        guess = nearest(name, sorted(known))
         raise InputError(
             f"no value is called {name!r}",
             where=program.path,
-            hint=f"Did you mean {guess!r}?" if guess else None,
+            near=(name, sorted(known)),
+            suggest="Did you mean {!r}?".format,
         )

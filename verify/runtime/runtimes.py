@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from convert.errors import CannotExecute, InputError, nearest
+from convert.errors import CannotExecute, InputError
 
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
@@ -98,10 +98,9 @@ class CoreMLRuntime:
                 hint="Use the runtime `torch`, which runs the same package anywhere.",
             )
         if compute_units not in COMPUTE_UNITS:
-            near = nearest(compute_units, COMPUTE_UNITS)
             raise InputError(
                 f"unknown compute units `{compute_units}`; there are {', '.join(COMPUTE_UNITS)}",
-                hint=f"Did you mean `{near}`?" if near else None,
+                near=(compute_units, COMPUTE_UNITS),
             )
         self.compute_units = compute_units
         self.scope = (
@@ -153,10 +152,9 @@ def choose(
         return CoreMLRuntime(compute_units)
     if name in ("auto", "torch"):
         return TorchRuntime(device)
-    near = nearest(name, ("auto", "coreml", "torch"))
     raise InputError(
         f"unknown runtime `{name}`; there are auto, coreml and torch",
-        hint=f"Did you mean `{near}`?" if near else None,
+        near=(name, ("auto", "coreml", "torch")),
     )
 
 

@@ -34,6 +34,9 @@ class Noise(TorchFunctionMode):
         """The next tensor, float32."""
         return torch.from_numpy(self._generator.standard_normal(shape, np.float32))
 
+    def finish(self) -> None:
+        """To be called after the run."""
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.pipeline import pipeline_config
 from convert.checkpoint.small_files import library_folder
+from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.progress import Say, silent
 from convert.recipe.sections import Verify
@@ -174,6 +175,7 @@ def sample(
             output_type="np",
             **options,
         ).images[0]
+    noise.finish()
     sigmas = getattr(pipeline.scheduler, "sigmas", ())
     return Picture(
         tuple(latents),
@@ -236,17 +238,10 @@ def replay(pipeline: Any, trace: Trace, *, name: str = "", say: Say = silent) ->
     Raises:
         CannotExecute: the libraries sample in another way than those that made the trace.
     """
-    noise = RecordedNoise(trace.noise)
-    picture = sample(
-        pipeline,
-        trace.settings,
-        trace.resolution,
-        noise,
-        trace.start,
-        _told(say, name, trace.settings),
+    told = _told(say, name, trace.settings)
+    return sample(
+        pipeline, trace.settings, trace.resolution, RecordedNoise(trace.noise), trace.start, told
     )
-    noise.finish()
-    return picture
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -286,6 +281,8 @@ class References:
     ) -> None:
         self.checkpoint, self.device, self.resident = checkpoint, device, resident
         self.folded = folded
+        parts = {c: checkpoint.parts[COMPONENTS[c].part] for c in checkpoint.components}
+        self._bytes = {c: 4 * part.size for c, part in parts.items()}
         self._loaded: dict[str, Reference] = {}  # the one that was called last is last
 
     def __enter__(self) -> References:
@@ -301,8 +298,8 @@ class References:
 
     def _get(self, component: str) -> Reference:
         if component not in self._loaded:
-            room = self.resident - self._bytes(component)
-            while self._loaded and sum(map(self._bytes, self._loaded)) > room:
+            room = self.resident - self._bytes[component]
+            while self._loaded and sum(self._bytes[name] for name in self._loaded) > room:
                 self._free(next(iter(self._loaded)))
             self._loaded[component] = Reference(
                 self.checkpoint, component, device=self.device, folded=self.folded
@@ -312,10 +309,6 @@ class References:
 
     def _free(self, component: str) -> None:
         self._loaded.pop(component).__exit__(None, None, None)
-
-    def _bytes(self, component: str) -> int:
-        tensors = self.checkpoint.part(component).tensors.values()
-        return sum(4 * int(np.prod(t.shape, dtype=np.int64)) for t in tensors)
 
 
 def _traced(network: NetworkFunction, calls: list[NetworkCall]) -> NetworkFunction:

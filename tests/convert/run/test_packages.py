@@ -16,7 +16,7 @@ from convert.opening.door import open_checkpoint
 from convert.plan.plan import Job, Plan, make_plan
 from convert.progress import Silent
 from convert.recipe.recipe import parse_recipe
-from convert.run.packages import Context, key, weight_key
+from convert.run.packages import Context, task_for
 from convert.run.run import checkpoint_digests, run
 from convert.source.download import Snapshot
 from convert.weights.compress import NONE
@@ -43,8 +43,8 @@ def test_the_plan_counts_as_many_weight_files_as_the_cache_keeps(plan: Plan) -> 
     context = Context(
         plan.checkpoint, dict.fromkeys(plan.checkpoint.files, "0"), None, None, None, Path()
     )
-    keys = {job: weight_key(context, job) for job in plan.jobs}
-    files = plan.weight_files()
+    keys = {j: task_for(context, j, plan.weights[j.component]).weight_key for j in plan.jobs}
+    files = plan.weight_files
     assert len(files) < len(plan.jobs)
     assert {keys[job] for job in files} == {*keys.values()}
     assert len({keys[job] for job in files}) == len(files)
@@ -82,7 +82,7 @@ def keys_of(checkpoint: Checkpoint, folder: Path) -> dict[Job, str]:
     with Cache(folder / "cache") as cache:
         digests = checkpoint_digests(plan, source, cache, Silent())
     context = Context(checkpoint, digests, None, None, None, Path())
-    keys = {job: key(context, job) for job in plan.jobs}
+    keys = {j: task_for(context, j, plan.weights[j.component]).key for j in plan.jobs}
     assert len({*keys.values()}) == len(keys)
     return keys
 

@@ -579,4 +579,4 @@ def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) 
     assert hub.bytes_sent() < sum(map(len, files.values())) // 2
     recipe = parse_recipe('name = "t"\n[source]\nrepo = "me/toy"\n', where="test")
     plan = make_plan(recipe, open_checkpoint(snapshot.path))
-    assert plan.weight_files() == make_plan(recipe, open_checkpoint(toy)).weight_files()
+    assert plan.weight_files == make_plan(recipe, open_checkpoint(toy)).weight_files

@@ -147,7 +147,7 @@ def test_files_are_as_small_as_promised(made: dict[tuple[str, str], Result], toy
     for planned in plan.artifacts:
         result = made[planned.artifact.attention, planned.artifact.bits]
         size = weight_file(result, "Unet").stat().st_size
-        assert size == pytest.approx(plan.weight_bytes(planned.jobs["unet"]), rel=0.01)
+        assert size == pytest.approx(plan.weight_bytes[planned.jobs["unet"]], rel=0.01)
     assert made["original", "6"].manifest["bits_per_weight"]["unet"] < 6.4
 
 

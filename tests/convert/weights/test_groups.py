@@ -101,7 +101,7 @@ def test_the_plan_knows_the_bytes(grouped: Result, source: Checkpoint) -> None:
     for component, job in plan.artifacts[0].jobs.items():
         file = grouped.path / grouped.manifest["components"][component]
         size = (file / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
-        assert size == pytest.approx(plan.weight_bytes(job), rel=0.02, abs=mask), component
+        assert size == pytest.approx(plan.weight_bytes[job], rel=0.02, abs=mask), component
 
 
 def test_inspect_shows_every_weight(grouped: Result) -> None:

@@ -17,20 +17,18 @@ from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.recipe.sections import Compress
-from convert.values import Bits
-from convert.weights.allocation import read_allocation
-from convert.weights.compress import PALETTES, is_compressible
+from convert.values import Bits, DeploymentTarget
+from convert.weights.allocation import Allocation, read_allocation
+from convert.weights.compress import PALETTES, ComponentWeights, budget, is_compressible, options
+from convert.weights.methods import component_weights
 from convert.weights.mixed_bits import (
     Measured,
     Option,
     allocate,
-    budget,
     least_errors,
     make_allocation,
-    options,
-    palette_errors,
 )
-from convert.weights.palette import Histogram, fit
+from convert.weights.palette import Histogram, fit, palette_errors
 
 MIXED = Bits("mixed-4.5")
 SIXTEENTHS = {bits: 4.0 ** -int(bits) for bits in ("1", "2", "4", "6", "8")}
@@ -147,6 +145,21 @@ def source(toy: Path) -> Checkpoint:
     return open_checkpoint(toy)
 
 
+def weights_of(source: Checkpoint, compress: Compress | None = None) -> ComponentWeights:
+    tensors = source.component_tensors("text_encoder_2")
+    return component_weights("text_encoder_2", tensors, compress or Compress())
+
+
+def allocation_of(
+    source: Checkpoint,
+    measured: dict[str, Measured],
+    target: DeploymentTarget,
+    compress: Compress | None = None,
+) -> Allocation:
+    weights = {"text_encoder_2": weights_of(source, compress)}
+    return make_allocation(weights, MIXED, target, {"text_encoder_2": measured})
+
+
 @pytest.fixture(scope="module")
 def measured(source: Checkpoint) -> dict[str, Measured]:
     """Of text encoder 2, made up."""
@@ -163,14 +176,14 @@ def measured(source: Checkpoint) -> dict[str, Measured]:
 def test_the_average_counts_all_that_is_stored(
     source: Checkpoint, measured: dict[str, Measured]
 ) -> None:
-    allocation = make_allocation(source, MIXED, "macOS15", Compress(), {"text_encoder_2": measured})
+    allocation = allocation_of(source, measured, "macOS15")
     assert 4.4 < allocation.average_bits["text_encoder_2"] <= 4.5
     widths = allocation.widths("text_encoder_2")
     assert len(set(widths.values())) > 1
-    tensors = source.component_tensors("text_encoder_2")
-    sizes = options(tensors, "text_encoder_2", "macOS15", Compress())
+    weights = weights_of(source)
+    sizes = options(weights, "macOS15")
     stored = sum(sizes[name][bits] for name, bits in widths.items())
-    assert stored <= budget(tensors, MIXED)
+    assert stored <= budget(weights, MIXED)
     # The more sensitive of two tensors alike never has fewer bits.
     q = [n for n in widths if n.endswith("q_proj.weight")]
     ordered = sorted(q, key=lambda n: measured[n].sensitivity)
@@ -178,10 +191,7 @@ def test_the_average_counts_all_that_is_stored(
 
 
 def test_three_bits_are_for_targets_that_hold_them(source: Checkpoint) -> None:
-    tensors = source.component_tensors("text_encoder_2")
-    (old, new) = (
-        options(tensors, "text_encoder_2", target, Compress()) for target in ("macOS14", "iOS18")
-    )
+    (old, new) = (options(weights_of(source), target) for target in ("macOS14", "iOS18"))
     assert not any("3" in of for of in old.values())
     assert all("3" in of for of in new.values())
 
@@ -202,7 +212,7 @@ def plan_with(source: Checkpoint, file: Path, bits: str = "mixed-4.5", more: str
 def test_a_file_is_read_as_it_was_written_and_decides(
     source: Checkpoint, measured: dict[str, Measured], tmp_path: Path
 ) -> None:
-    made = make_allocation(source, MIXED, "macOS14", Compress(), {"text_encoder_2": measured})
+    made = allocation_of(source, measured, "macOS14")
     file = tmp_path / "allocation.json"
     file.write_text(made.text(), "utf-8")
     assert read_allocation(file) == made
@@ -216,7 +226,7 @@ def test_a_file_is_read_as_it_was_written_and_decides(
 def test_an_allocation_that_does_not_fit_is_refused(
     source: Checkpoint, measured: dict[str, Measured], tmp_path: Path
 ) -> None:
-    made = make_allocation(source, MIXED, "iOS18", Compress(), {"text_encoder_2": measured})
+    made = allocation_of(source, measured, "iOS18")
     file = tmp_path / "allocation.json"
     name = sorted(measured)[0]
 
@@ -273,6 +283,6 @@ def test_overrides_come_first(source: Checkpoint, measured: dict[str, Measured])
         f'[[compress.tensors]]\ncomponent = "text_encoder_2"\nname = "{name}"\nbits = "16"\n'
     )
     compress = parse_recipe(text, where="test").compress
-    made = make_allocation(source, MIXED, "macOS14", compress, {"text_encoder_2": measured})
+    made = allocation_of(source, measured, "macOS14", compress)
     assert made.widths("text_encoder_2")[name] == "16"
     assert made.average_bits["text_encoder_2"] <= 4.5

@@ -22,9 +22,10 @@ from convert.recipe.sections import Compress
 from convert.run.run import require_ours
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution
-from convert.weights.allocation import read_allocation
-from convert.weights.compress import PALETTES, is_compressible
-from convert.weights.mixed_bits import Measured, budget, make_allocation, options, provisional
+from convert.weights.allocation import Allocation, read_allocation
+from convert.weights.compress import PALETTES, ComponentWeights, budget, options
+from convert.weights.methods import component_weights
+from convert.weights.mixed_bits import Measured, make_allocation, provisional
 from convert.weights.palette import Histogram, fit
 from sdxl_coreml import app
 from verify.judge.metrics import compare
@@ -41,6 +42,17 @@ def source(toy: Path) -> Checkpoint:
     return open_checkpoint(toy)
 
 
+def weights_of(source: Checkpoint, component: str = COMPONENT) -> ComponentWeights:
+    return component_weights(component, source.component_tensors(component), Compress())
+
+
+def allocation_of(
+    source: Checkpoint, bits: Bits, measured: dict[str, dict[str, Measured]]
+) -> Allocation:
+    weights = {component: weights_of(source, component) for component in measured}
+    return make_allocation(weights, bits, "macOS14", measured)
+
+
 @pytest.fixture(scope="module")
 def cases(source: Checkpoint, one_thread: None) -> tuple[Case, ...]:
     return record(source, [COMPONENT], resolution=Resolution(64, 64)).cases[COMPONENT]
@@ -48,7 +60,7 @@ def cases(source: Checkpoint, one_thread: None) -> tuple[Case, ...]:
 
 @pytest.fixture(scope="module")
 def measured(source: Checkpoint, cases: tuple[Case, ...]) -> dict[str, Measured]:
-    return measure(source, COMPONENT, cases)
+    return measure(source, weights_of(source), cases)
 
 
 def noise(
@@ -96,7 +108,7 @@ def test_mixed_bits_keep_more_than_uniform_ones(
     gain_db: float,
 ) -> None:
     """At 4.5 bits some tensors get 2, whose errors are larger than gradients tell."""
-    allocation = make_allocation(source, Bits(bits), "macOS14", Compress(), {COMPONENT: measured})
+    allocation = allocation_of(source, Bits(bits), {COMPONENT: measured})
     uniform = noise(source, COMPONENT, cases, dict.fromkeys(measured, "4"))
     mixed = noise(source, COMPONENT, cases, allocation.widths(COMPONENT))
     assert snr_db(mixed) > snr_db(uniform) + gain_db
@@ -113,14 +125,19 @@ def test_gradients_deal_widths_better_than_chance_at_the_same_budget(
 ) -> None:
     """Against widths that are dealt without gradients, at every half bit, mean and worst output."""
     cases = record(source, [component], resolution=Resolution(64, 64)).cases[component]
-    measured = measure(source, component, cases)
-    tensors = source.component_tensors(component)
-    sizes = options(tensors, component, "macOS14", Compress())
+    measured = measure(source, weights_of(source, component), cases)
+    weights = weights_of(source, component)
+    sizes = options(weights, "macOS14")
     gains = []
     for budgeted in BUDGETS:
         bits = Bits(f"mixed-{budgeted}")
-        allocation = make_allocation(source, bits, "macOS14", Compress(), {component: measured})
-        alike = noise(source, component, cases, provisional(sizes, budget(tensors, bits)))
+        allocation = allocation_of(source, bits, {component: measured})
+        alike = noise(
+            source,
+            component,
+            cases,
+            provisional(sizes, budget(weights, bits), weights.component, bits),
+        )
         mixed = noise(source, component, cases, allocation.widths(component))
         gains.append(snr_db(mixed) - snr_db(alike))
         assert gains[-1] > 0, (budgeted, gains[-1])
@@ -132,7 +149,7 @@ def test_an_output_feels_only_the_weights_before_it(
     source: Checkpoint, cases: tuple[Case, ...], measured: dict[str, Measured]
 ) -> None:
     assert all(facts.sensitivity > 0 for facts in measured.values())
-    again = sensitivities(source, COMPONENT, cases)
+    again = sensitivities(source, weights_of(source), cases)
     assert {n: (sums.sensitivities, sums.energy) for n, sums in again.items()} == {
         n: (facts.sensitivities, facts.energy) for n, facts in measured.items()
     }
@@ -146,7 +163,9 @@ def test_an_output_feels_only_the_weights_before_it(
     assert max(ratios) == pytest.approx(min(ratios), rel=2e-3)  # four digits are kept
     # Only the pooled output comes after the last layer; the hidden states are the last but one's.
     alone = [Case(c.name, c.inputs, {}) for c in cases[:1]]
-    hidden, pooled = sensitivities(source, COMPONENT, alone)["text_projection.weight"].sensitivities
+    hidden, pooled = sensitivities(source, weights_of(source), alone)[
+        "text_projection.weight"
+    ].sensitivities
     assert hidden == 0 < pooled
 
 
@@ -236,16 +255,15 @@ def test_other_text_encoders_are_another_calibration_of_the_unet(
 
     def measure_nothing(
         checkpoint: Checkpoint,
-        component: str,
+        weights: ComponentWeights,
         cases: object,
         *,
         keep: calibration.Keep,
         **_: object,
     ) -> dict[str, Measured]:
-        keep("all", lambda: asked.append(component))
-        tensors = checkpoint.component_tensors(component)
+        keep("all", lambda: asked.append(weights.component))
         errors = {bits: 4.0 ** -int(bits) for bits in PALETTES}
-        return {n: Measured((1.0,), errors) for n, t in tensors.items() if is_compressible(n, t)}
+        return {name: Measured((1.0,), errors) for name in weights.compressible}
 
     monkeypatch.setattr(calibration, "measure", measure_nothing)
     folder = shutil.copytree(toy, tmp_path / "toy")
@@ -268,21 +286,26 @@ def test_other_text_encoders_are_another_calibration_of_the_unet(
 @pytest.mark.usefixtures("one_thread")
 def test_on_the_toys_unet_mixed_bits_keep_more_than_uniform_ones(source: Checkpoint) -> None:
     cases = record(source, ["unet"], resolution=Resolution(128, 128)).cases["unet"]
-    measured = measure(source, "unet", cases)
+    measured = measure(source, weights_of(source, "unet"), cases)
 
     def lowest(bits: str) -> float:
         widths = dict.fromkeys(measured, bits)
         if bits.startswith("mixed"):
-            made = make_allocation(source, Bits(bits), "macOS14", Compress(), {"unet": measured})
+            made = allocation_of(source, Bits(bits), {"unet": measured})
             widths = made.widths("unet")
         return -10 * math.log10(max(noise(source, "unet", cases, widths)))
 
-    tensors = source.component_tensors("unet")
-    sizes = options(tensors, "unet", "macOS14", Compress())
+    weights = weights_of(source, "unet")
+    sizes = options(weights, "macOS14")
     for bits in (Bits("mixed-3.0"), Bits("mixed-4.5"), Bits("mixed-6.0")):
-        made = make_allocation(source, bits, "macOS14", Compress(), {"unet": measured})
+        made = allocation_of(source, bits, {"unet": measured})
         mixed = noise(source, "unet", cases, made.widths("unet"))
-        alike = noise(source, "unet", cases, provisional(sizes, budget(tensors, bits)))
+        alike = noise(
+            source,
+            "unet",
+            cases,
+            provisional(sizes, budget(weights, bits), weights.component, bits),
+        )
         assert max(mixed) < max(alike)
         assert snr_db(mixed) > snr_db(alike)
     assert lowest("mixed-4.5") >= lowest("4") + 3

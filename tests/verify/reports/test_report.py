@@ -39,10 +39,8 @@ def test_the_same_artifact_has_the_same_report(
     first, second = (
         verify(
             base_artifact,
-            base,
-            runtime="torch",
-            recording=recording,
-            components=["text_encoder"],
+            Evidence(base, recording=recording),
+            Question(components=["text_encoder"], runtime="torch"),
         )
         for _ in range(2)
     )

@@ -9,9 +9,9 @@ import pytest
 
 from convert.opening.door import open_checkpoint
 from convert.plan.plan import make_plan
+from convert.recipe.builtin import read_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
-from sdxl_coreml.steps import read_recipe
 from verify.batch import verify_all
 from verify.judge.policy import load_policy
 from verify.reports.baseline import read_baseline
