@@ -67,6 +67,9 @@ def fitted_unet(
     linear = {len(s) for name, s in shapes.items() if name.endswith("proj_in.weight")}
     if linear:
         found["use_linear_projection"] = 2 in linear
+    conditioned = shapes.get("time_embedding.cond_proj.weight", ())
+    if len(conditioned) == 2:  # of distilled models, which are told the guidance
+        found["time_cond_proj_dim"] = conditioned[1]
     embedded = _shape(shapes, "time_embedding.linear_1.weight", 2, where)[0]
     if embedded != 4 * channels[0]:
         found["time_embedding_dim"] = embedded

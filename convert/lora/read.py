@@ -7,9 +7,11 @@ PEFT's files have no alphas of their own.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from convert.checkpoint.tensors import Tensor
 from convert.checkpoint.weights import read_weights
 from convert.errors import InputError
 from convert.lora.adapter import OF_INPUTS, ROTATIONS, LoraAdapter
-from convert.lora.kinds import KINDS, Kind
+from convert.lora.kinds import KINDS, Kind, title
 from convert.lora.settings import LoraSettings, glora_is_rank_stabilized, read_settings
 from convert.lora.suffixes import NOT_APPLIED, REFUSED, ROLES, split
 
@@ -33,6 +35,38 @@ class LoraFile:
     adapters: tuple[LoraAdapter, ...]  # of weights and biases
     ignored: tuple[str, ...]  # what is not applied, in words
     facts: Mapping[str, str]  # of the metadata, those of FACTS
+
+    def kinds(self) -> dict[str, int]:
+        """How many modules are of each kind, as people call them."""
+        return dict(Counter(title(adapter) for adapter in self.adapters))
+
+    def to_json(self) -> dict[str, Any]:
+        """What it is, without a checkpoint that it could match."""
+        return {
+            "schema": 1,
+            "what": "LoRA",
+            "kinds": self.kinds(),
+            "ignored": list(self.ignored),
+            "metadata": dict(self.facts),
+        }
+
+    def line(self) -> str:
+        """The same for people, on one line."""
+        counts = ", ".join(f"{n} {kind}" for kind, n in self.kinds().items())
+        told = [f"LoRA, by module: {counts}", *(f"not applied: {what}" for what in self.ignored)]
+        return "; ".join([*told, *(f"{name}: {value}" for name, value in self.facts.items())])
+
+
+def holds_lora(path: Path) -> bool:
+    """Whether most of a file's tensors are called as those of LoRAs; False for other files."""
+    if not path.is_file():
+        return False
+    try:
+        keys = read_weights(path).tensors
+    except InputError:
+        return False
+    found = [key for key in keys if (parts := split(key)) and parts[1] != ".weight"]
+    return 2 * len(found) > len(keys)
 
 
 def read_lora(path: Path) -> LoraFile:

@@ -24,15 +24,15 @@ from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import readable
-from convert.known.documents import SDXLKind, known_config, known_index, known_scheduler
+from convert.known.documents import SDXLKind, known_index, known_scheduler
 from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
 from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
 from convert.opening.kinds import kind_of, kind_of_file, prediction_of
 from convert.opening.renaming import under_library_names
+from convert.opening.templates import template_of
+from convert.source.select import is_single
 from convert.source.snapshot import BASE
 from convert.tokenizer.clip import TOKENIZERS, Tokenizer
-
-_WIDTHS = {"unet": "block_out_channels", "vae": "block_out_channels"}
 
 
 def open_single_file(
@@ -75,7 +75,7 @@ class _Assembly:
         parts = self.parts(found, kind, given)
         parts = {n: parts[n] for n in wanted}
         self.require_fit(parts)
-        tokenizers, documents, from_base = self.tokenizers(parts, given)
+        tokenizers, documents, from_base = self.tokenizers(parts)
         scheduler, prediction = self.scheduler()
         index = self.index(kind)
         documents |= {f"{n}/config.json": _json(parts[n].config) for n in found}
@@ -86,7 +86,7 @@ class _Assembly:
         files, theirs = self.base_files({*given, *from_base}, given)
         return Checkpoint(
             path=self.path,
-            name=name or readable(name_as_given(self.path.with_suffix(""))),
+            name=name or _own_name(self.path),
             files={self.path.name: self.path, **files},
             parts=parts,
             tokenizers=tokenizers,
@@ -173,7 +173,7 @@ class _Assembly:
         parts = dict(given)
         for name in sorted(found, key=list(SUBFOLDERS).index, reverse=True):  # the UNet last
             shapes = {key: tensor.shape for key, tensor in found[name].items()}
-            template = self.template(name, kind, shapes)
+            template = template_of(name, kind, shapes, self.base)
             if name == "unet":
                 config = fitted_unet(
                     shapes,
@@ -189,19 +189,6 @@ class _Assembly:
             single = self.layout.parts[name]
             parts[name] = Part(name, self.path, config, found[name], None, single)
         return parts
-
-    def template(
-        self, name: str, kind: SDXLKind, shapes: Mapping[str, tuple[int, ...]]
-    ) -> Mapping[str, Any]:
-        """SDXL's own config, or the base's where that has the file's widths and SDXL's has not."""
-        known = known_config(name, kind)
-        if self.base is None or name not in self.base.parts:
-            return known
-        theirs = self.base.parts[name]
-        fits = _widths(name, shapes) == _widths(
-            name, {key: tensor.shape for key, tensor in theirs.tensors.items()}
-        )
-        return theirs.config if fits and not _has_widths(name, known, shapes) else known
 
     def require_fit(self, parts: Mapping[str, Part]) -> None:
         """Raise InputError unless the text encoders give what the UNet's attentions take."""
@@ -221,17 +208,15 @@ class _Assembly:
             )
 
     def tokenizers(
-        self, parts: Mapping[str, Part], given: Mapping[str, Part]
+        self, parts: Mapping[str, Part]
     ) -> tuple[dict[str, Tokenizer], dict[str, str], set[str]]:
         """The tokenizers, the documents of those that are known, and which are the base's."""
         found: dict[str, Tokenizer] = {}
         wanted = {n: parts[encoder] for n, encoder in TOKENIZERS.items() if encoder in parts}
         theirs = dict(self.base.tokenizers) if self.base else {}
         counts = {n: embedding_rows(part) for n, part in wanted.items()}
-        fit = all(n in theirs and theirs[n].size == count for n, count in counts.items())
-        if fit or (given and all(TOKENIZERS[n] in given for n in wanted)):
-            kept = {n: theirs[n] for n in wanted if n in theirs}
-            return kept, {}, set(kept)
+        if all(n in theirs and self.base_rows(n) == count for n, count in counts.items()):
+            return {n: theirs[n] for n in wanted}, {}, set(wanted)
         for name, count in counts.items():
             if count != ROWS:
                 raise InputError(
@@ -244,6 +229,11 @@ class _Assembly:
             found[name] = known_tokenizer(name)
         documents = {k: text for n in found for k, text in tokenizer_documents(n).items()}
         return found, documents, set()
+
+    def base_rows(self, tokenizer: str) -> int | None:
+        """How many tokens the base's text encoder of a tokenizer has embeddings of."""
+        part = self.base.parts.get(TOKENIZERS[tokenizer]) if self.base else None
+        return embedding_rows(part) if part else None
 
     def scheduler(self) -> tuple[dict[str, Any], tuple[str, str]]:
         """scheduler_config.json; what the UNet predicts, and what says so."""
@@ -284,24 +274,6 @@ class _Assembly:
         return files, documents
 
 
-def _widths(name: str, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """The widths by which configs are told apart: of blocks, or of a text encoder."""
-    if name.startswith("text_encoder"):
-        return list(shapes.get("embeddings.token_embedding.weight", ())[1:])
-    side = "down_blocks" if name == "unet" else "encoder.down_blocks"
-    found: list[int] = []
-    while (shape := shapes.get(f"{side}.{len(found)}.resnets.0.conv1.weight")) is not None:
-        found.append(shape[0])
-    return found
-
-
-def _has_widths(
-    name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> bool:
-    key = _WIDTHS.get(name)
-    return _widths(name, shapes) == (config[key] if key else [config["hidden_size"]])
-
-
 def _projection(part: Part) -> int:
     """The width of text encoder 2's pooled output."""
     found = part.tensors.get("text_projection.weight")
@@ -310,6 +282,12 @@ def _projection(part: Part) -> int:
             "its text_encoder_2 lacks tensor `text_projection.weight`", where=part.path
         )
     return found.shape[0]
+
+
+def _own_name(path: Path) -> str:
+    """The file's name without what says its format."""
+    name = readable(name_as_given(path))
+    return name.rpartition(".")[0] if is_single(name) else name
 
 
 def _listed(words: Iterable[str]) -> str:

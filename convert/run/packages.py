@@ -45,9 +45,9 @@ class Context:
     digests: Mapping[str, str]  # SHA-256 of the checkpoint's files, by path in it
     repo: str | None
     commit: str | None
-    base: BaseSource | None  # where the parts come from that the source lacks
     license: str | None
     cache: Path
+    base: BaseSource | None = None  # where the parts come from that the source lacks
 
 
 @dataclass(frozen=True)

@@ -7,29 +7,48 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_coreml.options import JsonOption
+from sdxl_coreml.options import JsonOption, LoraOption
 from sdxl_coreml.terminal import Terminal
 
 
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="An artifact folder, one .mlpackage or .mlmodelc, or a checkpoint."),
+        typer.Argument(
+            help="An artifact folder, one .mlpackage or .mlmodelc, a checkpoint, or a LoRA."
+        ),
     ],
     layers: Annotated[
         bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
     ] = False,
+    lora: LoraOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
 
     Of a checkpoint (a folder, or a .safetensors or .ckpt file): what it is, its layout and dtypes,
-    what it lacks and what of it is not used.
+    what it lacks and what of it is not used. With --lora, what of LoRAs matches it. Of a LoRA: its
+    kinds, and how many modules it has of each.
 
     Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
     """
+    from convert.lora.read import holds_lora, read_lora
     from convert.opening.contents import is_source, source_contents
 
+    if lora:
+        from convert.lora.apply import apply
+        from convert.opening.door import open_checkpoint
+        from sdxl_coreml.steps import wanted_loras
+
+        terminal = Terminal(as_json=as_json)
+        merged = apply(open_checkpoint(path), wanted_loras(None, lora, terminal))[1]
+        document = {"schema": 1, "loras": [one.to_json() for one in merged]}
+        terminal.result(document, "\n".join(one.line() for one in merged))
+        return
+    if holds_lora(path):
+        alone = read_lora(path)
+        Terminal(as_json=as_json).result(alone.to_json(), alone.line())
+        return
     if is_source(path):
         held = source_contents(path)
         Terminal(as_json=as_json).result(held.to_json(), "\n".join(held.lines()))

@@ -131,3 +131,18 @@ def test_what_is_no_lora_is_one_error_and_leaves_nothing(
     assert code == 2
     assert problem in err
     assert not (tmp_path / "out").exists()
+
+
+def test_inspect_says_what_a_lora_is_and_what_it_matches(
+    command: Run, toy: Path, loras: list[Path]
+) -> None:
+    code, out, _ = command("inspect", loras[1])
+    assert code == 0
+    assert sorted(out.strip().removeprefix("LoRA, by module: ").split(", ")) == ["1 DoRA", "1 LoRA"]
+    code, out, _ = command("inspect", toy, "--lora", f"{loras[1]}=0.5", "--json")
+    assert code == 0
+    (found,) = json.loads(out)["loras"]
+    assert found["kinds"] == {"DoRA": {"unet": 1}, "LoRA": {"text_encoder": 1}}
+    assert found["scale"] == 0.5
+    _, out, _ = command("inspect", toy)
+    assert "SDXL base" in out

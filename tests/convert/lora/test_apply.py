@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.lora.apply import Lora, apply
+from convert.lora.merge import MergedTensor
+from convert.lora.suffixes import REFUSED, ROLES
 from convert.opening.door import open_checkpoint
 from tests.support.loras import (
     MAKERS,
@@ -527,3 +531,44 @@ def test_a_strength_that_is_no_number_is_refused(
     for lora in (Lora(file, strength), Lora(file, 1.0, strength)):
         with pytest.raises(InputError, match="not a finite number"):
             apply(base, [lora])
+
+
+NAMES = (QUERY, CONV, "conv_in", "conv_norm_out", f"text_encoder.{TEXT[0]}", "unet.conv_out")
+DTYPES = st.sampled_from([torch.float16, torch.int64, torch.float64, torch.bool, torch.uint8])
+SIZES = st.lists(st.sampled_from([1, 2, 3, 4, 8, 16, 24, 32, 0]), max_size=5).map(tuple)
+FITTING = st.sampled_from(sorted(MAKERS))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), name=st.sampled_from(NAMES), kind=FITTING)
+def test_any_tensors_are_merged_or_refused(
+    base: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    name: str,
+    kind: str,
+) -> None:
+    part = "text_encoder" if name.startswith("text_encoder") else "unet"
+    shape = weights(base, part)[name.removeprefix("unet.").removeprefix("text_encoder.")]
+    if len(shape) > 1 and (len(shape) == 4 or kind not in NEEDS_KERNEL) and min(shape[:2]) > 3:
+        tensors = tensors_of(kind, shape, rank=data.draw(st.integers(1, 5)))
+    else:
+        tensors = tensors_of("norm", shape)
+    for suffix in data.draw(st.lists(st.sampled_from([*ROLES, *REFUSED]), max_size=2)):
+        tensors[suffix] = torch.ones(data.draw(SIZES), dtype=data.draw(DTYPES))
+    for suffix in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=2)):
+        value = tensors[suffix]
+        changes = [value.flatten(), value[None], value.T if value.ndim == 2 else value, value * 1e9]
+        tensors[suffix] = data.draw(st.sampled_from(changes))
+    file = tmp_path_factory.mktemp("any") / "lora.safetensors"
+    write_lora(file, {name: tensors})
+    strength = data.draw(st.sampled_from([1.0, -0.5, 1e30]))
+    told = file.name
+    try:
+        merged, _ = apply(base, [Lora(file, strength)])
+        for tensor in merged.parts[part].tensors.values():
+            if isinstance(tensor, MergedTensor):
+                assert tensor.read(np.float16).shape == tensor.shape
+    except InputError as error:
+        told = str(error)
+    assert file.name in told

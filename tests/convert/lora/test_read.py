@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -204,3 +205,17 @@ def test_embeddings_inside_are_told_once(file: Path) -> None:
     tensors |= {f"bundle_emb.style.{part}": torch.ones(2, 8) for part in ("clip_l", "clip_g")}
     save_file(tensors, file)
     assert read_lora(file).ignored == ("embedding `style` inside the file",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_read_as_its_safetensors(file: Path, zipped: bool) -> None:
+    plain = one(file, LORA).adapters[0]
+    pickled = file.with_suffix(".pt")
+    tensors = {f"x{suffix}": value.half() for suffix, value in LORA.items()}
+    torch.save(tensors, pickled, _use_new_zipfile_serialization=zipped)
+    (adapter,) = read_lora(pickled).adapters
+    assert (adapter.kind, adapter.scale) == (plain.kind, plain.scale)
+    for role, tensor in plain.tensors.items():
+        np.testing.assert_array_equal(
+            adapter.tensors[role].read(np.float32), tensor.read(np.float32)
+        )

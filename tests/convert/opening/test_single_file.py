@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.small_files import library_folder
 from convert.errors import InputError
 from convert.opening.door import open_checkpoint
-from tests.support.checkpoints import SHAPES, make_checkpoint
+from convert.tokenizer.clip import read_tokenizer
+from tests.support.checkpoints import SHAPES
 from tests.support.single_files import (
     Weights,
     ldm_weights,
@@ -55,8 +58,10 @@ def require_same(found: Checkpoint, wanted: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_comes_back_from_ldm_names(tmp_path: Path, shape: str) -> None:
-    folder = make_checkpoint(tmp_path / shape, **SHAPES[shape])
+def test_every_shape_comes_back_from_ldm_names(
+    tmp_path: Path, shapes: Mapping[str, Path], shape: str
+) -> None:
+    folder = shapes[shape]
     file = single_file(tmp_path / "one.safetensors", folder)
     base = open_checkpoint(folder)
     found = open_checkpoint(file, base=base)
@@ -166,6 +171,12 @@ def test_a_file_with_clips_vocabulary_needs_nothing_else(tmp_path: Path, folder:
     assert found.tokenizers["tokenizer"].size == 49408
     assert found.tokenizers["tokenizer_2"].pad_token == "!"
     assert found.scheduler["prediction_type"] == "epsilon"
+    bare = single_file(tmp_path / "two" / "one.safetensors", folder, "bare")
+    second = open_checkpoint(bare, base=found)
+    assert second.tokenizers == found.tokenizers
+    assert second.files.keys() == {"one.safetensors", "base/one.safetensors"}
+    with library_folder(second, "tokenizer_2") as place:
+        assert read_tokenizer(place) == found.tokenizers["tokenizer_2"]
     assert found.documents.keys() >= {
         "unet/config.json",
         "scheduler/scheduler_config.json",

@@ -13,14 +13,15 @@ import convert.checkpoint.keys
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.opening.door import open_checkpoint
-from tests.support.checkpoints import SHAPES, make_checkpoint
 from tests.support.single_files import FileLayout, Weights, ldm_weights, single_file
 from verify.reference.reference import Reference
 from verify.reference.single_file import how_loaded
 
 
 def require_same_weights(found: Checkpoint, wanted: Checkpoint) -> None:
-    for component in wanted.components:
+    for component in ("text_encoder", "text_encoder_2", "unet", "vae_decoder"):
+        if component not in wanted.components or found.part(component).single is None:
+            continue
         with Reference(found, component) as ours, Reference(wanted, component) as theirs:
             weights = theirs.parameters()
             assert ours.parameters().keys() == weights.keys()
@@ -28,9 +29,11 @@ def require_same_weights(found: Checkpoint, wanted: Checkpoint) -> None:
                 assert torch.equal(value, weights[name]), name
 
 
-@pytest.mark.parametrize("shape", ["base", "refiner", "inpainting", "no_mid_attention"])
-def test_its_weights_are_the_folders(tmp_path: Path, shape: str) -> None:
-    folder = make_checkpoint(tmp_path / "folder", **SHAPES[shape])
+@pytest.mark.parametrize("shape", ["base", "refiner", "no_mid_attention"])
+def test_its_weights_are_the_folders(
+    tmp_path: Path, shapes: Mapping[str, Path], shape: str
+) -> None:
+    folder = shapes[shape]
     wanted = open_checkpoint(folder)
     found = open_checkpoint(single_file(tmp_path / "one.safetensors", folder), base=wanted)
     assert "by diffusers' own converters" in how_loaded(found)
