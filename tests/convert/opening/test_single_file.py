@@ -144,21 +144,33 @@ def test_the_orientation_of_text_projection_follows_its_spelling(
         open_checkpoint(single_file(tmp_path / "3.safetensors", folder, change=both), base=opened)
 
 
-@pytest.mark.parametrize("kind", ["base", "refiner", "inpainting", "edit"])
-def test_the_kind_is_told_by_shapes(tmp_path: Path, kind: str) -> None:
-    changes = {
-        "base": {},
-        "refiner": REFINER,
-        "inpainting": {"unet": {"in_channels": 9}},
-        "edit": {"unet": {"in_channels": 8}},
-    }[kind]
-    folder = make_knowable(tmp_path / "tiny", **changes)
-    base = open_checkpoint(folder)
-    found = open_checkpoint(single_file(tmp_path / "one.safetensors", folder), base=base)
+@pytest.mark.parametrize("kind", ["base", "refiner", "inpainting"])
+def test_the_kind_is_told_by_shapes(tmp_path: Path, shapes: Mapping[str, Path], kind: str) -> None:
+    base = open_checkpoint(shapes[kind])
+    found = open_checkpoint(single_file(tmp_path / "one.safetensors", shapes[kind]), base=base)
     assert found.origin is not None
     assert found.origin.kind == kind
-    require_same(found, base)
     assert bool(found.model_index.get("requires_aesthetics_score")) is (kind == "refiner")
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(8, "edit"), (9, "inpainting"), (5, None)])
+def test_the_channels_of_a_unet_say_what_it_is_for(
+    tmp_path: Path, folder: Path, opened: Checkpoint, channels: int, kind: str | None
+) -> None:
+    def widened(weights: Weights) -> None:
+        old = weights["input_blocks.0.0.weight"]
+        weights["input_blocks.0.0.weight"] = torch.zeros(old.shape[0], channels, 3, 3)
+
+    file = single_file(tmp_path / "one.safetensors", folder, "bare", change=widened)
+    if kind is None:
+        with pytest.raises(InputError, match="takes 5 channels; SDXL's takes 4, or 9"):
+            open_checkpoint(file, base=opened)
+        return
+    found = open_checkpoint(file, base=opened)
+    assert found.origin is not None
+    assert found.origin.kind == kind
+    assert found.unet.in_channels == channels
+    assert found.unet.heads == opened.unet.heads
 
 
 def test_a_file_with_clips_vocabulary_needs_nothing_else(tmp_path: Path, folder: Path) -> None:
