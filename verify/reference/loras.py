@@ -7,6 +7,7 @@ in silence (`tests/convert/lora/test_apply.py` shows each); other kinds it refus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
+from convert.errors import InputError
 from convert.lora.adapter import LoraAdapter
 from convert.lora.merge import LoraChange, MergedTensor
 
 _READ = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_", "unet.", "text_encoder")
-_FORGOTTEN = ("add_embedding",)
+_FORGOTTEN = "lora_unet_add_embedding"
 
 
 def unmerged(part: Part) -> Part:
@@ -45,7 +47,8 @@ def how_merged(checkpoint: Checkpoint) -> str:
 
 def merge_into(model: torch.nn.Module, checkpoint: Checkpoint, part: Part) -> None:
     """Merge the LoRAs of `part` into a model that was loaded without them."""
-    if _why_not(checkpoint) is None and _merge_by_peft(model, checkpoint, part):
+    if _why_not(checkpoint) is None:
+        _merge_by_peft(model, checkpoint, part)
         return
     own = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}
     with torch.no_grad():
@@ -65,13 +68,24 @@ def _why_not(checkpoint: Checkpoint) -> str | None:
     if find_spec("peft") is None:
         return "peft is not installed"
     alphas: dict[Path, set[float]] = {}
+    projections: dict[tuple[Path, str], set[str]] = {}
     for change in _changes(checkpoint.parts.values()):
         adapter = change.adapter
         if adapter.kind != "lora" or adapter.tensors.keys() != {"up", "down"}:
             return f"diffusers cannot merge all of {adapter.path.name}"
-        if not adapter.module.startswith(_READ) or any(n in adapter.module for n in _FORGOTTEN):
+        if not adapter.module.startswith(_READ) or adapter.module.startswith(_FORGOTTEN):
             return f"diffusers does not read all of {adapter.path.name}"
+        if match := re.match(r"(lora_te\d)_.*self_attn_(\w+)_proj", adapter.module):
+            projections.setdefault((adapter.path, match[1]), set()).add(match[2])
         alphas.setdefault(adapter.path, set()).add(_alpha(adapter))
+    for part in checkpoint.parts.values():
+        merged = [t for t in part.tensors.values() if isinstance(t, MergedTensor)]
+        most = max((len(tensor.changes) for tensor in merged), default=0)
+        if most > len(_order(part)):
+            return "a LoRA is merged more than once"
+    for (path, _), names in projections.items():
+        if "out" not in names:  # by which it tells how the others are spelled
+            return f"diffusers does not read all of {path.name}"
     for path, found in alphas.items():
         if len(found) > 1:
             return f"diffusers mistakes the alphas of {path.name}, which differ by module"
@@ -79,38 +93,39 @@ def _why_not(checkpoint: Checkpoint) -> str | None:
 
 
 def _alpha(adapter: LoraAdapter) -> float:
-    """The alpha of a module; that of its rank is one and the same for all."""
-    rank = adapter.shape("down")[0]
-    return -1.0 if adapter.scale == 1 else round(adapter.scale * rank, 6)
+    """The alpha of a module; without one it is the rank."""
+    return round(adapter.scale * adapter.shape("down")[0], 6)
 
 
-def _merge_by_peft(model: torch.nn.Module, checkpoint: Checkpoint, part: Part) -> bool:
-    """Merge as diffusers reads the files and peft computes; False if it leaves modules out."""
+def _merge_by_peft(model: torch.nn.Module, checkpoint: Checkpoint, part: Part) -> None:
+    """Merge as diffusers reads the files and peft computes; InputError if modules are left out."""
     from diffusers import StableDiffusionXLPipeline as Pipeline
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     order = _order(part)
     config = SimpleNamespace(**checkpoint.part("unet").config)
-    try:
-        for name, (path, _) in enumerate(order):
-            state, alphas = Pipeline.lora_state_dict(
-                path.parent, weight_name=path.name, unet_config=config, local_files_only=True
+    for name, (path, _) in enumerate(order):
+        state, alphas = Pipeline.lora_state_dict(
+            path.parent, weight_name=path.name, unet_config=config, local_files_only=True
+        )
+        if part.name == "unet":
+            Pipeline.load_lora_into_unet(state, alphas, model, adapter_name=str(name))
+        else:
+            Pipeline.load_lora_into_text_encoder(
+                state, alphas, model, prefix=part.name, adapter_name=str(name)
             )
-            if part.name == "unet":
-                Pipeline.load_lora_into_unet(state, alphas, model, adapter_name=str(name))
-            else:
-                Pipeline.load_lora_into_text_encoder(
-                    state, alphas, model, prefix=part.name, adapter_name=str(name)
-                )
-    except Exception:  # of the libraries, on what they do not know
-        recurse_remove_peft_layers(model)
-        return False
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     merged = [t for t in part.tensors.values() if isinstance(t, MergedTensor)]
-    is_whole = sum(len(layer.lora_A) for layer in layers) == sum(len(t.changes) for t in merged)
+    theirs = sum(len(layer.lora_A) for layer in layers)
+    if theirs != (ours := sum(len(tensor.changes) for tensor in merged)):
+        raise InputError(
+            f"diffusers and peft merge {theirs} modules into {part.name}, where {ours} match",
+            where=", ".join(str(path) for path, _ in order),
+            hint="Without peft installed, the reference takes this tool's own merged values.",
+        )
     with torch.no_grad():
-        for layer in layers if is_whole else ():
+        for layer in layers:
             weight = layer.get_base_layer().weight
             total = weight.float()
             for name, (_, strength) in enumerate(order):
@@ -120,7 +135,6 @@ def _merge_by_peft(model: torch.nn.Module, checkpoint: Checkpoint, part: Part) -
                     total = total + strength * layer.get_delta_weight(str(name)).float()
             weight.copy_(total)
     recurse_remove_peft_layers(model)
-    return is_whole
 
 
 def _order(part: Part) -> Sequence[tuple[Path, float]]:

@@ -86,4 +86,16 @@ def test_modules_that_the_libraries_leave_out_are_our_values(
     file = lora(base, tmp_path / "x.safetensors")
     alone = write_lora(tmp_path / "alone.safetensors", query_alone)
     merged, _ = apply(base, [Lora(file), Lora(alone)])
-    assert same(merged, "text_encoder") <= 1
+    assert how_merged(merged).endswith("because diffusers does not read all of alone.safetensors")
+    assert same(merged, "text_encoder") == 0
+
+
+def test_a_lora_that_is_merged_twice_counts_twice(base: Checkpoint, tmp_path: Path) -> None:
+    file = lora(base, tmp_path / "x.safetensors")
+    merged, _ = apply(base, [Lora(file, 0.5), Lora(file, 0.5)])
+    assert how_merged(merged).endswith("because a LoRA is merged more than once")
+    assert same(merged, "unet") == 0
+    once, _ = apply(base, [Lora(file)])
+    name = f"{UNET[0]}.weight"
+    twice = merged.part("unet").tensors[name].read(np.float16)
+    assert half_steps(twice, once.part("unet").tensors[name].read(np.float16)) <= 1
