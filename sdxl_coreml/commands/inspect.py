@@ -36,12 +36,13 @@ def inspect(
     from convert.opening.contents import is_source, source_contents
 
     if lora:
-        from convert.lora.apply import apply
-        from convert.opening.door import open_checkpoint
-        from sdxl_coreml.steps import wanted_loras
+        from convert.plan.prepare import open_source
+        from convert.source.download import parse_source
+        from sdxl_coreml.steps import lora_sources
 
         terminal = Terminal(as_json=as_json)
-        merged = apply(open_checkpoint(path), wanted_loras(None, lora, terminal))[1]
+        source = parse_source(str(path))
+        merged = open_source(source, terminal, loras=lora_sources(lora)).loras
         document = {"schema": 1, "loras": [one.to_json() for one in merged]}
         terminal.result(document, "\n".join(one.line() for one in merged))
         return
