@@ -15,7 +15,7 @@ from bench.cgroup import CannotLimit, memory_limit
 from bench.machine import empty_page_cache
 from bench.measure import Measured, measure
 from bench.tasks import COMMAND, Setup, Task
-from convert.progress import Say
+from convert.process.progress import Say
 
 LEFT_AS_IT_IS = "left as it was"
 WEIGHTS = "weight.bin"

@@ -24,7 +24,7 @@ from bench.machine import describe
 from bench.measure import Measured, measure
 from bench.tasks import COMMAND, VARIANTS, make_setup
 from convert.errors import CannotExecute, UserError
-from convert.progress import Say
+from convert.process.progress import Say
 from convert.units import size
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.cache import Cache
-from convert.progress import Progress
+from convert.process.progress import Progress
 from convert.recipe.recipe import Recipe
 from convert.run import manifest as artifact_manifests
 from release.card.card import compose, write_card

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convert.progress import Advance, Say, silent
+from convert.process.progress import Advance, Say, silent
 from convert.units import size
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Terminal:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Show a stage of work while it lasts; see `convert.progress.Progress`."""
+        """Show a stage of work while it lasts; see `convert.process.progress.Progress`."""
         if self.quiet or total == 0:
             yield lambda count: None
         elif _console(sys.stderr).is_terminal:

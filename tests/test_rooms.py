@@ -24,8 +24,7 @@ ROOMS = """
 convert.errors         what is wrong, where, and what to do
 convert.values         attention, resolution, bits, targets: the words of recipes
 convert.units          sizes and times as people read them
-convert.progress       what long work reports to
-convert.process        the process we run in: its code, libraries, memory, signals
+convert.process        the process we run in: its code, libraries, memory, signals, progress
 convert                the version, and what scripts need
 convert.files          files: JSON with types, Git LFS pointers, complete or not at all, the cache
 convert.components     the one table: component → part, file name, inputs, outputs

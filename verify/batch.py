@@ -16,7 +16,7 @@ from convert.files.cache import Cache, key_of
 from convert.plan.plan import Plan
 from convert.process.code import code_digest
 from convert.process.interrupts import deferred_interrupt
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.run import manifest as manifests
 from convert.run.run import Result

@@ -35,7 +35,7 @@ from convert.files.documents import Document, FileFacts, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_object, reason, shown
 from convert.opening.folder import open_without_weights
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.recipe.fields import ResolutionText
 from convert.run import manifest as manifests
 from convert.source.select import SINGLE

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.files.disk import digest_file
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from verify.artifact import probe
 from verify.bisect.ops import worst_ops_of
 from verify.golden import Golden, require_same_checkpoint, source_files

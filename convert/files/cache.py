@@ -21,7 +21,7 @@ from convert.errors import InputError
 from convert.files.appearing import LOCK, locked, remove_abandoned
 from convert.files.disk import digest_file
 from convert.files.json_files import read_object
-from convert.progress import Advance, silent
+from convert.process.progress import Advance, silent
 
 RECORD = "entry.json"
 

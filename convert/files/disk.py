@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.appearing import appearing
-from convert.progress import Advance, silent
+from convert.process.progress import Advance, silent
 
 
 def digest_file(path: Path, report: Advance = silent) -> str:

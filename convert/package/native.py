@@ -9,7 +9,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.networks.build import build_network
 from convert.package.mlpackage import WEIGHTS, Description, assemble, serialise
 from convert.plan.plan import Job
-from convert.progress import Advance
+from convert.process.progress import Advance
 from convert.values import FORMATS
 from convert.weights.weight_file import layout, write
 

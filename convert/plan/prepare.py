@@ -12,7 +12,7 @@ from convert.lora.apply import Lora, apply
 from convert.opening.door import open_checkpoint
 from convert.plan.engines import Engine
 from convert.plan.plan import Plan, make_plan, wanted_artifacts
-from convert.progress import Progress
+from convert.process.progress import Progress
 from convert.recipe.recipe import Recipe
 from convert.recipe.sections import LoraSource, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, parse_source

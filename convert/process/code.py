@@ -154,7 +154,6 @@ OUTSIDE: tuple[str, ...] = (
     "convert/process/*.py",
     "convert/plan/engines.py",
     "convert/plan/estimate.py",
-    "convert/progress.py",
     "convert/run/pool.py",
     # what is asked for, and the checkpoint's files: keys hold both, as values and digests
     "convert/plan/gates.py",

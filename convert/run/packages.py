@@ -18,7 +18,7 @@ from convert.files.disk import digest_file
 from convert.plan.plan import Job
 from convert.process.code import code_digest
 from convert.process.interrupts import deferred_interrupt
-from convert.progress import Advance
+from convert.process.progress import Advance
 from convert.weights.compress import ComponentWeights
 
 FOLDER = "model.mlpackage"

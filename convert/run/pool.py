@@ -22,7 +22,7 @@ from typing import Any
 from convert.errors import CannotExecute, UserError
 from convert.process.interrupts import without_interrupts
 from convert.process.libraries import are_libraries_silent, silence_libraries
-from convert.progress import Advance
+from convert.process.progress import Advance
 
 Task = Callable[[Any, Advance], Any]
 

@@ -21,7 +21,7 @@ from convert.files.cache import Cache
 from convert.files.disk import disk_error, link_tree
 from convert.plan.estimate import estimate, require_room
 from convert.plan.plan import Job, Plan, PlannedArtifact
-from convert.progress import Advance, Progress, Silent, silent
+from convert.process.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
 from convert.run.packages import (
     BaseSource,

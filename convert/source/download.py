@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from convert.errors import InputError
 from convert.files.disk import disk_error, link
 from convert.files.json_files import read_bytes, read_object, reason, shown
-from convert.progress import Progress
+from convert.process.progress import Progress
 from convert.source.hub import (
     FileProgress,
     Repo,

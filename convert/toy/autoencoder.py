@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.progress import Say
+from convert.process.progress import Say
 from convert.toy.drawings import draw, random_scenes
 from convert.toy.networks import SCALING_FACTOR, make_autoencoder
 from convert.toy.training import train

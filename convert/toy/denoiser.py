@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert.progress import Say
+from convert.process.progress import Say
 from convert.toy.drawings import Scene, caption, draw, random_scenes
 from convert.toy.networks import SCALING_FACTOR, make_text_encoders, make_unet
 from convert.toy.random_checkpoint import SCHEDULER

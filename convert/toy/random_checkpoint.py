@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert.files.appearing import appearing_folder
-from convert.progress import Advance, silent
+from convert.process.progress import Advance, silent
 from convert.tokenizer.bpe import END, write_tokenizer
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.files.appearing import appearing
-from convert.progress import Say
+from convert.process.progress import Say
 
 SAVE_EVERY = 30.0  # seconds
 ADAMW_RATE = 2e-3  # the highest

@@ -21,7 +21,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from convert.files.cache import key_of
-from convert.progress import Advance, silent
+from convert.process.progress import Advance, silent
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from convert.errors import InputError
-from convert.progress import Advance, silent
+from convert.process.progress import Advance, silent
 
 PIECE = 4 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that ZIP knows

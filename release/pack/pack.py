@@ -26,7 +26,7 @@ from convert.files.disk import digest_file, disk_error
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing
 from convert.process.code import code_digest
-from convert.progress import Progress, Silent
+from convert.process.progress import Progress, Silent
 from convert.run import manifest as artifact_manifests
 from convert.units import size
 from release.pack.archive import split as split_archive

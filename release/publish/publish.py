@@ -18,7 +18,7 @@ from typing import Any, Literal
 from convert.errors import InputError, UserError
 from convert.files.disk import digest_file
 from convert.files.json_files import FileMissing, read_text
-from convert.progress import Progress, Silent
+from convert.process.progress import Progress, Silent
 from convert.source.hub import Repo, explain, quiet
 from convert.source.select import File
 from convert.units import size

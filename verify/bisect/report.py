@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from verify.artifact.artifact import open_artifact
 from verify.artifact.interface import infer_resolution
 from verify.artifact.probe import probe_programs

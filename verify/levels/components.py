@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convert.errors import CannotExecute, InputError
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.values import Resolution
 from verify.artifact import probe
 from verify.artifact.interface import is_compressed, precision

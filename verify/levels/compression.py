@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.weights.palette import Histogram, fit, fit_groups
 from verify.artifact.stored import PALETTE_SLACK, Palettes, compressed_names, palettes_of
 from verify.judge.checks import Check, failed, passed

@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.components import BATCH, COMPONENTS
 from convert.errors import CannotExecute
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from verify.artifact.interface import with_aliases
 from verify.judge.checks import Check, failed
 from verify.judge.metrics import Metrics, compare

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import CannotExecute
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from verify.judge.checks import PIPELINE, Check
 from verify.judge.image_metrics import ImageMetrics, compare_images
 from verify.judge.metrics import Metrics, compare

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from convert.checkpoint.pipeline import pipeline_config
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from verify.judge.checks import PICTURE_LEVELS, PIPELINE, Check, failed
 from verify.judge.rules import Rules
 from verify.levels.generation import Candidate, Generation, check_pictures

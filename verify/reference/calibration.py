@@ -36,7 +36,7 @@ from convert.files.cache import Cache, key_of
 from convert.files.json_files import read_json
 from convert.plan.plan import Plan
 from convert.process.code import code_digest
-from convert.progress import Progress, Say, Silent, silent
+from convert.process.progress import Progress, Say, Silent, silent
 from convert.run.run import checkpoint_digests, discard_unless
 from convert.source.download import Snapshot
 from convert.values import Bits, Resolution

@@ -25,7 +25,7 @@ from convert.checkpoint.latents import SCALING_FACTOR
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.values import Resolution
 from verify.reference.reference import Reference, quiet
 from verify.reference.schedule import TIMESTEPS, euler, step

@@ -21,7 +21,7 @@ from convert.checkpoint.pipeline import pipeline_config
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.progress import Say, silent
+from convert.process.progress import Say, silent
 from convert.recipe.sections import Verify
 from convert.values import Resolution
 from verify.reference.reference import Reference, quiet

@@ -8,7 +8,7 @@ import pytest
 
 from convert.errors import InputError
 from convert.plan.prepare import prepare
-from convert.progress import Silent
+from convert.process.progress import Silent
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.source.download import CheckpointSource
 

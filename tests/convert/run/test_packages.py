@@ -14,7 +14,7 @@ from convert.errors import InputError
 from convert.files.cache import Cache
 from convert.opening.door import open_checkpoint
 from convert.plan.plan import Job, Plan, make_plan
-from convert.progress import Silent
+from convert.process.progress import Silent
 from convert.recipe.recipe import parse_recipe
 from convert.run.packages import Context, task_for
 from convert.run.run import checkpoint_digests, run
