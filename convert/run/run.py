@@ -185,6 +185,7 @@ def checkpoint_digests(
     with progress.stage("Hashing the checkpoint", total, "B") as advance:
         found = cache.digests(unknown.values(), advance)
     known.update({name: found[path] for name, path in unknown.items()})
+    source.require_digest(known.get(source.path.name))
     written = plan.checkpoint.document_digests()
     return {n: written.get(n) or known[n] for n in sorted({*files, *written})}
 

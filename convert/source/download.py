@@ -165,19 +165,21 @@ def download(
         select = selection(source)
     if source.kind == "path":
         try:
-            return _local(Path(source.location), out, select)
+            return _expected(_local(Path(source.location), out, select), source)
         except OSError as error:
             raise disk_error(error, out or source.location) from None
     if out is not None:
         claim(out, source.location)
         done = recorded(out)
         if done is not None and done.commit == source.revision and _is_all(done, select):
-            return single(done, source.file)  # a commit never changes: no need to ask
+            return _expected(
+                single(done, source.file), source
+            )  # a commit never changes: no need to ask
     repo = Repo(source.location, source.revision, endpoint, cache_dir)
     with quiet():
         try:
             found = _from_hub(repo, out, select, progress or (lambda *_: None))
-            return single(found, source.file)
+            return _expected(single(found, source.file), source)
         except InputError:
             raise
         except Exception as error:
@@ -293,6 +295,21 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
         names = select_local(path, select)
         here = Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
     return single(copy(here, out, str(path.resolve()), None))
+
+
+def _expected(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
+    """The snapshot, which knows the digest that its file must have; InputError for another's."""
+    snapshot = replace(snapshot, sha256=source.sha256)
+    if source.sha256 is not None and not snapshot.path.is_file():
+        raise InputError(
+            "is a folder; a SHA-256 is of a single file",
+            where=source.location,
+            hint="Leave it away.",
+        )
+    for file in snapshot.files:
+        if snapshot.path.match(file.name):
+            snapshot.require_digest(file.sha256)
+    return snapshot
 
 
 def selection(source: CheckpointSource) -> Select:

@@ -53,7 +53,8 @@ class Record(Document):
 class Snapshot:
     """A checkpoint on this disk; `repo` and `commit` are None where nothing vouches for them.
 
-    `base` is where the rest comes from, of one that is not whole.
+    `base` is where the rest comes from, of one that is not whole; `sha256` (hex) is what the single
+    file must have, as its user says.
     """
 
     path: Path
@@ -61,6 +62,16 @@ class Snapshot:
     commit: str | None
     files: tuple[File, ...]
     base: Snapshot | None = None
+    sha256: str | None = None
+
+    def require_digest(self, found: str | None) -> None:
+        """Raise InputError if the single file's SHA-256 is known and is not what it must be."""
+        if self.sha256 not in (None, found) and found is not None:
+            raise InputError(
+                f"the file's SHA-256 is {found}, not {self.sha256}",
+                where=self.path,
+                hint="It is another file, or arrived damaged: compare with what its page says.",
+            )
 
     @property
     def all_files(self) -> tuple[File, ...]:

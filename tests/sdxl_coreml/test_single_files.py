@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.support.file_server import Answer, FileServer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -147,3 +150,40 @@ def test_damaged_files_exit_with_2_and_one_sentence(
         code, _, err = command(*words)
         assert (code, problem in err) == (2, True), err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_digest_is_refused_and_nothing_is_made(
+    command: Run, file: Path, toy: Path, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, file, str(toy))
+    for wanted, expected in (("0" * 64, 2), (hashlib.sha256(file.read_bytes()).hexdigest(), 0)):
+        text = path.read_text().replace("source = {", f'source = {{ sha256 = "{wanted}",')
+        (tmp_path / "checked.toml").write_text(text + 'verify.levels = ["structure"]\n')
+        out = tmp_path / "out"
+        code, _, err = command("run", tmp_path / "checked.toml", "--out", out, "--no-release")
+        assert code == expected, err
+        assert ("not 0000" in err) == (expected == 2)
+        assert out.exists() == (expected == 0)
+
+
+def test_a_file_behind_a_url_becomes_the_packages_that_it_becomes_as_a_path(
+    command: Run, file: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SDXL_COREML_TOKEN", "secret")
+    options = ["--base", toy, "--resolution", "64x64", "--component", "vae_decoder"]
+    assert command("convert", file, "--out", tmp_path / "path", *options)[0] == 0
+    with FileServer() as server:
+        server.answers["/mine.safetensors"] = Answer(file.read_bytes())
+        url = f"{server.url}/mine.safetensors?token=secret"
+        code, _, err = command("convert", url, "--out", tmp_path / "url", *options)
+    assert code == 0, err
+    assert server.requests[0][1]["authorization"] == "Bearer secret"
+    weights = "VAEDecoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    (one,) = (tmp_path / "path").glob("my.model_*")
+    (other,) = (tmp_path / "url").glob("mine_*")
+    assert (one / weights).read_bytes() == (other / weights).read_bytes()
+    texts = [p.read_bytes() for p in (tmp_path / "url").rglob("*.json")]
+    assert texts
+    assert not any(b"secret" in text for text in texts)
+    assert "secret" not in err

@@ -464,6 +464,9 @@ def test_one_of_several_single_files_has_to_be_named(hub: HubServer, tmp_path: P
         assert found.path.read_bytes() == name.rpartition("/")[2][0].encode()
         in_out = download(source, tmp_path / name[0], endpoint=hub.url, cache_dir=tmp_path / "new")
         assert in_out.path == tmp_path / name[0] / name
+    wrong = CheckpointSource("repo", REPO, file="b.ckpt", sha256="0" * 64)
+    with pytest.raises(InputError, match=rf"SHA-256 is {hashlib.sha256(b'b').hexdigest()}, not 0"):
+        download(wrong, endpoint=hub.url, cache_dir=tmp_path / "cache")
     with pytest.raises(InputError, match=r"no file b\.ckp here") as error:
         download(CheckpointSource("repo", REPO, file="b.ckp"), endpoint=hub.url)
     assert error.value.hint == "Did you mean b.ckpt?"
