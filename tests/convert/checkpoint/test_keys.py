@@ -122,3 +122,19 @@ def test_blocks_that_are_missing_are_noticed(lost: str) -> None:
     names = [f"{ldm}.weight" for _, ldm in keys.pairs if not ldm.startswith(lost)]
     with pytest.raises(ValueError, match="output blocks"):
         UNetBlocks.of_ldm(names)
+
+
+@pytest.mark.parametrize(
+    ("attention", "places"),
+    [
+        ((True, True, False), ["2.2.conv", "5.2.conv"]),  # SDXL base
+        ((False, True, True, False), ["2.1.conv", "5.2.conv", "8.2.conv"]),  # its refiner
+    ],
+)
+def test_an_upsampler_follows_an_attention_if_there_is_one(
+    attention: tuple[bool, ...], places: list[str]
+) -> None:
+    # diffusers' converter takes it at either place, so the places stand here; sgm's UNet has them.
+    keys = unet_keys(UNetBlocks((2,) * len(attention), attention))
+    found = [keys.ldm(f"up_blocks.{n}.upsamplers.0.conv.weight") for n in range(len(places))]
+    assert found == [f"output_blocks.{place}.weight" for place in places]

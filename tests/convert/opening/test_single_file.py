@@ -43,6 +43,12 @@ def opened(folder: Path) -> Checkpoint:
     return open_checkpoint(folder)
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """One of the same shapes and other values."""
+    return open_checkpoint(make_knowable(tmp_path_factory.mktemp("made") / "other", seed=7))
+
+
 def require_same(found: Checkpoint, wanted: Checkpoint) -> None:
     """Same tensors of the same values in float16, same settings of every network."""
     assert found.components == wanted.components
@@ -102,13 +108,12 @@ def test_other_dtypes_hold_the_same_values(
 
 @pytest.mark.parametrize("layout", ["bare", "prefixed", "diffusers"])
 def test_a_bare_unet_takes_the_rest_from_its_base(
-    tmp_path: Path, folder: Path, opened: Checkpoint, layout: str
+    tmp_path: Path, folder: Path, opened: Checkpoint, other: Checkpoint, layout: str
 ) -> None:
     file = single_file(tmp_path / "unet.safetensors", folder, layout)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="lacks vae, text_encoder, text_encoder_2") as error:
         open_checkpoint(file)
     assert "--base" in str(error.value.hint)
-    other = open_checkpoint(make_knowable(tmp_path / "other", seed=7))
     found = open_checkpoint(file, base=other)
     for part, wanted in (("unet", opened), ("vae", other), ("text_encoder_2", other)):
         for name, tensor in wanted.parts[part].tensors.items():
@@ -297,3 +302,37 @@ def test_damaged_files_are_refused(
     file = single_file(tmp_path / "one.safetensors", folder, change=change)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=problem):
         open_checkpoint(file, base=opened)
+
+
+@pytest.mark.parametrize(
+    ("part", "prefix"),
+    [
+        ("vae", "first_stage_model."),
+        ("text_encoder", "conditioner.embedders.0.transformer."),
+        ("text_encoder_2", "conditioner.embedders.1.model."),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["as it is", "diffusers"])
+def test_a_bare_part_replaces_the_bases(
+    tmp_path: Path,
+    folder: Path,
+    opened: Checkpoint,
+    other: Checkpoint,
+    part: str,
+    prefix: str,
+    spelling: str,
+) -> None:
+    if spelling == "diffusers":
+        tensors = opened.parts[part].tensors
+        weights = {n: torch.from_numpy(t.read(np.float16)) for n, t in tensors.items()}
+    else:
+        held = {k: v for k, v in ldm_weights(folder).items() if k.startswith(prefix)}
+        weights = {name.removeprefix(prefix): value for name, value in held.items()}
+    file = write_file(tmp_path / "part.safetensors", weights)
+    found = open_checkpoint(file, base=other)
+    assert found.origin is not None
+    mine = [name for name, place in found.origin.parts.items() if place == file.name]
+    assert mine == [part]
+    for name, tensor in opened.parts[part].tensors.items():
+        values = found.parts[part].tensors[name].read(np.float16)
+        np.testing.assert_array_equal(values, tensor.read(np.float16))
