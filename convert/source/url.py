@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
@@ -107,9 +109,12 @@ def fetch_url(
     from huggingface_hub import constants
 
     folder = out or Path(constants.HF_HOME) / "sdxl-coreml" / "files" / (sha256 or url.key)
+    download = _Download(url, folder, sha256, token, progress)
     try:
-        with quiet(), locked(folder.parent / f".{folder.name}.lock"):
-            return _Download(url, folder, sha256, token, progress).snapshot()
+        with quiet(), ExitStack() as stack:
+            if out is None:  # the cache is every run's
+                stack.enter_context(locked(folder.with_suffix(".lock")))
+            return download.snapshot()
     except OSError as error:
         if is_of_certificates(error):
             raise  # whoever reads the environment knows the variable that names them
@@ -129,18 +134,24 @@ class _Download:
         done = recorded(self.folder)
         if done is not None and self.sha256 in (None, done.files[0].sha256):
             return done
+        is_new = not self.folder.exists()
         staging = begin(self.folder, str(self.url), ())
         part = staging / "part"
-        name = self._fetched(part, staging / "answer.json")
-        _require_no_page(part, self.url)
-        found = digest_file(part)
-        if self.sha256 not in (None, found):
-            part.unlink()
-            raise InputError(
-                f"the file's SHA-256 is {found}, not {self.sha256}",
-                where=self.url,
-                hint="It is another file, or arrived damaged: compare with what its page says.",
-            )
+        try:
+            name = self._fetched(part, staging / "answer.json")
+            _require_no_page(part, self.url)
+            found = digest_file(part)
+            if self.sha256 not in (None, found):
+                part.unlink()
+                raise InputError(
+                    f"the file's SHA-256 is {found}, not {self.sha256}",
+                    where=self.url,
+                    hint="It is another file, or arrived damaged: compare with what its page says.",
+                )
+        except InputError:
+            if is_new and not (part.is_file() and part.stat().st_size):  # nothing to go on from
+                shutil.rmtree(self.folder)
+            raise
         file = File(name, part.stat().st_size, found)
         part.replace(self.folder / name)
         return finish(Snapshot(self.folder, None, None, (file,)), str(self.url), None)

@@ -226,7 +226,7 @@ BAD: list[tuple[str, list[str], str]] = [
     ("verify a folder of something", ["verify", "{full}", "--source", "{toy}"], ""),
     ("inspect nothing", ["inspect", "none"], "no such package or folder"),
     ("toy into something", ["toy", "{full}"], "not empty"),
-    ("download by URL", ["download", "https://a.b/c", "--out", "{out}"], "not read yet"),
+    ("download by URL", ["download", "http://127.0.0.1:1/c", "--out", "{out}"], "cannot be"),
 ]  # fmt: skip
 
 
