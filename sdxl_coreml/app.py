@@ -20,6 +20,7 @@ try:
         deferred_interrupt,
         ignore_interrupts,
         orderly_ends,
+        require_uninterrupted,
     )
 except KeyboardInterrupt:
     if sys.stderr is not None:
@@ -70,7 +71,11 @@ def _run() -> int:
                 for name, value in QUIET.items():
                     os.environ.setdefault(name, value)
             app = application()
-        code = app(standalone_mode=False)
+        try:
+            code = app(standalone_mode=False)
+        except Exception:
+            require_uninterrupted()
+            raise
         if code == 130:  # how typer ends on Ctrl-C
             return _fail(INTERRUPTED, code)
         return code if isinstance(code, int) else 0

@@ -28,6 +28,7 @@ from convert.package.mlpackage import MANIFEST, MODEL, Description, manifest
 from convert.peer.networks import text_encoder, unet, vae
 from convert.plan.engines import PACKAGE, not_in_bits, not_installed
 from convert.plan.plan import Job
+from convert.process.interrupts import require_uninterrupted
 from convert.values import DeploymentTarget, Resolution
 
 VERSION_KEY = "com.github.apple.ml-stable-diffusion.version"
@@ -126,6 +127,7 @@ def convert_component(
     except (UserError, OSError):
         raise
     except Exception as error:
+        require_uninterrupted()
         raise CannotExecute(
             f"Apple's converter failed: {type(error).__name__}: {error}",
             where=component,

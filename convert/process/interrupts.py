@@ -15,6 +15,7 @@ from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 AGAIN_AFTER = 0.01  # seconds
+_came: list[int] = []  # the signals that have been raised as exceptions
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,6 +83,7 @@ def orderly_ends() -> Iterator[None]:
             hook(what)
 
     sys.unraisablehook = dropped
+    _came.clear()
     try:
         yield
     finally:
@@ -90,7 +92,18 @@ def orderly_ends() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def require_uninterrupted() -> None:
+    """Raise again what has come, if a library has made an error of its own of it.
+
+    Compiled code that calls Python may drop what is raised there and report something else; it is
+    called where errors of libraries are turned into ours.
+    """
+    if _came:
+        _raise(_came[-1], None)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
+    _came.append(number)
     if number == signal.SIGINT:
         raise Interrupted
     raise Terminated(number)

@@ -25,6 +25,7 @@ from convert.checkpoint.latents import SCALING_FACTOR
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
+from convert.process.interrupts import require_uninterrupted
 from convert.process.progress import Say, silent
 from convert.values import Resolution
 from verify.reference.reference import Reference, quiet
@@ -277,6 +278,7 @@ def token_ids(checkpoint: Checkpoint, component: str, texts: list[str]) -> Tenso
                 return_tensors="pt",
             )["input_ids"]
         except Exception as error:  # the library raises whatever its Rust half does
+            require_uninterrupted()
             raise InputError(f"transformers cannot use it: {error}", where=folder) from error
     vocabulary = checkpoint.text_encoders[component].vocabulary
     if int(ids.max()) >= vocabulary:

@@ -27,6 +27,7 @@ from convert.checkpoint.latents import SCALING_FACTOR
 from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
+from convert.process.interrupts import require_uninterrupted
 from verify.reference.loras import merge_into, unmerged
 from verify.reference.single_file import load_single
 
@@ -308,6 +309,7 @@ def _load(part: Part, component: str, dtype: torch.dtype) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # whatever Python raises of config values of the wrong type
+            require_uninterrupted()
             said = reason(error).replace(str(place), str(part.path))
             raise InputError(
                 f"{kind.__name__} cannot be loaded: {said}",

@@ -21,6 +21,7 @@ from convert.checkpoint.tensors import StoredTensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.json_files import reason
+from convert.process.interrupts import require_uninterrupted
 from verify.reference.loras import unmerged
 
 Weights = dict[str, Tensor]
@@ -48,6 +49,7 @@ def _opens(part: Part) -> bool:
     try:
         _file_weights(part)
     except Exception:  # whatever the library says of a file that it does not take
+        require_uninterrupted()
         return False
     return True
 
@@ -88,6 +90,7 @@ def load_single(part: Part, component: str, dtype: torch.dtype) -> Any:
     except (MemoryError, InputError):
         raise
     except Exception as error:  # of the libraries, which raise whatever they like
+        require_uninterrupted()
         raise InputError(
             f"{part.name} cannot be loaded by the libraries: {reason(error)}",
             where=part.path,

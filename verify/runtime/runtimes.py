@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from convert.errors import CannotExecute, InputError
+from convert.process.interrupts import require_uninterrupted
 
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 
@@ -122,6 +123,7 @@ class CoreMLRuntime:
         try:
             model = load(str(package), compute_units=units)
         except Exception as error:  # whatever the framework says
+            require_uninterrupted()
             raise CannotExecute(f"Core ML cannot load it: {error}", where=package) from error
 
         def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -129,6 +131,7 @@ class CoreMLRuntime:
             try:
                 outputs = model.predict(arrays)
             except Exception as error:
+                require_uninterrupted()
                 raise CannotExecute(f"Core ML cannot run it: {error}", where=package) from error
             return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 

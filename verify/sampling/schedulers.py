@@ -7,6 +7,7 @@ from typing import Any
 
 from convert.errors import InputError
 from convert.files.json_files import reason
+from convert.process.interrupts import require_uninterrupted
 from convert.recipe.schedulers import SCHEDULERS, require_scheduler
 from verify.reference.reference import quiet
 
@@ -41,6 +42,7 @@ def make_scheduler(name: str | None, config: Mapping[str, Any]) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # whatever Python raises of values of the wrong type
+            require_uninterrupted()
             problem = f"{kind} cannot use the checkpoint's scheduler config: {reason(error)}"
             raise InputError(problem) from error
 

@@ -9,6 +9,7 @@ from typing import Any
 from convert.components import MAX_TOKENS
 from convert.errors import InputError
 from convert.files.json_files import read_object, read_text
+from convert.process.interrupts import require_uninterrupted
 from verify.reference.reference import quiet
 
 
@@ -32,6 +33,7 @@ def tokenizer(folder: Path, pad_token: str, added: Sequence[Mapping[str, Any]] =
         except InputError:
             raise
         except Exception as error:  # the library raises whatever its Rust half does
+            require_uninterrupted()
             raise InputError(f"transformers cannot read it: {error}", where=folder) from error
 
 

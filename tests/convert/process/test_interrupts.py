@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from convert.process.interrupts import (
+    Interrupted,
     Terminated,
     deferred_interrupt,
     orderly_ends,
+    require_uninterrupted,
     without_interrupts,
 )
 
@@ -180,3 +182,44 @@ def test_the_exit_code_is_ours_whatever_ctrl_c_has_ended(tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (found.returncode, found.stderr.count("\n")) == (130, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Terminated)]
+)
+def test_what_a_library_has_made_an_error_of_its_own_is_raised_again(
+    number: signal.Signals, kind: type[BaseException]
+) -> None:
+    def load() -> None:
+        try:
+            signal.raise_signal(number)
+        except kind:
+            raise OSError("cannot be read") from None
+
+    with orderly_ends():
+        require_uninterrupted()  # nothing has come yet
+        with pytest.raises(OSError, match="cannot be read"):
+            load()
+        with pytest.raises(kind):
+            require_uninterrupted()
+    with orderly_ends():
+        require_uninterrupted()
+
+
+def test_ctrl_c_in_a_librarys_loader_is_no_error_of_the_checkpoint(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKL
+
+    from convert.opening.door import open_checkpoint
+    from verify.reference.reference import Reference
+
+    def loader(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise OSError("Unable to load weights") from None
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", loader)
+    with orderly_ends(), pytest.raises(Interrupted):
+        Reference(open_checkpoint(toy), "vae_decoder")
