@@ -28,7 +28,9 @@ JsonOption = Annotated[
 ]
 SourceOption = Annotated[
     str | None,
-    typer.Option("--source", help="Take the checkpoint from here instead: Hub repo or folder."),
+    typer.Option(
+        "--source", help="Take the checkpoint from here instead: Hub repo, folder, file or URL."
+    ),
 ]
 BaseOption = Annotated[
     str | None,

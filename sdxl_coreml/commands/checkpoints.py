@@ -41,7 +41,7 @@ def toy(
 
 
 def download(
-    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name), folder, file or URL.")],
     out: Annotated[Path, out_option("Where the checkpoint goes.")],
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; recorded as a commit.")

@@ -106,7 +106,7 @@ def generate(
 
 
 def record(
-    source: Annotated[str, typer.Argument(help="Hub repo (owner/name) or local folder.")],
+    source: Annotated[str, typer.Argument(help="Hub repo (owner/name), folder, file or URL.")],
     resolution: Annotated[str, typer.Option(metavar="WxH", help="Image size in pixels.")],
     out: Annotated[Path, out_option("The bundle: a new folder.")],
     recipe: Annotated[
