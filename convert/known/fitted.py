@@ -198,8 +198,8 @@ def _says(known: Any, found: Any) -> bool:
 def _heads(width: int, what: str, where: Path) -> int:
     if width % HEAD:
         raise InputError(
-            f"{what} are {width} channels wide, which is no multiple of {HEAD}: how many heads "
-            "their attentions have cannot be told from the file",
+            f"in {what}, {width} channels wide, which is no multiple of {HEAD}, the file does not "
+            "tell how many heads attentions have",
             where=where,
             hint=BASE,
         )
