@@ -82,11 +82,6 @@ class FileLayout:
     ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names, by why
 
     @property
-    def is_bare(self) -> bool:
-        """Whether it is one network's file, rather than a whole checkpoint's."""
-        return len(self.parts) == 1
-
-    @property
     def marks(self) -> frozenset[str]:
         """The tensors that mark what the UNet predicts."""
         return frozenset(n for names in self.ignored.values() for n in names) & {"v_pred", "ztsnr"}

@@ -43,16 +43,6 @@ def open_single_file(
     return _Assembly(file, recognise(file.tensors, path), base).checkpoint(name)
 
 
-def file_part(path: Path, part: str) -> FilePart:
-    """One network of those that a file holds; raises InputError if it does not hold it."""
-    layout = recognise(read_weights(path).tensors, path)
-    if part not in layout.parts:
-        raise InputError(
-            f"holds {', '.join(layout.parts)}; a file with {part} is wanted", where=path
-        )
-    return layout.parts[part]
-
-
 @dataclass(frozen=True)
 class _Assembly:
     """A file's layout and what completes it."""

@@ -38,6 +38,7 @@ def prepare(
     only: str | None = None,
     components: Iterable[str] = (),
     engine: Engine = "native",
+    base: str | None = None,
     looking: bool = False,
     token: str | None = None,
 ) -> Prepared:
@@ -47,6 +48,7 @@ def prepare(
         source: instead of the recipe's; that one if None. What another, named by a text, lacks is
             only taken from the recipe's base if it is a single file.
         only, components, engine: as `convert.plan.plan.make_plan` takes them.
+        base: instead of the recipe's; that one if None.
         looking: the plan will not be carried out, so the headers of a Hub repo's weights will do.
         token: for the server of a URL.
 
@@ -70,9 +72,9 @@ def prepare(
             return fetch(wanted, progress, token=token)
 
         snapshot = get(source)
-        base = recipe.source.base
-        if base is not None and (not is_another or snapshot.path.is_file()):
-            snapshot = replace(snapshot, base=get(parse_source(base)))
+        if base is None and (not is_another or snapshot.path.is_file()):
+            base = recipe.source.base
+        snapshot = _with_base(snapshot, base, get)
         loras = [_on_disk(lora, lambda wanted: fetch(wanted, progress)) for lora in _loras(recipe)]
         checkpoint = opened(snapshot, loras)
     plan = make_plan(recipe, checkpoint, only=only, components=components, engine=engine)
@@ -110,12 +112,18 @@ def fetch_whole(
     token: str | None = None,
 ) -> Snapshot:
     """A checkpoint on this disk, with what supplies the parts that it lacks; as `open_source`."""
-    snapshot = fetch(source, progress, token=token)
+
+    def get(wanted: CheckpointSource) -> Snapshot:
+        return fetch(wanted, progress, token=token)
+
+    snapshot = get(source)
     if base is None and recipe is not None and snapshot.path.is_file():
         base = recipe.source.base
-    if base is None:
-        return snapshot
-    return replace(snapshot, base=fetch(parse_source(base), progress, token=token))
+    return _with_base(snapshot, base, get)
+
+
+def _with_base(snapshot: Snapshot, base: str | None, get: Get) -> Snapshot:
+    return snapshot if base is None else replace(snapshot, base=get(parse_source(base)))
 
 
 def source_of(given: Source) -> CheckpointSource:

@@ -22,6 +22,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 from convert.errors import InputError
 from convert.values import Bits, DeploymentTarget
@@ -58,7 +59,7 @@ class Measured:
     @property
     def sensitivity(self) -> float:
         """The mean over outputs."""
-        return _mean(self.sensitivities)
+        return fmean(self.sensitivities)
 
     def expected(self, bits: str) -> tuple[float, ...]:
         """The expected share of noise in the energy of each output.
@@ -206,7 +207,7 @@ def make_allocation(
                 tensors[name].shape,
                 width,
                 rounded(facts[name].sensitivity),
-                rounded(_mean(facts[name].expected(width))),
+                rounded(fmean(facts[name].expected(width))),
             )
             for name, width in widths.items()
         }
@@ -240,7 +241,3 @@ def least_errors(
         best, least = widths, error
         largest = max(shares, default=0.0) or 1.0
         weights = tuple((share / largest) ** (POWER - 1) for share in shares)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

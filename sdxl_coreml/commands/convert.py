@@ -93,6 +93,7 @@ def convert(
         terminal,
         components=component or [],
         engine=engine,
+        base=base,  # the recipe's is without what a URL holds of secrets
         token=url_token(),
     )
     plan = prepared.plan

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from convert.errors import InputError
+from convert.plan import prepare as preparing
 from convert.plan.prepare import prepare
 from convert.process.progress import Silent
+from convert.recipe.options import recipe_from_options
 from convert.recipe.recipe import Recipe, parse_recipe
-from convert.source.download import CheckpointSource
+from convert.source.download import CheckpointSource, Snapshot, parse_source
+from convert.toy import write_toy_file
 
 RECIPE = """
 name = "toy"
@@ -40,3 +43,23 @@ def test_an_empty_source_is_no_source(toy: Path) -> None:
 def test_a_glob_that_matches_nothing_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="matches none of the artifacts"):
         prepare(recipe(tmp_path / "none"), None, Silent(), only="none*")
+
+
+def test_a_base_is_fetched_from_the_whole_address_that_was_given(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe's text has it without the query, which may hold a secret."""
+    address = "https://example.com/base?token=secret"
+    file = tmp_path / "toy.safetensors"
+    write_toy_file(file)
+    asked: list[CheckpointSource] = []
+
+    def fetch(source: CheckpointSource, *_: object, **__: object) -> Snapshot:
+        asked.append(source)
+        return Snapshot(toy if source.url else file, None, None, ())
+
+    monkeypatch.setattr(preparing, "fetch", fetch)
+    made = recipe_from_options(str(file), base=address)
+    assert made.source.base == "https://example.com/base"
+    prepare(made, parse_source(str(file)), Silent(), base=address)
+    assert [source.url.address for source in asked if source.url] == [address]
