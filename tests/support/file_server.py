@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.support.servers import TwoServers
 
 
 @dataclass
@@ -34,12 +35,8 @@ class FileServer:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # path, headers
 
     def __enter__(self) -> FileServer:
-        # Redirects lead to another origin, as to a site's store: no login may be sent there.
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
-        self.url, self.store = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
-        for server in self.servers:
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.servers = TwoServers(_handler(self))
+        self.url, self.store = self.servers.urls
         return self
 
     def __exit__(
@@ -48,9 +45,7 @@ class FileServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
+        self.servers.stop()
 
 
 def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:

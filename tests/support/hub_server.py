@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.hub_upload import Uploads
 from tests.support.hub_upload import answer as answer_upload
+from tests.support.servers import TwoServers
 
 LFS = (".zip", ".png", ".safetensors", ".bin", ".onnx", ".msgpack", ".onnx_data", ".ckpt")
 
@@ -47,13 +47,8 @@ class HubServer:
     uploads: Uploads = field(default_factory=Uploads)
 
     def __enter__(self) -> HubServer:
-        # As on the Hub, the CDN is another origin: no login may be sent there.
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
-        self.url, self.cdn = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
-        for server in self.servers:
-            server.daemon_threads = True
-            # The default poll of 0.5 s would be paid at the end of every test.
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.servers = TwoServers(_handler(self))
+        self.url, self.cdn = self.servers.urls
         return self
 
     def __exit__(
@@ -66,9 +61,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Close the ports: from here on the Hub is unreachable."""
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
+        self.servers.stop()
 
     def push(self, repo: str, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Commit `files` as all of `branch`; returns the commit."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import cache as once
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -232,13 +233,9 @@ def _batches(tensors: Mapping[str, Weight]) -> Iterator[list[str]]:
 
 def _bend(measured: Collection[Measured], true: float) -> float:
     """What all drifts are to be multiplied by so that they and the noise make the true error."""
-    noise = math.fsum(_mean(replace(m, drifts=()).expected(COARSE)) for m in measured)
-    drift = math.fsum(_mean(m.expected(COARSE)) for m in measured) - noise
+    noise = math.fsum(fmean(replace(m, drifts=()).expected(COARSE)) for m in measured)
+    drift = math.fsum(fmean(m.expected(COARSE)) for m in measured) - noise
     return max(true - noise, 0.0) / drift if drift > 0 else 1.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _error_of(
@@ -261,7 +258,7 @@ def _error_of(
                 10 ** (-compare(expected, outputs[name]).snr_db / 10)
                 for name, expected in case.outputs.items()
             ]
-    return _mean(errors)
+    return fmean(errors)
 
 
 def calibrate(

@@ -57,6 +57,7 @@ def test_every_key_of_the_contract_is_read() -> None:
         [source]
         repo = "cagliostrolab/animagine-xl-3.1"
         revision = "main"
+        loras = [{ path = "detail.safetensors", scale = 0.8 }, { path = "b.safetensors" }]
         [matrix]
         attention = ["split_einsum_v2"]
         resolution = ["832x1216"]
@@ -77,6 +78,10 @@ def test_every_key_of_the_contract_is_read() -> None:
     """
     )
     assert recipe.source.revision == "main"
+    assert [(lora.path, lora.scale) for lora in recipe.source.loras] == [
+        ("detail.safetensors", 0.8),
+        ("b.safetensors", 1.0),
+    ]
     assert recipe.verify.guidance == 7.0
     assert [artifact.name for artifact in recipe.artifacts()] == [
         "int8-animagine-xl-3.1",
@@ -287,10 +292,19 @@ def test_paths_start_at_the_recipes_folder_and_the_digest_does_not_know_it(tmp_p
         name = "x"
         [source]
         path = "a.safetensors"
+        base = "my/base"
+        loras = [{ path = "../b.safetensors" }, { path = "/c.safetensors" }]
     """
     (tmp_path / "x.toml").write_text(text)
     recipe = load_recipe(tmp_path / "x.toml")
     assert recipe.source.path == str(tmp_path / "a.safetensors")
+    assert recipe.source.base == "my/base"  # a repository, as there is no such folder
+    assert [lora.path for lora in recipe.source.loras] == [
+        str(tmp_path / "../b.safetensors"),
+        "/c.safetensors",
+    ]
+    (tmp_path / "my" / "base").mkdir(parents=True)
+    assert load_recipe(tmp_path / "x.toml").source.base == str(tmp_path / "my" / "base")
     assert recipe.text == text
     assert recipe.digest == parse(text).digest
     for path, found in (("../b", str(tmp_path / "../b")), ("/c", "/c")):
