@@ -101,7 +101,8 @@ class Plan:
             component: {a.artifact.bits: a.jobs[component].bits for a in self.artifacts}
             for component in self.artifacts[0].jobs
         }
-        compressions = _compressions(self.weights, bits, self.recipe.target.deployment, allocations)
+        target, file = self.recipe.target.deployment, self.recipe.compress.allocation
+        compressions = _compressions(self.weights, bits, target, allocations, file)
         artifacts = tuple(
             replace(
                 a,
@@ -167,7 +168,7 @@ def make_plan(
         for component in dict.fromkeys([*chosen, *compress.named])
     }
     allocations = fitting_allocations(compress.allocation, weights, bits, target)
-    compressions = _compressions(weights, bits, target, allocations)
+    compressions = _compressions(weights, bits, target, allocations, compress.allocation)
     require_gates(recipe, checkpoint.components, compressions)
     return Plan(
         recipe,
@@ -207,8 +208,13 @@ def _compressions(
     bits: BitsByComponent,
     target: DeploymentTarget,
     allocations: Mapping[Bits, Allocation],
+    file: str | None,
 ) -> dict[tuple[str, Bits], Compression]:
-    """By component and artifact's bits; each is worked out once, for all that have them."""
+    """By component and artifact's bits; each is worked out once, for all that have them.
+
+    Args:
+        file: that the allocations were read from, if the recipe names one.
+    """
     found: dict[tuple[str, Bits], Compression] = {}
     for component, of in weights.items():
         for asked, width in bits.get(component, {}).items():
@@ -220,7 +226,7 @@ def _compressions(
                 else:
                     widths = provisional(options(of, target), budget(of, width), component, width)
                 found[component, asked] = choose_methods(of, width, widths)
-                require_average(of, found[component, asked], width)
+                require_average(of, found[component, asked], width, where=file)
             else:
                 found[component, asked] = choose_methods(of, width)
     return found

@@ -218,10 +218,15 @@ def budget(weights: ComponentWeights, bits: Bits) -> int:
     return int(average * sum(tensor.size for tensor in weights.compressible.values()) / 8)
 
 
-def require_average(weights: ComponentWeights, compression: Compression, bits: Bits) -> None:
+def require_average(
+    weights: ComponentWeights, compression: Compression, bits: Bits, *, where: object = None
+) -> None:
     """Raise InputError if what is stored averages more bits than it is called after.
 
     So it may with an allocation that was edited, or made for other groups or overrides.
+
+    Args:
+        where: the allocation's file, if it has one.
     """
     able, limit = weights.compressible, budget(weights, bits)
     stored = compression.stored_bytes(able, 2)
@@ -229,6 +234,7 @@ def require_average(weights: ComponentWeights, compression: Compression, bits: B
         average = 8 * stored / sum(tensor.size for tensor in able.values())
         raise InputError(
             f"the widths of {weights.component} average {average:.2f} bits, more than {bits}",
+            where=where,
             hint="An allocation counts palettes, too: leave it away to measure anew, or ask for "
             f"mixed-{math.ceil(10 * average) / 10:.1f}.",
         )

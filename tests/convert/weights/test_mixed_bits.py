@@ -240,6 +240,7 @@ def test_an_allocation_that_does_not_fit_is_refused(
         file.write_text(json.dumps(document), "utf-8")
         with pytest.raises(InputError) as caught:
             plan_with(source, file, **options)
+        assert str(caught.value).startswith(f"{file}: ")
         assert says in str(caught.value)
 
     refused(lambda t: t.pop(name), f"lacks a width for text_encoder_2's `{name}`")
