@@ -235,8 +235,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             start = file.read(64)
             refuse_pointer(path, start)
             length = int.from_bytes(start[:8], "little")
-            if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
+            if size < 8 or not 2 <= length <= size - 8:
                 raise _damaged(path, f"its header claims {length} bytes of a file of {size}")
+            if length > LARGEST_HEADER:
+                most = f"at most {LARGEST_HEADER} are read"
+                raise _damaged(path, f"its header claims {length} bytes; {most}")
             file.seek(8)
             data = file.read(length)
     except OSError as error:
