@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint.derived import dtypes_of
 from convert.checkpoint.layout import recognise
 from convert.checkpoint.origin import SHOWN
 from convert.checkpoint.tensors import Tensor
@@ -133,5 +133,4 @@ def source_contents(path: Path) -> SourceContents:
 
 def _part(layout: str, tensors: Iterable[Tensor]) -> PartContents:
     held = list(tensors)
-    dtypes = dict(Counter(tensor.dtype for tensor in held).most_common())
-    return PartContents(layout, len(held), sum(tensor.size for tensor in held), dtypes)
+    return PartContents(layout, len(held), sum(tensor.size for tensor in held), dtypes_of(held))

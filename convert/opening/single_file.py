@@ -8,14 +8,14 @@ recorded in the checkpoint's `origin`.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint, Part, embedding_rows
-from convert.checkpoint.layout import FileLayout, FilePart, recognise
+from convert.checkpoint.derived import dtypes_of
+from convert.checkpoint.layout import FileLayout, recognise
 from convert.checkpoint.origin import Origin
 from convert.checkpoint.small_files import layout_name
 from convert.checkpoint.tensors import Tensor
@@ -87,7 +87,11 @@ class _Assembly:
                 kind=kind,
                 layout=self.said(),
                 parts=self.places(wanted, given, list(tokenizers), from_base),
-                dtypes={n: _dtypes(self.layout.parts[n]) for n in wanted if n in found},
+                dtypes={
+                    n: dtypes_of(self.layout.parts[n].tensors.values())
+                    for n in wanted
+                    if n in found
+                },
                 ignored=self.ignored(),
                 prediction=prediction,
                 base=self.base.name if self.base else None,
@@ -284,10 +288,6 @@ def _listed(words: Iterable[str]) -> str:
     """a, b and c."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _dtypes(part: FilePart) -> dict[str, int]:
-    return dict(Counter(tensor.dtype for tensor in part.tensors.values()).most_common())
 
 
 def _json(values: Mapping[str, Any]) -> str:
