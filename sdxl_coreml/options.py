@@ -45,8 +45,16 @@ LoraOption = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[=STRENGTH]",
-        help="A LoRA to merge; may repeat, in this order. Strengths of its own for the text "
-        "encoders need a recipe.",
+        help="A LoRA to merge: a file, Hub repo or URL; may repeat, in this order. Strengths of "
+        "its own for the text encoders need a recipe.",
+    ),
+]
+PredictionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction",
+        metavar="auto|epsilon|v",
+        help="What the UNet predicts, where the checkpoint does not say so.",
     ),
 ]
 Jobs = Annotated[

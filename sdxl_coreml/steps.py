@@ -13,7 +13,6 @@ from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.plan.plan import Plan
-    from convert.recipe.sections import LoraSource
     from convert.run.run import Result
     from convert.source.download import Snapshot
     from release.card.source_card import SourceCard
@@ -25,14 +24,6 @@ def url_token() -> str | None:
     import os
 
     return os.environ.get("SDXL_COREML_TOKEN")
-
-
-def lora_sources(given: Sequence[str] | None) -> list[LoraSource]:
-    """What the options `--lora` stand for."""
-    from convert.recipe.options import lora_values
-    from convert.recipe.sections import LoraSource
-
-    return [LoraSource.model_validate(lora_values(text)) for text in given or ()]
 
 
 def make(

@@ -48,7 +48,7 @@ def library_folder(checkpoint: Checkpoint, name: str) -> Iterator[Path]:
     Raises:
         InputError: the checkpoint has none.
     """
-    if checkpoint.origin is None:
+    if checkpoint.origin is None and not checkpoint.documents:
         folder = checkpoint.path / name
         if not folder.is_dir():
             raise InputError("missing", where=folder, hint="Download the checkpoint again.")

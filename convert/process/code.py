@@ -158,6 +158,7 @@ OUTSIDE: tuple[str, ...] = (
     # what is asked for, and the checkpoint's files: keys hold both, as values and digests
     "convert/plan/gates.py",
     "convert/plan/plan.py",
+    "convert/plan/gather.py",
     "convert/plan/prepare.py",
     "convert/recipe/__init__.py",
     "convert/recipe/builtin.py",
@@ -165,7 +166,9 @@ OUTSIDE: tuple[str, ...] = (
     "convert/recipe/fields.py",
     "convert/recipe/options.py",
     "convert/recipe/recipe.py",
+    "convert/recipe/section.py",
     "convert/recipe/sections.py",
+    "convert/recipe/source.py",
     "convert/run/run.py",
     "convert/source/download.py",
     "convert/source/hub.py",

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
+
+from pydantic import ValidationError
 
 from convert.errors import InputError
 from convert.files.disk import name_as_given
 from convert.files.json_files import readable
+from convert.recipe.errors import refused
 from convert.recipe.fields import LONGEST_NAME, check_file_name
 from convert.recipe.recipe import Recipe, make_recipe
+from convert.recipe.source import FileSource, Ingredients
 from convert.source.download import parse_source
 from convert.source.select import is_single
+
+F = TypeVar("F", bound=FileSource)
 
 # What a person typed for each key of the recipe, the most particular first.
 OPTIONS = {
     "name": "--name",
     "source.revision": "--revision",
+    "source.base": "--base",
     "source.loras": "--lora",
+    "source.prediction": "--prediction",
     "source": "SOURCE",
     "matrix.attention": "--attention",
     "matrix.resolution": "--resolution",
@@ -40,8 +49,7 @@ def recipe_from_options(
     *,
     name: str | None = None,
     revision: str | None = None,
-    base: str | None = None,
-    loras: Sequence[str] = (),
+    added: Added | None = None,
     attention: Sequence[str] | None = None,
     resolution: Sequence[str] | None = None,
     bits: Sequence[str] | None = None,
@@ -52,6 +60,9 @@ def recipe_from_options(
 ) -> Recipe:
     """The recipe that `convert`'s options stand for.
 
+    Args:
+        added: what is put into the checkpoint.
+
     Raises:
         InputError: no such source, or one line for each option that is wrong.
     """
@@ -61,10 +72,7 @@ def recipe_from_options(
         origin["revision"] = found.revision
     if found.file:
         origin["file"] = found.file
-    if base is not None:
-        origin["base"] = readable(parse_source(base).location)
-    if loras:
-        origin["loras"] = [lora_values(text) for text in loras]
+    origin |= added.values() if added else {}
     compress: dict[str, Any] = {}
     if group_size is not None:
         compress["group_size"] = group_size
@@ -93,22 +101,88 @@ def recipe_from_options(
     return recipe.model_copy(update=paths)
 
 
+@dataclass(frozen=True)
+class Added:
+    """What `--base`, `--lora` and their like say that is put into a checkpoint, as typed."""
+
+    base: str | None = None
+    loras: Sequence[str] = ()
+    prediction: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """The values of a recipe's [source]; of URLs without what they hold of secrets."""
+        found: dict[str, Any] = {}
+        if self.base is not None:
+            found["base"] = readable(parse_source(self.base).location)
+        if self.loras:
+            found["loras"] = [lora_values(text) for text in self.loras]
+        if self.prediction is not None:
+            found["prediction"] = self.prediction
+        return found
+
+    def ingredients(self) -> Ingredients:
+        """The same, with the addresses and paths themselves.
+
+        Raises:
+            InputError: one line for each option that is wrong.
+        """
+        options = {key.removeprefix("source."): text for key, text in OPTIONS.items()}
+        try:
+            made = Ingredients.model_validate(self.values())
+        except ValidationError as error:
+            raise refused(error, Ingredients, None, options) from None
+        exact: dict[str, Any] = {} if self.base is None else {"base": self.base}
+        if self.loras:
+            places = [_place_and_strength(text)[0] for text in self.loras]
+            exact["loras"] = tuple(
+                exactly(lora, place) for lora, place in zip(made.loras, places, strict=True)
+            )
+        return made.model_copy(update=exact)
+
+
 def lora_values(text: str) -> dict[str, Any]:
-    """What `--lora FILE[=STRENGTH]` stands for; raises InputError for another strength.
+    """What `--lora FILE[=STRENGTH]` stands for; a URL or Hub repo may stand for the file.
 
     >>> lora_values("detail.safetensors=0.8")
     {'path': 'detail.safetensors', 'scale': 0.8}
     """
-    file, mark, strength = text.rpartition("=")
-    if not mark or Path(text).is_file():  # a file's name may hold the mark
-        return {"path": readable(text)}
+    place, strength = _place_and_strength(text)
+    values: dict[str, Any] = place_values(place)
+    if strength is None:
+        return values
     try:
-        return {"path": readable(file), "scale": float(strength)}
+        return {**values, "scale": float(strength)}
     except ValueError:
         raise InputError(
             f"`--lora {readable(text)}`: `{readable(strength)}` is no strength",
             hint="A strength is a number: --lora detail.safetensors=0.8",
         ) from None
+
+
+def place_values(place: str) -> dict[str, Any]:
+    """What a recipe says of a file that is not the checkpoint: path, url, or repo and file."""
+    is_url = place.startswith(("http://", "https://"))
+    if not is_url and (is_single(Path(place).name) or Path(place).exists()):
+        return {"path": readable(place)}
+    found = parse_source(place)
+    values = {found.kind: readable(found.location)}
+    more = {"revision": found.revision, "file": found.file}
+    return values | {key: value for key, value in more.items() if value is not None}
+
+
+def exactly(file: F, place: str) -> F:
+    """What `place_values` has made of a place, with the path or address itself."""
+    kinds = [kind for kind in ("path", "url") if getattr(file, kind) is not None]
+    return file.model_copy(update=dict.fromkeys(kinds, place))
+
+
+def _place_and_strength(text: str) -> tuple[str, str | None]:
+    """The two halves of FILE[=STRENGTH]; names and queries of URLs may hold the mark, too."""
+    place, mark, strength = text.rpartition("=")
+    is_url = text.startswith(("http://", "https://"))
+    if not mark or Path(text).is_file() or (is_url and "?" in place):
+        return text, None
+    return place, strength
 
 
 def own_name(source: str, revision: str | None = None) -> str:

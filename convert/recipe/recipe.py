@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tomli_w
 from pydantic import (
@@ -30,17 +30,12 @@ from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.recipe.errors import refusal, refused, written
 from convert.recipe.fields import LONGEST_NAME, check_file_name
-from convert.recipe.sections import (
-    ORIGINS,
-    Compress,
-    Matrix,
-    Release,
-    Section,
-    Source,
-    Target,
-    Verify,
-)
+from convert.recipe.section import Section
+from convert.recipe.sections import Compress, Matrix, Release, Target, Verify
+from convert.recipe.source import ORIGINS, FileSource, Source
 from convert.values import Attention, Bits, DeploymentTarget, Resolution, targets_for
+
+F = TypeVar("F", bound=FileSource)
 
 _LARGEST_RECIPE = 1 << 20  # bytes; a checkpoint given by mistake is not read into memory
 
@@ -339,11 +334,12 @@ def _at(folder: Path, source: Source) -> Source:
     if source.base is not None:  # a Hub repo is written like a folder
         place = _found(folder, source.base)
         found["base"] = place if Path(place).exists() else source.base
-    loras = [
-        lora.model_copy(update={"path": _found(folder, lora.path)}) if lora.path else lora
-        for lora in source.loras
-    ]
-    return source.model_copy(update={**found, "loras": tuple(loras)})
+    loras = tuple(_file_at(folder, lora) for lora in source.loras)
+    return source.model_copy(update={**found, "loras": loras})
+
+
+def _file_at(folder: Path, file: F) -> F:
+    return file.model_copy(update={"path": _found(folder, file.path)}) if file.path else file
 
 
 def _found(folder: Path, path: str) -> str:

@@ -1,18 +1,15 @@
-"""The sections of a recipe: source, matrix, target, verify and release."""
+"""The sections of a recipe but for its source: matrix, target, verify and release."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from string import Formatter
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from convert.recipe.errors import refusal, written
 from convert.recipe.fields import (
-    BaseText,
     BitsText,
-    DownloadLink,
     EachOnce,
     GroupSize,
     HubRepo,
@@ -20,11 +17,11 @@ from convert.recipe.fields import (
     ManyOf,
     ManyOrNone,
     ResolutionText,
-    Sha256,
     Text,
     WidthText,
 )
 from convert.recipe.schedulers import Scheduler
+from convert.recipe.section import Section
 from convert.values import (
     COMPONENT_LEVELS,
     Attention,
@@ -37,129 +34,8 @@ from convert.values import (
     suggestion,
 )
 
-ORIGINS = ("repo", "path", "url")
 TEMPLATE_FIELDS = ("name", "attention", "bits", "width", "height")
 DEFAULT_TEMPLATE = "{name}_{attention}_{bits}-bit_{width}x{height}"
-
-
-class Section(BaseModel):
-    """A table of a recipe: strict types, unknown keys refused, immutable and hashable."""
-
-    LATER: ClassVar[Mapping[str, str]] = {}  # keys that no command honours yet, and what to do
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class LoraSource(Section):
-    """A LoRA or one of its kin: where it is, and how strongly it is merged."""
-
-    path: Text | None = Field(
-        default=None,
-        description="A LoRA file; a relative path starts at the recipe's folder.",
-        examples=["detail.safetensors"],
-    )
-    repo: HubRepo | None = Field(
-        default=None,
-        description="A Hub repository that holds it.",
-        examples=["latent-consistency/lcm-lora-sdxl"],
-    )
-    file: Text | None = Field(
-        default=None,
-        description="The file that is meant, of a Hub repository that holds several.",
-        examples=["pytorch_lora_weights.safetensors"],
-    )
-    revision: Text | None = Field(
-        default=None, description="A commit of the Hub repository.", examples=["main"]
-    )
-    scale: float = Field(
-        default=1.0, ge=-100, le=100, description="Strength in the UNet.", examples=[0.8]
-    )
-    text_scale: float | None = Field(
-        default=None,
-        ge=-100,
-        le=100,
-        description="Strength in the text encoders; by default as in the UNet.",
-        examples=[0.6],
-    )
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.repo is None):
-            raise refusal("needs exactly one of path, repo")
-        for key in ("file", "revision"):
-            if self.path is not None and getattr(self, key) is not None:
-                raise refusal("belongs to repo; a path is the file itself", at=f".{key}")
-        return self
-
-
-class Source(Section):
-    """Where the checkpoint comes from: exactly one of repo, path and url."""
-
-    LATER: ClassVar[Mapping[str, str]] = {
-        "vae": "apply it with diffusers and save the checkpoint",
-    }
-
-    repo: HubRepo | None = Field(
-        default=None, description="A Hub repository.", examples=["cagliostrolab/animagine-xl-3.1"]
-    )
-    path: Text | None = Field(
-        default=None,
-        description="A folder in diffusers' layout, or a .safetensors or .ckpt file; a relative "
-        "path starts at the recipe's folder.",
-        examples=["checkpoints/my-model"],
-    )
-    url: DownloadLink | None = Field(
-        default=None,
-        description="The address of a .safetensors or .ckpt file. A token for its server is given "
-        "as SDXL_COREML_TOKEN, never here.",
-        examples=["https://civitai.com/api/download/models/128713"],
-    )
-    revision: Text | None = Field(
-        default=None,
-        description="A commit of the Hub repository; a branch or tag is resolved and recorded.",
-        examples=["main"],
-    )
-    file: Text | None = Field(
-        default=None,
-        description="The one file that is meant, of a Hub repository that holds single files.",
-        examples=["model-v2.safetensors"],
-    )
-    sha256: Sha256 | None = Field(
-        default=None,
-        description="What the SHA-256 of the single file must be.",
-        examples=["31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b"],
-    )
-
-    base: BaseText | None = Field(
-        default=None,
-        description="Where parts come from that a single file lacks (text encoders, VAE, configs, "
-        "tokenizers): a Hub repository, an address, a folder or file; a relative path starts at "
-        "the recipe's folder.",
-        examples=["stabilityai/stable-diffusion-xl-base-1.0"],
-    )
-
-    loras: tuple[LoraSource, ...] = Field(
-        default=(),
-        strict=False,  # a list of TOML
-        description="LoRAs and kin to merge, in this order.",
-        examples=[[{"path": "detail.safetensors", "scale": 0.8, "text_scale": 0.6}]],
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        given = [key for key in ORIGINS if getattr(self, key) is not None]
-        if len(given) != 1:
-            found = f"not {' and '.join(given)}" if given else "none is given"
-            raise refusal(f"needs exactly one of {', '.join(ORIGINS)}; {found}")
-        for key in ("revision", "file"):
-            if getattr(self, key) is not None and self.repo is None:
-                what = "revisions" if key == "revision" else "files to choose from"
-                raise refusal(f"belongs to repo; a {given[0]} has no {what}", at=f".{key}")
-        if self.sha256 is not None and self.repo is not None and self.file is None:
-            raise refusal("is of a single file, which `file` names in a repo", at=".sha256")
-        return self
 
 
 class Matrix(Section):

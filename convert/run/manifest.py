@@ -44,6 +44,8 @@ class LoraFacts(Document):
     text_scale: float
     kinds: dict[str, dict[str, int]]
     ignored: tuple[str, ...] = Field((), strict=False)
+    repo: str | None = None
+    commit: str | None = None
 
 
 class SourceFacts(Document):
@@ -205,16 +207,28 @@ def _source(context: Context) -> dict[str, Any]:
         "commit": context.commit,
         "files": context.digests,
     }
-    if context.checkpoint.origin is not None:
-        found["origin"] = context.checkpoint.origin.to_json()
+    origin = context.checkpoint.origin
+    if origin is not None:
+        found["origin"] = origin.to_json()
     if context.checkpoint.loras:
         found["loras"] = [
-            {**lora.to_json(), "sha256": context.digests.get(lora.file)}
-            for lora in context.checkpoint.loras
+            {
+                **lora.to_json(),
+                "sha256": context.digests.get(lora.file),
+                **_place(context, f"loras[{index}]"),
+            }
+            for index, lora in enumerate(context.checkpoint.loras)
         ]
-    if context.base is not None:
-        found["base"] = vars(context.base)
+    if origin is not None and origin.base is not None:
+        place = {"repo": None, "commit": None, **_place(context, "base")}
+        found["base"] = {"name": origin.base, **place}
     return found
+
+
+def _place(context: Context, what: str) -> dict[str, str | None]:
+    """The Hub repo and commit of an ingredient; nothing of one that has none."""
+    found = context.ingredients.get(what)
+    return {"repo": found.repo, "commit": found.commit} if found and found.repo else {}
 
 
 def _asked(weights: ComponentWeights, artifact: ArtifactSpec, recipe: Recipe) -> CompressionRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,10 +29,9 @@ ABOUT = (
 
 
 @dataclass(frozen=True)
-class BaseSource:
-    """The checkpoint that supplied parts of another."""
+class Place:
+    """The Hub repo and commit that an ingredient of a checkpoint comes from; None of others."""
 
-    name: str
     repo: str | None
     commit: str | None
 
@@ -47,7 +46,7 @@ class Context:
     commit: str | None
     license: str | None
     cache: Path
-    base: BaseSource | None = None  # where the parts come from that the source lacks
+    ingredients: Mapping[str, Place] = field(default_factory=dict)  # as `Snapshot` has them
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from convert.plan.plan import Job, Plan, PlannedArtifact
 from convert.process.progress import Advance, Progress, Silent, silent
 from convert.run import manifest as manifests
 from convert.run.packages import (
-    BaseSource,
     Context,
     Package,
     PackageTask,
+    Place,
     make,
     task_for,
     worker,
@@ -143,19 +143,10 @@ def _context(plan: Plan, source: Snapshot, cache: Cache, progress: Progress) -> 
         digests=digests,
         repo=source.repo,
         commit=source.commit,
-        base=_base_source(plan, source),
+        ingredients={what: Place(one.repo, one.commit) for what, one in source.ingredients.items()},
         license=plan.recipe.release.license,
         cache=cache.root,
     )
-
-
-def _base_source(plan: Plan, source: Snapshot) -> BaseSource | None:
-    """The checkpoint that supplied parts, if one did."""
-    origin = plan.checkpoint.origin
-    if origin is None or origin.base is None:
-        return None
-    base = source.base
-    return BaseSource(origin.base, base.repo if base else None, base.commit if base else None)
 
 
 def checkpoint_digests(
@@ -171,7 +162,8 @@ def checkpoint_digests(
     Args:
         whole: of all of the checkpoint's files, whatever the jobs are.
     """
-    known = {f.name: f.sha256 for f in source.all_files if f.sha256}
+    vouched = source.digests
+    known = {n: vouched[path] for n, path in plan.checkpoint.files.items() if path in vouched}
     parts = plan.checkpoint.parts
     weights = _weight_files(parts.values())
     wanted = _weight_files(parts[COMPONENTS[job.component].part] for job in plan.jobs)
@@ -185,7 +177,7 @@ def checkpoint_digests(
     with progress.stage("Hashing the checkpoint", total, "B") as advance:
         found = cache.digests(unknown.values(), advance)
     known.update({name: found[path] for name, path in unknown.items()})
-    source.require_digest(known.get(source.path.name))
+    source.require_digests({files[name]: known[name] for name in files})
     written = plan.checkpoint.document_digests()
     return {n: written.get(n) or known[n] for n in sorted({*files, *written})}
 

@@ -306,9 +306,7 @@ def _expected(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
             where=source.location,
             hint="Leave it away.",
         )
-    for file in snapshot.files:
-        if snapshot.path.match(file.name):
-            snapshot.require_digest(file.sha256)
+    snapshot.require_digests(snapshot.digests)
     return snapshot
 
 

@@ -11,8 +11,8 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +51,57 @@ class Record(Document):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint on this disk; `repo` and `commit` are None where nothing vouches for them.
+    """A checkpoint on this disk, or a file of weights that becomes part of one.
 
-    `base` is where the rest comes from, of one that is not whole; `sha256` (hex) is what the single
-    file must have, as its user says.
+    Attributes:
+        path: the folder, or the single file that is meant.
+        repo, commit: None where nothing vouches for them.
+        sha256: what the single file must have (hex), as its user says.
+        ingredients: what else the checkpoint is made of, by the recipe's words for it: `base`,
+            `loras[0]`.
     """
 
     path: Path
     repo: str | None
     commit: str | None
     files: tuple[File, ...]
-    base: Snapshot | None = None
     sha256: str | None = None
+    ingredients: Mapping[str, Snapshot] = field(default_factory=dict)
 
-    def require_digest(self, found: str | None) -> None:
-        """Raise InputError if the single file's SHA-256 is known and is not what it must be."""
-        if self.sha256 not in (None, found) and found is not None:
-            raise InputError(
-                f"the file's SHA-256 is {found}, not {self.sha256}",
-                where=self.path,
-                hint="It is another file, or arrived damaged: compare with what its page says.",
-            )
+    def require_digests(self, found: Mapping[Path, str | None]) -> None:
+        """Raise InputError if a single file's SHA-256 (hex) is known and is not what it must be."""
+        for snapshot in self._all():
+            digest = found.get(snapshot.path)
+            if None not in (snapshot.sha256, digest) and digest != snapshot.sha256:
+                raise InputError(
+                    f"the file's SHA-256 is {digest}, not {snapshot.sha256}",
+                    where=snapshot.path,
+                    hint="It is another file, or arrived damaged: compare with what its page says.",
+                )
 
     @property
-    def all_files(self) -> tuple[File, ...]:
-        """Its own, and the base's under the names that a checkpoint of both has for them."""
-        theirs = self.base.all_files if self.base else ()
-        return (*self.files, *(replace(file, name=BASE + file.name) for file in theirs))
+    def digests(self) -> dict[Path, str]:
+        """SHA-256 (hex) of the files that somebody vouches for, ingredients' among them."""
+        return {
+            snapshot.folder / file.name: file.sha256
+            for snapshot in self._all()
+            for file in snapshot.files
+            if file.sha256
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where the files' names start."""
+        for file in self.files:
+            depth = len(Path(file.name).parts)
+            if self.path.parts[-depth:] == Path(file.name).parts:
+                return self.path.parents[depth - 1]
+        return self.path
+
+    def _all(self) -> Iterator[Snapshot]:
+        yield self
+        for ingredient in self.ingredients.values():
+            yield from ingredient._all()
 
     @property
     def name(self) -> str | None:

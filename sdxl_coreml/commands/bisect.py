@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import BaseOption, JsonOption, Quiet, out_option
+from sdxl_coreml.options import (
+    BaseOption,
+    JsonOption,
+    LoraOption,
+    PredictionOption,
+    Quiet,
+    out_option,
+)
 from sdxl_coreml.steps import require_new_folder, url_token
 from sdxl_coreml.terminal import Terminal
 
@@ -18,6 +25,8 @@ def bisect(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
     source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
     base: BaseOption = None,
+    lora: LoraOption = None,
+    prediction: PredictionOption = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     case: Annotated[
         str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
@@ -44,8 +53,9 @@ def bisect(
     Example: sdxl-coreml bisect out/toy_original_16-bit_128x128 --source toy --component unet
     """
     from convert.components import COMPONENTS
-    from convert.plan.prepare import open_source
+    from convert.plan.gather import open_source
     from convert.process.interrupts import deferred_interrupt
+    from convert.recipe.options import Added
     from convert.source.download import parse_source
 
     with deferred_interrupt():
@@ -73,7 +83,8 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    checkpoint = open_source(parse_source(source), terminal, base=base, token=url_token())
+    added = Added(base, lora or (), prediction).ingredients()
+    checkpoint = open_source(parse_source(source), terminal, added, token=url_token())
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None
         with terminal.working("Bisecting") as say:

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from convert.errors import InputError
-from sdxl_coreml.options import BaseOption, Jobs, JsonOption, LoraOption, Quiet, out_option
+from sdxl_coreml.options import (
+    BaseOption,
+    Jobs,
+    JsonOption,
+    LoraOption,
+    PredictionOption,
+    Quiet,
+    out_option,
+)
 from sdxl_coreml.steps import make, results_shown, url_token
 from sdxl_coreml.terminal import Terminal
 
@@ -46,6 +54,7 @@ def convert(
     engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
     base: BaseOption = None,
     lora: LoraOption = None,
+    prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -60,7 +69,7 @@ def convert(
     from convert.plan.plan import require_components
     from convert.plan.prepare import prepare
     from convert.plan.text import plan_table
-    from convert.recipe.options import own_name, recipe_from_options
+    from convert.recipe.options import Added, own_name, recipe_from_options
     from convert.run.run import require_ours
     from convert.source.download import parse_source
 
@@ -69,12 +78,12 @@ def convert(
     require_components(component or [])
     require_ours(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    added = Added(base, lora or (), prediction)
     recipe = recipe_from_options(
         source,
         name=name,
         revision=revision,
-        base=base,
-        loras=lora or [],
+        added=added,
         attention=attention,
         resolution=resolution,
         bits=bits,
@@ -93,7 +102,7 @@ def convert(
         terminal,
         components=component or [],
         engine=engine,
-        base=base,  # the recipe's is without what a URL holds of secrets
+        ingredients=added.ingredients(),  # the recipe's are without what a URL holds of secrets
         token=url_token(),
     )
     plan = prepared.plan

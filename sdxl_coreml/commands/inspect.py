@@ -36,13 +36,13 @@ def inspect(
     from convert.opening.contents import is_source, source_contents
 
     if lora:
-        from convert.plan.prepare import open_source
+        from convert.plan.gather import open_source
+        from convert.recipe.options import Added
         from convert.source.download import parse_source
-        from sdxl_coreml.steps import lora_sources
 
         terminal = Terminal(as_json=as_json)
         source = parse_source(str(path))
-        merged = open_source(source, terminal, loras=lora_sources(lora)).loras
+        merged = open_source(source, terminal, Added(loras=lora).ingredients()).loras
         document = {"schema": 1, "loras": [one.to_json() for one in merged]}
         terminal.result(document, "\n".join(one.line() for one in merged))
         return

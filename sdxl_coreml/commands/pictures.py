@@ -14,6 +14,8 @@ from sdxl_coreml.options import (
     BaseOption,
     Device,
     JsonOption,
+    LoraOption,
+    PredictionOption,
     Quiet,
     RuntimeOption,
     SchedulerOption,
@@ -121,6 +123,8 @@ def record(
     scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     base: BaseOption = None,
+    lora: LoraOption = None,
+    prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -133,8 +137,9 @@ def record(
 
     Example: sdxl-coreml record toy --resolution 128x128 --out golden
     """
-    from convert.plan.prepare import fetch_whole, opened
+    from convert.plan.gather import NOTHING, gather
     from convert.recipe.builtin import read_recipe
+    from convert.recipe.options import Added
     from convert.recipe.sections import Verify
     from convert.source.download import parse_source
     from convert.values import Resolution
@@ -162,8 +167,11 @@ def record(
     require_new_folder(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
     wanted = parse_source(source, revision)
-    snapshot = fetch_whole(wanted, terminal, parsed, base=base, token=url_token())
-    checkpoint = opened(snapshot)
+    ingredients = (parsed.source if parsed else NOTHING).updated(
+        Added(base, lora or (), prediction).ingredients()
+    )
+    gathered = gather(wanted, terminal, ingredients, spare_base=base is None, token=url_token())
+    checkpoint = gathered.checkpoint
     with terminal.working("Recording") as say:
         recording = record_components(
             checkpoint,
@@ -176,7 +184,8 @@ def record(
         )
         settings = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
         traces = trace_all(checkpoint, settings, size, device=device, say=say)
-        digests = {file.name: file.sha256 for file in snapshot.all_files if file.sha256}
+        known = gathered.snapshot.digests
+        digests = {n: known[path] for n, path in checkpoint.files.items() if path in known}
         golden.write_golden(out, checkpoint, recording, traces, digests=digests, say=say)
     cases = {name: len(found) for name, found in recording.cases.items()}
     pictures = [trace.settings.case for trace in traces]

@@ -11,8 +11,8 @@ import typer
 
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
-from sdxl_coreml.options import BaseOption, LoraOption, Quiet, Strict
-from sdxl_coreml.steps import lora_sources, require_writable, url_token, write_report
+from sdxl_coreml.options import BaseOption, LoraOption, PredictionOption, Quiet, Strict
+from sdxl_coreml.steps import require_writable, url_token, write_report
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def verify(
     ] = None,
     base: BaseOption = None,
     lora: LoraOption = None,
+    prediction: PredictionOption = None,
     golden: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
@@ -96,8 +97,9 @@ def verify(
     Example: sdxl-coreml verify out/toy_original_16-bit_128x128 --source toy
     """
     from convert.plan.gates import require_gates, require_gates_for
-    from convert.plan.prepare import open_source
+    from convert.plan.gather import NOTHING, open_source
     from convert.recipe.builtin import read_recipe
+    from convert.recipe.options import Added
     from convert.recipe.sections import Verify
     from convert.run.manifest import read as read_manifest
     from convert.source.download import parse_source
@@ -149,12 +151,12 @@ def verify(
         question = replace(question, levels=LEVELS)
     checkpoint = None
     if source is not None:
+        recipes = parsed.source if parsed else NOTHING
         checkpoint = open_source(
             parse_source(source),
             terminal,
-            parsed,
-            base=base,
-            loras=lora_sources(lora),
+            recipes.updated(Added(base, lora or (), prediction).ingredients()),
+            spare_base=base is None,
             token=url_token(),
         )
     evidence = Evidence(checkpoint, golden=recorded)

@@ -117,7 +117,7 @@ def test_strength_0_is_the_package_without(
 @pytest.mark.parametrize(
     ("lora", "problem"),
     [
-        ("{folder}/missing.safetensors", "no such file"),
+        ("{folder}/missing.safetensors", "missing.safetensors: no such folder or file"),
         ("{toy}/unet/diffusion_pytorch_model.safetensors", "is a checkpoint, not a LoRA"),
         ("{lora}=much", "`much` is no strength"),
         ("{lora}=nan", "--lora: must be a finite number, not nan"),

@@ -21,7 +21,7 @@ from convert.errors import InputError
 from convert.files.json_files import read_toml, shown
 from convert.recipe.errors import not_allowed, refusal, refused
 from convert.recipe.fields import BitsText, ManyOf, Text
-from convert.recipe.sections import Section
+from convert.recipe.section import Section
 from verify.judge.gates import (
     HIGHER_IS_BETTER,
     IMAGE_METRICS,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from convert.errors import InputError
-from convert.plan import prepare as preparing
+from convert.plan import gather as gathering
 from convert.plan.prepare import prepare
 from convert.process.progress import Silent
-from convert.recipe.options import recipe_from_options
+from convert.recipe.options import Added, recipe_from_options
 from convert.recipe.recipe import Recipe, parse_recipe
 from convert.source.download import CheckpointSource, Snapshot, parse_source
 from convert.toy import write_toy_file
@@ -58,8 +58,9 @@ def test_a_base_is_fetched_from_the_whole_address_that_was_given(
         asked.append(source)
         return Snapshot(toy if source.url else file, None, None, ())
 
-    monkeypatch.setattr(preparing, "fetch", fetch)
-    made = recipe_from_options(str(file), base=address)
+    monkeypatch.setattr(gathering, "fetch", fetch)
+    added = Added(base=address)
+    made = recipe_from_options(str(file), added=added)
     assert made.source.base == "https://example.com/base"
-    prepare(made, parse_source(str(file)), Silent(), base=address)
+    prepare(made, parse_source(str(file)), Silent(), ingredients=added.ingredients())
     assert [source.url.address for source in asked if source.url] == [address]

@@ -105,7 +105,7 @@ BAD_RECIPES = [
     (f"[verify]\ngates = [{{ {GATE} = inf }}]", "gates[0].min_snr_db: must be a finite number"),
     ("[compress]\ntensors = [{}]", "compress.tensors[0].name: missing; for example name = "),
     ("[compress]\ntensors = 'x'", 'tensors: must be a list, not the string "x"; write ["x"]'),
-    ("loras = [{}]", "source.loras[0]: needs exactly one of path, repo"),
+    ("loras = [{}]", "source.loras[0]: needs exactly one of path, repo, url"),
     ("loras = [{ path = 'x', file = 'y' }]", "source.loras[0].file: belongs to repo; a path is"),
     ("loras = [{ path = 'x', scale = 'y' }]", "source.loras[0].scale: must be a number"),
     ("loras = [{ path = 'x', scale = inf }]", "source.loras[0].scale: "),

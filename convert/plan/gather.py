@@ -1,0 +1,116 @@
+"""A source and its ingredients: fetched to this disk, opened, and made one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.lora.apply import Lora, apply
+from convert.opening.door import open_checkpoint
+from convert.opening.prediction import with_prediction
+from convert.process.progress import Progress
+from convert.recipe.source import FileSource, Ingredients, Source
+from convert.source.download import CheckpointSource, Snapshot, fetch, parse_source
+from convert.source.headers import fetch_headers
+
+Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
+
+NOTHING = Ingredients()
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A checkpoint, and what it was made of on this disk."""
+
+    snapshot: Snapshot
+    checkpoint: Checkpoint
+
+
+def gather(
+    source: CheckpointSource,
+    progress: Progress,
+    ingredients: Ingredients = NOTHING,
+    *,
+    spare_base: bool = False,
+    looking: bool = False,
+    token: str | None = None,
+) -> Gathered:
+    """The checkpoint at a source, with its ingredients, downloaded if need be.
+
+    Args:
+        ingredients: what is put into it.
+        spare_base: leave a base away where the source is a folder, which lacks nothing, rather than
+            refuse it: the base of a recipe whose own source is another.
+        looking: nothing but headers will be read, so those of a Hub repo's weights will do.
+        token: for the server of a URL.
+
+    Raises:
+        InputError: as `download`, `open_checkpoint` and `apply`.
+    """
+    with ExitStack() as stack:
+        found = 0
+
+        def get(wanted: CheckpointSource) -> Snapshot:
+            nonlocal found
+            if not looking or wanted.kind != "repo":
+                return fetch(wanted, progress, token=token)
+            found += 1
+            folder = stack.enter_context(TemporaryDirectory(prefix="sdxl-coreml-"))
+            return fetch_headers(wanted, Path(folder))
+
+        snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
+        return Gathered(snapshot, _opened(snapshot, ingredients))
+
+
+def open_source(
+    source: CheckpointSource,
+    progress: Progress,
+    ingredients: Ingredients = NOTHING,
+    *,
+    spare_base: bool = False,
+    token: str | None = None,
+) -> Checkpoint:
+    """The checkpoint of `gather`."""
+    found = gather(source, progress, ingredients, spare_base=spare_base, token=token)
+    return found.checkpoint
+
+
+def source_of(given: Source | FileSource) -> CheckpointSource:
+    """Where what a recipe names comes from."""
+    if isinstance(given, FileSource) and given.path:  # never a Hub repo, whatever its form
+        path = str(Path(given.path).expanduser())
+        return CheckpointSource("path", path, sha256=given.sha256)
+    if given.repo:
+        return CheckpointSource("repo", given.repo, given.revision, given.file, given.sha256)
+    return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
+
+
+def _fetched(
+    source: CheckpointSource, ingredients: Ingredients, get: Get, *, spare_base: bool
+) -> Snapshot:
+    """All of it on this disk."""
+    snapshot, found = get(source), {}
+    if ingredients.base is not None and not (spare_base and snapshot.path.is_dir()):
+        found["base"] = get(parse_source(ingredients.base))
+    for index, lora in enumerate(ingredients.loras):
+        found[f"loras[{index}]"] = get(source_of(lora))
+    return replace(snapshot, ingredients=found)
+
+
+def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
+    """The checkpoint of a snapshot, with its ingredients in their order."""
+    base = None
+    if (found := snapshot.ingredients.get("base")) is not None:
+        base = open_checkpoint(found.path, name=found.name)
+    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base)
+    if ingredients.prediction != "auto":
+        checkpoint = with_prediction(checkpoint, ingredients.prediction)
+    loras = [
+        Lora(snapshot.ingredients[f"loras[{index}]"].path, lora.scale, lora.text_scale)
+        for index, lora in enumerate(ingredients.loras)
+    ]
+    return apply(checkpoint, loras)[0] if loras else checkpoint

@@ -1,0 +1,112 @@
+"""A source and its ingredients, fetched and made one checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint.small_files import library_folder
+from convert.errors import InputError
+from convert.opening.door import open_checkpoint
+from convert.plan.gather import gather, open_source
+from convert.process.progress import Silent
+from convert.recipe.options import Added
+from convert.recipe.source import Ingredients
+from convert.source.download import parse_source
+from convert.toy import write_toy_file
+from tests.support.file_server import Answer, FileServer
+from tests.support.loras import tensors_of, write_lora
+
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    with FileServer() as files:
+        yield files
+
+
+@pytest.fixture
+def lora(toy: Path, tmp_path: Path) -> Path:
+    shape = open_checkpoint(toy).parts["unet"].tensors[f"{KEY}.weight"].shape
+    return write_lora(tmp_path / "lora.safetensors", {f"unet.{KEY}": tensors_of("LoRA", shape)})
+
+
+def test_a_lora_comes_from_a_url_whose_secret_is_nowhere(
+    server: FileServer, toy: Path, lora: Path
+) -> None:
+    server.answers["/detail.safetensors"] = Answer(lora.read_bytes())
+    address = f"{server.url}/detail.safetensors?token=secret"
+    added = Added(loras=[f"{server.url}/detail.safetensors=0.5", address])
+    assert "secret" not in json.dumps(added.values())
+    ingredients = added.ingredients()
+    assert [one.scale for one in ingredients.loras] == [0.5, 1.0]
+    found = gather(parse_source(str(toy)), Silent(), ingredients)
+    assert [(one.file.rpartition("/")[2], one.scale) for one in found.checkpoint.loras] == [
+        ("detail.safetensors", 0.5),
+        ("detail.safetensors", 1.0),
+    ]
+    assert server.requests[-1][0].endswith("?token=secret")
+    assert "secret" not in repr([one.to_json() for one in found.checkpoint.loras])
+    digest = hashlib.sha256(lora.read_bytes()).hexdigest()
+    vouched = found.snapshot.digests
+    assert [vouched[path] for name, path in found.checkpoint.files.items() if "loras" in name] == [
+        digest
+    ] * 2
+
+
+def test_a_lora_with_another_digest_than_the_recipes_is_refused(
+    server: FileServer, toy: Path, lora: Path
+) -> None:
+    server.answers["/detail.safetensors"] = Answer(lora.read_bytes())
+    where = {"url": f"{server.url}/detail.safetensors", "sha256": "0" * 64}
+    ingredients = Ingredients.model_validate({"loras": [where]})
+    with pytest.raises(InputError, match="SHA-256"):
+        open_source(parse_source(str(toy)), Silent(), ingredients)
+
+
+def test_what_is_said_on_the_command_line_takes_the_place_of_the_recipes() -> None:
+    recipe = Ingredients.model_validate({"base": "a/b", "loras": [{"path": "x.safetensors"}]})
+    assert recipe.updated(Added().ingredients()) == recipe
+    changed = recipe.updated(Added(prediction="v", loras=["y.safetensors=2"]).ingredients())
+    assert (changed.base, changed.prediction) == ("a/b", "v")
+    assert [(one.path, one.scale) for one in changed.loras] == [("y.safetensors", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("added", "problem"),
+    [
+        (Added(loras=["x.safetensors=900"]), "--lora: must be at most 100"),
+        (Added(prediction="vv"), "--prediction: "),
+        (Added(loras=["no such thing"]), "no such folder or file"),
+    ],
+)
+def test_a_wrong_option_is_named(added: Added, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        added.ingredients()
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_the_user_knows_best_what_a_unet_predicts(
+    toy: Path, tmp_path: Path, *, is_folder: bool
+) -> None:
+    """InvokeAI #7495, diffusers #9171: v-prediction that nothing in the files tells."""
+    source, ingredients = toy, Ingredients(prediction="v")
+    if not is_folder:
+        source = tmp_path / "toy.safetensors"
+        write_toy_file(source)
+        ingredients = Ingredients(prediction="v", base=str(toy))
+    before = open_checkpoint(toy)
+    assert before.scheduler.get("prediction_type", "epsilon") == "epsilon"
+    found = open_source(parse_source(str(source)), Silent(), ingredients)
+    assert found.scheduler == {**before.scheduler, "prediction_type": "v_prediction"}
+    with library_folder(found, "scheduler") as folder:
+        assert json.loads((folder / "scheduler_config.json").read_text()) == found.scheduler
+    told = found.origin.prediction if found.origin else ("v_prediction", "the recipe")
+    assert told[0] == "v_prediction"
+    assert "the recipe" in told[1]
