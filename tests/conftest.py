@@ -16,6 +16,7 @@ from convert.toy import write_toy
 
 if TYPE_CHECKING:
     from convert.checkpoint.checkpoint import Checkpoint
+    from tests.support.people import User
     from verify.judge.checks import Results
     from verify.mil import Program
     from verify.reference.recording import Recording
@@ -70,6 +71,22 @@ class _Shapes(Mapping[str, Path]):
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Tiny SDXL checkpoints by the names of `checkpoints.SHAPES`; tests copy before they change."""
     return _Shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole single file of a tiny SDXL with CLIP's vocabulary, as model sites offer SDXL."""
+    from tests.support.people import released
+
+    return released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture
+def user(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> User:
+    """Somebody at a command line."""
+    from tests.support.people import User
+
+    return User(command, tmp_path)
 
 
 @pytest.fixture(scope="session")
