@@ -40,6 +40,14 @@ BaseOption = Annotated[
         help="Where parts come from that a single file lacks: Hub repo, folder or file.",
     ),
 ]
+VaeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="SOURCE",
+        help="A VAE in place of the checkpoint's own: Hub repo, folder, file or URL.",
+    ),
+]
 LoraOption = Annotated[
     list[str] | None,
     typer.Option(

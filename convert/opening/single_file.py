@@ -8,7 +8,7 @@ recorded in the checkpoint's `origin`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,15 @@ from convert.tokenizer.clip import TOKENIZERS, Tokenizer
 
 
 def open_single_file(
-    path: Path, *, name: str | None = None, base: Checkpoint | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    base: Checkpoint | None = None,
+    without: Collection[str] = (),
 ) -> Checkpoint:
     """Open the checkpoint in a single file; as `convert.opening.door.open_checkpoint`."""
     file = read_weights(path)
-    return _Assembly(file, recognise(file.tensors, path), base).checkpoint(name)
+    return _Assembly(file, recognise(file.tensors, path), base, without).checkpoint(name)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class _Assembly:
     file: WeightsFile
     layout: FileLayout
     base: Checkpoint | None
+    without: Collection[str] = ()
 
     @property
     def path(self) -> Path:
@@ -57,9 +62,11 @@ class _Assembly:
         return self.file.path
 
     def checkpoint(self, name: str | None) -> Checkpoint:
-        found = {n: under_library_names(part, self.path) for n, part in self.layout.parts.items()}
+        held = {n: part for n, part in self.layout.parts.items() if n not in self.without}
+        found = {n: under_library_names(part, self.path) for n, part in held.items()}
         kind = kind_of_file(self.layout, self.path, self.base)
-        wanted = [n for n in SUBFOLDERS if not (n == "text_encoder" and kind == "refiner")]
+        absent = {*self.without, *(["text_encoder"] if kind == "refiner" else [])}
+        wanted = [n for n in SUBFOLDERS if n not in absent]
         self.require_wanted(wanted, kind)
         given = {n: self.base.parts[n] for n in wanted if n not in found and self.base}
         parts = self.parts(found, kind, given)
@@ -110,8 +117,13 @@ class _Assembly:
 
     def ignored(self) -> dict[str, tuple[str, ...]]:
         """What the file holds and nothing is made of, by why."""
-        others = {"no tensors, left by the trainer": self.file.others} if self.file.others else {}
-        return {**self.layout.ignored, **others}
+        found = dict(self.layout.ignored)
+        if self.file.others:
+            found["no tensors, left by the trainer"] = self.file.others
+        for name, part in self.layout.parts.items():
+            if name in self.without:
+                found[f"another {name} takes its place"] = tuple(map(part.full_name, part.tensors))
+        return found
 
     def places(
         self,
@@ -132,7 +144,7 @@ class _Assembly:
         """Raise InputError for parts that are nowhere, or that such a model has not."""
         held = self.layout.parts
         for name in held:
-            if name not in wanted:
+            if name not in wanted and name not in self.without:
                 raise InputError(
                     f"holds {name}, which a refiner does not have",
                     where=self.path,

@@ -12,6 +12,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.lora.apply import Lora, apply
 from convert.opening.door import open_checkpoint
 from convert.opening.prediction import with_prediction
+from convert.opening.vae import with_vae
 from convert.process.progress import Progress
 from convert.recipe.source import FileSource, Ingredients, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, parse_source
@@ -93,9 +94,13 @@ def _fetched(
     source: CheckpointSource, ingredients: Ingredients, get: Get, *, spare_base: bool
 ) -> Snapshot:
     """All of it on this disk."""
+    if ingredients.vae is not None:
+        source = replace(source, take="checkpoint without vae")
     snapshot, found = get(source), {}
     if ingredients.base is not None and not (spare_base and snapshot.path.is_dir()):
         found["base"] = get(parse_source(ingredients.base))
+    if ingredients.vae is not None:
+        found["vae"] = get(replace(parse_source(ingredients.vae), take="vae"))
     for index, lora in enumerate(ingredients.loras):
         found[f"loras[{index}]"] = get(source_of(lora))
     return replace(snapshot, ingredients=found)
@@ -106,7 +111,15 @@ def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
     base = None
     if (found := snapshot.ingredients.get("base")) is not None:
         base = open_checkpoint(found.path, name=found.name)
-    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base)
+    vae = snapshot.ingredients.get("vae")
+    without = () if vae is None else ("vae",)
+    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base, without=without)
+    if vae is not None:
+        found_in = vae.path.name if vae.path.is_file() else None
+        name = "/".join(filter(None, (vae.repo, found_in)))
+        checkpoint = with_vae(
+            checkpoint, vae.path, name=name or None, base=base, digests=snapshot.digests
+        )
     if ingredients.prediction != "auto":
         checkpoint = with_prediction(checkpoint, ingredients.prediction)
     loras = [

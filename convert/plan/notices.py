@@ -64,6 +64,7 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
     folders |= {"scheduler"} if "unet" in folders else set()
     folders |= {n for n, encoder in TOKENIZERS.items() if encoder in folders}
     found = (
+        *_other_vae(checkpoint),
         *_latents(checkpoint),
         *_prediction(checkpoint.scheduler),
         *_schedule(checkpoint.scheduler),
@@ -73,6 +74,17 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
         *_prompts(checkpoint),
     )
     return tuple(notice for notice in found if notice.about in folders)
+
+
+def _other_vae(checkpoint: Checkpoint) -> Iterator[Notice]:
+    vae = checkpoint.other_vae
+    if vae is not None and vae.is_sdxl is None:
+        text = f"nothing says that {vae.name} is a VAE of SDXL"
+        effect = (
+            "Stable Diffusion 1's has the same tensors, and gives wrong colours; if it is SDXL's, "
+            "all is well"
+        )
+        yield Notice("warning", "vae", "other vae", text, effect)
 
 
 def _latents(checkpoint: Checkpoint) -> Iterator[Notice]:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-CodePart = Literal["convert", "apple", "calibrate", "measure", "judge", "release"]
+CodePart = Literal["convert", "apple", "calibrate", "precision", "measure", "judge", "release"]
 
 ROOT = Path(__file__).parents[2]  # the folder that holds ours: convert, verify, release
 
@@ -76,6 +76,16 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "convert/weights/mixed_bits.py",
         "verify/judge/metrics.py",
         "verify/reference/calibration.py",
+    ),
+    # what a VAE's precision is chosen by, where nothing says it
+    "precision": (
+        *_CHECKPOINT,
+        *_WEIGHTS,
+        *_PACKAGES,
+        "verify/judge/metrics.py",
+        "verify/mil/*.py",
+        "verify/reference/vae_precision.py",
+        "verify/runtime/*.py",
     ),
     # a report's numbers, and the findings that are no numbers
     "measure": (
@@ -159,6 +169,7 @@ OUTSIDE: tuple[str, ...] = (
     "convert/plan/gates.py",
     "convert/plan/plan.py",
     "convert/plan/gather.py",
+    "convert/plan/precision.py",
     "convert/plan/prepare.py",
     "convert/recipe/__init__.py",
     "convert/recipe/builtin.py",

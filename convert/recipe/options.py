@@ -28,6 +28,7 @@ OPTIONS = {
     "name": "--name",
     "source.revision": "--revision",
     "source.base": "--base",
+    "source.vae": "--vae",
     "source.loras": "--lora",
     "source.prediction": "--prediction",
     "source": "SOURCE",
@@ -106,14 +107,16 @@ class Added:
     """What `--base`, `--lora` and their like say that is put into a checkpoint, as typed."""
 
     base: str | None = None
+    vae: str | None = None
     loras: Sequence[str] = ()
     prediction: str | None = None
 
     def values(self) -> dict[str, Any]:
         """The values of a recipe's [source]; of URLs without what they hold of secrets."""
         found: dict[str, Any] = {}
-        if self.base is not None:
-            found["base"] = readable(parse_source(self.base).location)
+        for key in ("base", "vae"):
+            if (place := getattr(self, key)) is not None:
+                found[key] = readable(_written(place))
         if self.loras:
             found["loras"] = [lora_values(text) for text in self.loras]
         if self.prediction is not None:
@@ -131,13 +134,20 @@ class Added:
             made = Ingredients.model_validate(self.values())
         except ValidationError as error:
             raise refused(error, Ingredients, None, options) from None
-        exact: dict[str, Any] = {} if self.base is None else {"base": self.base}
+        places = {"base": self.base, "vae": self.vae}
+        exact: dict[str, Any] = {key: place for key, place in places.items() if place is not None}
         if self.loras:
-            places = [_place_and_strength(text)[0] for text in self.loras]
+            files = [_place_and_strength(text)[0] for text in self.loras]
             exact["loras"] = tuple(
-                exactly(lora, place) for lora, place in zip(made.loras, places, strict=True)
+                exactly(lora, file) for lora, file in zip(made.loras, files, strict=True)
             )
         return made.model_copy(update=exact)
+
+
+def _written(place: str) -> str:
+    """A source as a recipe writes it: of the Hub's pages the whole address, which has the file."""
+    found = parse_source(place)
+    return place if found.kind == "repo" else found.location
 
 
 def lora_values(text: str) -> dict[str, Any]:

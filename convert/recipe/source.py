@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -121,16 +120,19 @@ class _Origin(Section):
 class Ingredients(Section):
     """What a checkpoint is made of beside its source."""
 
-    LATER: ClassVar[Mapping[str, str]] = {
-        "vae": "apply it with diffusers and save the checkpoint",
-    }
-
     base: BaseText | None = Field(
         default=None,
         description="Where parts come from that a single file lacks (text encoders, VAE, configs, "
         "tokenizers): a Hub repository, an address, a folder or file; a relative path starts at "
         "the recipe's folder.",
         examples=["stabilityai/stable-diffusion-xl-base-1.0"],
+    )
+    vae: BaseText | None = Field(
+        default=None,
+        description="A VAE in place of the checkpoint's own: a Hub repository, an address, a "
+        "folder or file, of a VAE alone or of a checkpoint that has one; a relative path starts at "
+        "the recipe's folder.",
+        examples=["madebyollin/sdxl-vae-fp16-fix"],
     )
     loras: tuple[LoraSource, ...] = Field(
         default=(),

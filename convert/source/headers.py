@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convert.errors import InputError
 from convert.files.disk import link
-from convert.source.download import CheckpointSource, selection, single
+from convert.source.download import CheckpointSource, meant, selection
 from convert.source.hub import Repo, explain, is_unreachable, quiet
 from convert.source.select import File
 from convert.source.snapshot import Snapshot
@@ -51,7 +51,7 @@ def fetch_headers(
                     hint="Check the connection, or give --source a local checkpoint.",
                 ) from None
             raise explain(error, repo) from None
-    return single(Snapshot(folder, repo.name, commit, files), source.file)
+    return meant(Snapshot(folder, repo.name, commit, files), source)
 
 
 def _fetch(repo: Repo, commit: str, file: File, folder: Path) -> None:

@@ -19,6 +19,7 @@ from sdxl_coreml.options import (
     Quiet,
     RuntimeOption,
     SchedulerOption,
+    VaeOption,
     out_option,
 )
 from sdxl_coreml.steps import require_new_folder, require_writable, url_token
@@ -123,6 +124,7 @@ def record(
     scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     base: BaseOption = None,
+    vae: VaeOption = None,
     lora: LoraOption = None,
     prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
@@ -168,7 +170,7 @@ def record(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     wanted = parse_source(source, revision)
     ingredients = (parsed.source if parsed else NOTHING).updated(
-        Added(base, lora or (), prediction).ingredients()
+        Added(base, vae, lora or (), prediction).ingredients()
     )
     gathered = gather(wanted, terminal, ingredients, spare_base=base is None, token=url_token())
     checkpoint = gathered.checkpoint

@@ -136,7 +136,8 @@ BAD_RECIPES = [
     ("[target]\ndeployment = 'macos14'", "did you mean `macOS14`?"),
     (
         "[target]\nvae_precision = 'float23'",
-        'target.vae_precision: "float23" is not one of float32, float16; did you mean `float32`?',
+        'target.vae_precision: "float23" is not one of float32, float16, auto; did you mean '
+        "`float32`?",
     ),
     (
         "[matrix]\nbits = ['8', '3']",
