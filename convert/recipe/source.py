@@ -120,6 +120,8 @@ class _Origin(Section):
 class Ingredients(Section):
     """What a checkpoint is made of beside its source."""
 
+    LATER: ClassVar[Mapping[str, str]] = {"refiner": "convert it by a recipe of its own"}
+
     base: BaseText | None = Field(
         default=None,
         description="Where parts come from that a single file lacks (text encoders, VAE, configs, "
