@@ -7,6 +7,7 @@ commands.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,9 @@ from tests.support.people import (
     exact_lora,
     key_in_file,
     kohya,
-    released,
     variant,
 )
-from tests.support.single_files import PREFIXES, Weights, write_file
+from tests.support.single_files import PREFIXES, Weights, single_file, write_file
 
 UNET = PREFIXES["unet"]
 NETWORKS = ("text_encoder", "text_encoder_2", "unet")
@@ -41,19 +41,6 @@ POSITIONS = f"{TEXT}embeddings.position_ids"
 @pytest.fixture(scope="module")
 def opened(released: Path) -> Checkpoint:
     return open_checkpoint(released)
-
-
-@pytest.fixture
-def plain(user: User, released: Path, kept: dict[str, Made]) -> Made:
-    """What the file becomes as it is; made once."""
-    if "plain" not in kept:
-        kept["plain"] = user.converts(released, components=ALL)
-    return kept["plain"]
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Made]:
-    return {}
 
 
 def shape(checkpoint: Checkpoint, part: str, module: str) -> tuple[int, ...]:
@@ -157,16 +144,9 @@ def test_4_a_photographic_model_with_what_trainers_leave_in_it(
     assert "`alphas_cumprod` and 1 more: the noise schedule" in said
 
 
-def test_5_a_merge_for_few_steps(user: User, released: Path) -> None:
+def test_5_a_merge_for_few_steps(few_steps: Path) -> None:
     """Lightning, DMD2, Hyper: the weights are SDXL's, and what is asked of apps is the recipe's."""
-    recipe = user.recipe(released)
-    text = recipe.read_text().replace('name = "mine"', 'name = "lightning"')
-    text += 'verify = { steps = 4, guidance = 1.0, scheduler = "euler", levels = ["structure"] }\n'
-    text += 'release = { license = "openrail++", advice = ["Four steps, no negative prompt."] }\n'
-    recipe.write_text(text)
-    out = user.folder / "out"
-    user.sees("run", recipe, "--out", out)
-    card = (out / "release" / "README.md").read_text()
+    card = (few_steps / "release" / "README.md").read_text()
     assert "| Steps | 4 |" in card
     assert "| Guidance scale (CFG) | 1 |" in card
     assert "Four steps, no negative prompt." in card
@@ -211,10 +191,9 @@ def test_7_a_lora_of_the_unet_alone(
         kohya("unet", m): exact_lora(shape(opened, "unet", m), i) for i, m in enumerate(modules)
     }
     lora = write_lora(user.folder / "unet-only.safetensors", tensors)
-    made = user.converts(released, "--lora", lora, components=("unet", "text_encoder"))
+    made = user.converts(released, "--lora", lora, components=("text_encoder", "text_encoder_2"))
     assert made.source["loras"][0]["kinds"] == {"LoRA": {"unet": len(modules)}}
-    assert made.weights["unet"] != plain.weights["unet"]
-    assert made.weights["text_encoder"] == plain.weights["text_encoder"]
+    assert made.weights == {name: plain.weights[name] for name in made.weights}
 
 
 def test_8_locon_dora_and_lokr_of_lycoris_and_onetrainer(
@@ -332,19 +311,24 @@ def test_11_an_8_bit_unet_of_comfyuis_diffusion_models(user: User, released: Pat
         assert made.source["origin"]["parts"]["text_encoder"] == "base released"
 
 
-def test_12_inpainting_and_a_refiner(user: User, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(
+    ("kind", "channels", "encoders"),
+    [("inpainting", 9, ["text_encoder", "text_encoder_2"]), ("refiner", 4, ["text_encoder_2"])],
+)
+def test_12_inpainting_and_a_refiner(
+    user: User, shapes: Mapping[str, Path], kind: str, channels: int, encoders: list[str]
+) -> None:
     """Nine channels; one text encoder, five time ids and an aesthetic score."""
-    nine = released(user.folder / "nine", unet={"in_channels": 9})
-    made = user.converts(nine, components=("unet",))
-    assert made.source["origin"]["kind"] == "inpainting"
-    assert {n["topic"] for n in made.manifest["notices"]} == {"channels"}
-    from tests.convert.opening.test_single_file import REFINER
-
-    refiner = released(user.folder / "refiner", **REFINER)
-    held = user.told("inspect", refiner)
-    assert (held["kind"], held["missing"]) == ("refiner", [])
-    assert user.plans(refiner)["source"]["parts"].keys() >= {"unet", "vae", "text_encoder_2"}
-    assert "text_encoder" not in user.plans(refiner)["source"]["parts"]
+    file = single_file(user.folder / f"{kind}.safetensors", shapes[kind])
+    held = user.told("inspect", file)
+    assert (held["kind"], held["missing"]) == (kind, [])
+    plan = user.plans(file, base=shapes[kind])
+    assert [part for part in plan["source"]["parts"] if part.startswith("text")] == encoders
+    topics = {notice["topic"] for notice in plan["notices"]}
+    assert ("channels" in topics) == (channels == 9)  # apps give a UNet four
+    made = user.converts(file, "--base", shapes[kind], components=("unet",))
+    assert made.weights == user.converts(shapes[kind], components=("unet",)).weights
+    assert made.source["origin"]["kind"] == kind
 
 
 def test_12_a_peft_lora_of_the_hub_with_its_settings_in_the_header(

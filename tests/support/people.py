@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,35 @@ ROWS = 49408  # of CLIP's vocabulary
 TEXT = PREFIXES["text_encoder"]
 TEXT_2 = PREFIXES["text_encoder_2"]
 ALL = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+FEW_STEPS = """
+name = "turbo"
+source.path = "{file}"
+matrix = {{ attention = ["original"], resolution = ["64x64"] }}
+
+[verify]
+steps = 4
+guidance = 1.0
+scheduler = "euler_a"
+levels = ["structure"]
+
+[release]
+license = "openrail++"
+advice = ["Four steps, no negative prompt."]
+"""
+
+
+def run_command(*words: object) -> int:
+    """The exit code of a command; what it prints is pytest's to keep."""
+    from sdxl_coreml import app
+
+    before, sys.argv = sys.argv, ["sdxl-coreml", *map(str, words)]
+    try:
+        app.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    raise AssertionError("a command ends with an exit code")
 
 
 def released(folder: Path, **changes: Any) -> Path:
@@ -135,24 +165,38 @@ def made_in(folder: Path) -> Made:
 # ---- LoRAs whose sums are exact ----
 
 
-def exact_lora(shape: tuple[int, ...], seed: int = 0, rank: int = 2, alpha: float = 1.0) -> Tensors:
-    """A plain LoRA of small multiples of powers of 2: no product or sum of them is rounded."""
+def exact_lora(
+    shape: tuple[int, ...],
+    seed: int = 0,
+    *,
+    rank: int = 2,
+    alpha: float = 1.0,
+    tucker: bool = False,
+) -> Tensors:
+    """A LoRA or LoCon of small multiples of powers of 2: no product or sum of them is rounded."""
     generator = torch.Generator().manual_seed(seed)
 
     def some(*size: int) -> torch.Tensor:
         return torch.randint(-4, 5, size, generator=generator).half() / 32
 
-    return {
-        ".lora_up.weight": some(shape[0], rank),
-        ".lora_down.weight": some(rank, shape[1]),
+    outputs, inputs, *kernel = shape
+    ones = [1] * len(kernel)
+    found = {
+        ".lora_up.weight": some(outputs, rank, *ones),
+        ".lora_down.weight": some(rank, inputs, *(ones if tucker else kernel)),
         ".alpha": torch.tensor(alpha),
     }
+    return {**found, ".lora_mid.weight": some(rank, rank, *kernel)} if tucker else found
 
 
 def exact_change(tensors: Tensors, strength: float) -> torch.Tensor:
-    """What such a LoRA adds to its weight."""
+    """What such a LoRA adds to its weight: up ∘ down, or with a convolution between the two."""
     up, down = tensors[".lora_up.weight"].float(), tensors[".lora_down.weight"].float()
-    return strength * float(tensors[".alpha"]) / len(down) * (up @ down)
+    scale = strength * float(tensors[".alpha"]) / len(down)
+    if (mid := tensors.get(".lora_mid.weight")) is not None:
+        left, right = up.flatten(1), down.flatten(1)
+        return scale * torch.einsum("op,pqhw,qi->oihw", left, mid.float(), right)
+    return scale * (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
 
 
 # What trainers call a module, by its name in the libraries: kohya's way, with sgm's numbers.

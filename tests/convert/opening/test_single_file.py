@@ -16,21 +16,13 @@ from convert.opening.door import open_checkpoint
 from convert.tokenizer.clip import read_tokenizer
 from tests.support.checkpoints import SHAPES
 from tests.support.single_files import (
+    REFINER,
     Weights,
     ldm_weights,
     make_knowable,
     single_file,
     write_file,
 )
-
-REFINER = {
-    "refiner": True,
-    "unet": {
-        **SHAPES["refiner"]["unet"],
-        "block_out_channels": (32, 64, 128, 128),
-        "attention_head_dim": (1, 1, 2, 2),
-    },
-}
 
 
 @pytest.fixture(scope="module")
