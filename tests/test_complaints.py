@@ -22,6 +22,7 @@ from convert.lora.apply import Lora, apply
 from convert.opening.door import open_checkpoint
 from tests.support.loras import tensors_of, write_lora
 from tests.support.people import (
+    SHALLOW,
     TEXT,
     TEXT_2,
     Made,
@@ -32,7 +33,14 @@ from tests.support.people import (
     kohya,
     variant,
 )
-from tests.support.single_files import PREFIXES, REFINER, Weights, make_knowable, single_file
+from tests.support.single_files import (
+    PREFIXES,
+    REFINER,
+    Weights,
+    make_knowable,
+    single_file,
+    write_file,
+)
 
 COMPLAINTS = """
 apple/ml-stable-diffusion #35 #206 #304 #377
@@ -72,7 +80,8 @@ def opened(released: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in diffusers' layout whose UNet is split into shards."""
-    return make_knowable(tmp_path_factory.mktemp("made") / "sharded", max_shard_size="1MB")
+    folder = tmp_path_factory.mktemp("made") / "sharded"
+    return make_knowable(folder, max_shard_size="1MB", **SHALLOW)
 
 
 def shape(checkpoint: Checkpoint, part: str, module: str) -> tuple[int, ...]:
@@ -173,14 +182,20 @@ def test_samplers_of_a_locon_match(user: User, released: Path, opened: Checkpoin
     modules = {kohya("unet", name): tensors for name, tensors in held.items()}
     assert modules.keys() == {"lora_unet_input_blocks_6_0_op", "lora_unet_output_blocks_2_2_conv"}
     lora = write_lora(user.folder / "locon.safetensors", modules)
+    assert user.told("inspect", released, "--lora", lora)["loras"][0]["kinds"] == {
+        "LoRA": {"unet": 2}
+    }
+    changed, _ = apply(opened, [Lora(lora)])
+    for name, tensors in held.items():
+        require_merged(changed, opened, name, exact_change(tensors, 1.0))
 
-    def merge(weights: Weights) -> None:
-        for name, tensors in held.items():
-            added(key_in_file("unet", name), exact_change(tensors, 1.0), weights)
 
-    merged = variant(released, user.folder / "merged.safetensors", merge)
-    made = user.converts(released, "--lora", lora, components=("unet",))
-    assert made.weights == user.converts(merged, components=("unet",)).weights
+def require_merged(
+    changed: Checkpoint, before: Checkpoint, name: str, change: torch.Tensor
+) -> None:
+    """That a weight of the UNet is the one before and a change that is exact in float32."""
+    wanted = (torch.from_numpy(value(before, "unet", name)).float() + change).half()
+    np.testing.assert_array_equal(value(changed, "unet", name), wanted.numpy())
 
 
 def test_all_of_text_encoder_2_of_a_kohya_lora_is_applied(
@@ -249,9 +264,7 @@ def test_a_locon_with_a_middle_is_merged(user: User, released: Path, opened: Che
         "LoRA (Tucker)": {"unet": 1}
     }
     changed, _ = apply(opened, [Lora(lora, 0.5)])
-    before = torch.from_numpy(value(opened, "unet", name)).float()
-    wanted = (before + exact_change(tensors, 0.5)).half()
-    np.testing.assert_array_equal(value(changed, "unet", name), wanted.numpy())
+    require_merged(changed, opened, name, exact_change(tensors, 0.5))
 
 
 def test_a_doras_magnitudes_count(user: User, released: Path, opened: Checkpoint) -> None:
@@ -389,6 +402,17 @@ def test_position_ids_that_a_merge_has_spoilt_do_no_harm(
     assert "the positions 0 to 76" in user.sees("inspect", file)
 
 
+def test_an_embedding_is_called_what_it_is(user: User, released: Path) -> None:
+    """huggingface/diffusers #5327 #8854: SDXL's embeddings, of both encoders, were not known."""
+    tensors = {"clip_l": torch.zeros(2, 64), "clip_g": torch.zeros(2, 128)}
+    file = write_file(user.folder / "negativeXL.safetensors", tensors)
+    out = ["--out", user.folder / "out"]
+    said = user.refused("convert", file, *out)
+    assert "is a textual inversion, no checkpoint" in said
+    said = user.refused("convert", released, "--lora", file, *out)
+    assert "is an embedding (textual inversion), not a LoRA" in said
+
+
 # ---- what the UNet predicts, and in how many steps ----
 
 
@@ -470,15 +494,15 @@ def issues(text: str) -> list[str]:
 
 
 def test_no_complaint_is_left_out() -> None:
-    here = tests_of(Path(__file__))
+    here = docstrings_of(Path(__file__))
     told = [name for text in here.values() for name in issues(text)]
     assert sorted([*told, *ELSEWHERE]) == sorted(issues(COMPLAINTS))
     for place in ELSEWHERE.values():
         file, _, test = place.partition("::")
-        assert test in tests_of(Path(__file__).parents[1] / file)
+        assert test in docstrings_of(Path(__file__).parents[1] / file)
 
 
-def tests_of(file: Path) -> dict[str, str]:
+def docstrings_of(file: Path) -> dict[str, str]:
     """The docstrings of a file's tests, by their names."""
     found = [n for n in ast.parse(file.read_text("utf-8")).body if isinstance(n, ast.FunctionDef)]
     return {n.name: ast.get_docstring(n) or "" for n in found if n.name.startswith("test_")}

@@ -97,6 +97,28 @@ def test_2_pony_whose_cards_say_clip_skip_2(user: User, opened: Checkpoint, plai
         torch.testing.assert_close(given.reshape(wanted.shape), wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_2_pony_with_its_vae_beside_it(user: User, released: Path, opened: Checkpoint) -> None:
+    """Bare, in LDM's names, as fp16-fix is: it replaces the file's own, and no LoRA touches it."""
+    prefix = PREFIXES["vae"]
+
+    def other(weights: Weights) -> None:
+        for name in [name for name in weights if name.startswith(prefix)]:
+            weights[name] = weights[name] * 0.5
+
+    baked = variant(released, user.folder / "baked.safetensors", other)
+    alone = {n.removeprefix(prefix): v for n, v in load_file(baked).items() if n.startswith(prefix)}
+    vae = write_file(user.folder / "sdxl_vae.safetensors", alone)
+    lora = {kohya("text_encoder_2", MLP): exact_lora(shape(opened, "text_encoder_2", MLP))}
+    lora_file = write_lora(user.folder / "style.safetensors", lora)
+    components = ("vae_decoder", "vae_encoder")
+    options = ["--vae", vae, "--lora", lora_file]
+    made = user.converts(released, *options, components=components)
+    assert made.weights == user.converts(baked, components=components).weights
+    assert made.source["origin"]["parts"]["vae"] == "VAE sdxl_vae.safetensors"
+    plan = user.plans(released, vae=vae)
+    assert "sdxl_vae.safetensors" in json.dumps(plan["source"])
+
+
 def test_3_noobai_with_v_prediction_and_its_merges(user: User, released: Path) -> None:
     """Told by the marks, or by the header of merges that lost them; never taken for epsilon."""
 
