@@ -63,7 +63,7 @@ def run_tasks(
     cold: bool,
     say: Say,
 ) -> Measurements:
-    """Run all tasks `repeat` times, in rounds: what else the machine does then falls on all alike.
+    """Run tasks `repeat` times, in rounds: what else the machine does then falls on all alike.
 
     Args:
         cold: empty the page cache before each; else it is left alone.
@@ -78,7 +78,7 @@ def run_tasks(
             for row in rows:
                 if any(r.problem for r in rows if r.task.name == row.task.after):
                     row.problem = f"not run: it goes on from {row.task.after}"
-                if row.problem is not None:
+                if row.problem is not None or len(row.runs) == row.task.rounds:
                     continue
                 if row.task.after is None:
                     shutil.rmtree(row.task.out, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 python -m bench.sources                      # makes the files first: 37 GB of disk, 20 minutes
 python -m bench.sources --repeat 5           # rounds, in which all take turns; medians
-python -m bench.sources --peer PEER/bin/python   # coreml-diffusion as well: 20 GB of memory
+python -m bench.sources --peer PEER/bin/python   # coreml-diffusion as well, once
 python -m bench.sources --quick              # the toy checkpoint: does the harness work?
 
 Writes its part of bench/RESULTS.md, and leaves the rest as it is. Limits (ratios to the folder) are
@@ -33,12 +33,15 @@ from convert.units import size
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 PART = "sources"
 STRENGTHS = 0.7, 0.4
-MEMORY = 20 << 30  # bytes that the peer may take
+PEER_MEMORY = 20  # GiB that the peer may take
+# Sizes of pictures for the rows beside the peer: it traces networks with all that training needs,
+# so that SDXL's own size takes more memory than that, of the VAE's decoder alone.
+PEER_SIZES = {"vae": "512x512", "unet": "256x256"}
 # What each source may take: of the folder's time, and of its anonymous memory.
 LIMITS = {"single": (1.1, 1.2), "ckpt": (1.2, 1.2), "ckpt-old": (1.2, 1.2), "loras": (1.6, None)}
 LORA_MEMORY = 1 << 30  # bytes
 COLUMNS = (
-    "", "until exit", "× folder", "CPU", "× folder", "peak memory: anonymous", "× folder",
+    "", "until exit", "×", "CPU", "×", "peak memory: anonymous", "×",
     "`plan` ÷ until exit", "on disk",
 )  # fmt: skip
 
@@ -92,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.peer:
             peer = make_peer(options.peer, options.folder / "peer", setup.checkpoint)
         sources = make_sources(setup.checkpoint, files, setup.checkpoint if options.quick else None)
-        tasks = choose(make_tasks(setup, sources, files, peer), options.only)
+        memory = options.peer_memory << 30
+        tasks = choose(make_tasks(setup, sources, files, peer, memory), options.only)
         load = os.getloadavg()[0]
         measurements = run_tasks(
             setup, tasks, repeat=options.repeat, interval=0.05, cold=not options.quick, say=say
@@ -126,6 +130,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="the toy checkpoint, page cache left alone")
     add("--repeat", type=int, default=1, metavar="N", help="rounds; the table shows medians")
     add("--peer", type=Path, metavar="PYTHON", help="of an environment with coreml-diffusion")
+    memory = "within so much memory"
+    add("--peer-memory", type=int, default=PEER_MEMORY, metavar="GIB", help=memory)
     add("--results", type=Path, metavar="FILE", help="bench/RESULTS.md, or in --folder for a part")
     return parser.parse_args(arguments)
 
@@ -160,24 +166,28 @@ TITLES = {
 
 
 def make_tasks(
-    setup: Setup, sources: dict[str, Source], files: SourceFiles, peer: Peer | None
+    setup: Setup, sources: dict[str, Source], files: SourceFiles, peer: Peer | None, memory: int
 ) -> list[Task]:
     """The rows; the peer's behind ours of the same component, and what is only for that with it."""
-    out, resolution = setup.folder / "converted", setup.resolutions[0]
+    out = setup.folder / "converted"
     found = []
     for name, source in sources.items():
-        component = source.component if name in ("vae", "unet") else None
-        if component and peer is None:
-            continue
+        resolution, title = setup.resolutions[0], TITLES[name]
+        if name in PEER_SIZES:
+            if peer is None:
+                continue
+            resolution = PEER_SIZES[name]
+            title = f"{title}, {resolution}"
         options = ("--attention", "original", "--resolution", resolution, "--quiet")
         command = (*COMMAND, "convert", *source.options(), "--out", str(out), *options)
-        found.append(Task(name, TITLES[name], command, out))
-        if component and peer is not None:
+        found.append(Task(name, title, command, out))
+        if name in PEER_SIZES and peer is not None:
             their_out = setup.folder / "peer-converted"
-            command = peer.command(files.single, component, resolution, their_out)
-            title = f"coreml-diffusion: {TITLES[name]}"
-            task = Task(f"peer-{name}", title, command, their_out, limit=MEMORY, is_peer=True)
-            found.append(task)
+            assert source.component is not None
+            command = peer.command(files.single, source.component, resolution, their_out)
+            title = f"coreml-diffusion: the same, within {memory >> 30} GiB"
+            row = Task(f"peer-{name}", title, command, their_out, limit=memory, is_peer=True)
+            found.append(replace(row, rounds=1))
     return found
 
 
@@ -192,7 +202,10 @@ def planned(setup: Setup, source: Source) -> float:
 
 
 def section(measurements: Measurements, plans: dict[str, float], machine: Sequence[str]) -> str:
-    """The part of RESULTS.md, markers included; ratios are of medians, to the row of the folder."""
+    """The part of RESULTS.md, markers included; ratios are of medians, to the row of the folder.
+
+    The peer's are to our row of the same component.
+    """
     rows = {row.task.name: row for row in measurements.rows}
     lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1))]
     lines += [_cells(row, rows, plans) for row in rows.values()]
@@ -204,8 +217,9 @@ def section(measurements: Measurements, plans: dict[str, float], machine: Sequen
             *("| " + " | ".join(cells) + " |" for cells in lines),
             "",
             *_verdicts(rows),
-            f"The same weights in every row; {runs} rounds, in which all take turns: medians, and "
-            f"the smallest and largest. Page cache: {cache}. Measured on:",
+            "Ratios are to the folder, converted alike; coreml-diffusion's to the row above it.",
+            f"{runs} rounds, in which all rows take turns: medians, and the smallest and largest.",
+            f"Page cache: {cache}. The same weights in every row, random ones, on:",
             "",
             *(f"- {fact}" for fact in machine),
             end(PART),
@@ -219,8 +233,10 @@ def _cells(row: Row, rows: dict[str, Row], plans: dict[str, float]) -> tuple[str
         return (row.task.title, row.problem or "not run", *["–"] * (len(COLUMNS) - 2))
     name = row.task.name
     folder = rows.get("folder-6" if name.endswith("-6") else "folder")
-    alike = folder is not None and "vae" not in name and "unet" not in name
-    to = folder if alike and folder is not row else None
+    beside = row.task.is_peer or name in PEER_SIZES
+    to = folder if folder is not row and not beside else None
+    if row.task.is_peer:
+        to = rows.get(name.removeprefix("peer-"))
     plan = plans.get(name, 0.0)
     return (
         row.task.title,
