@@ -9,13 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import InputError
 from convert.lora.apply import Lora, apply
 from convert.opening.door import open_checkpoint
 from convert.opening.prediction import with_prediction
 from convert.opening.vae import with_vae
 from convert.process.progress import Progress
 from convert.recipe.source import FileSource, Ingredients, Source
-from convert.source.download import CheckpointSource, Snapshot, fetch, parse_source
+from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
 from convert.source.headers import fetch_headers
 
 Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
@@ -81,13 +82,33 @@ def open_source(
 
 
 def source_of(given: Source | FileSource) -> CheckpointSource:
-    """Where what a recipe names comes from."""
-    if isinstance(given, FileSource) and given.path:  # never a Hub repo, whatever its form
-        path = str(Path(given.path).expanduser())
-        return CheckpointSource("path", path, sha256=given.sha256)
+    """Where what a recipe names comes from; raises InputError for a path where nothing is."""
     if given.repo:
         return CheckpointSource("repo", given.repo, given.revision, given.file, given.sha256)
-    return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
+    if given.url:
+        return replace(parse_source(given.url), sha256=given.sha256)
+    found = local_source(str(given.path))  # never a Hub repo, whatever its form
+    if found is None:
+        raise InputError(
+            "no such folder or file",
+            where=given.path,
+            hint="Write where yours is: "
+            + (
+                "in `loras` of the recipe's [source], or after --lora."
+                if isinstance(given, FileSource)
+                else "`path` in the recipe's [source], or --source instead of it."
+            ),
+        )
+    return replace(found, sha256=given.sha256)
+
+
+def _ingredient(key: str, text: str) -> CheckpointSource:
+    """Where an ingredient that is a text comes from; its errors name it."""
+    try:
+        return parse_source(text)
+    except InputError as error:
+        where = error.where or key
+        raise InputError(error.problem, where=where, hint=error.hint) from None
 
 
 def _fetched(
@@ -98,9 +119,9 @@ def _fetched(
         source = replace(source, take="checkpoint without vae")
     snapshot, found = get(source), {}
     if ingredients.base is not None and not (spare_base and snapshot.path.is_dir()):
-        found["base"] = get(parse_source(ingredients.base))
+        found["base"] = get(_ingredient("base", ingredients.base))
     if ingredients.vae is not None:
-        found["vae"] = get(replace(parse_source(ingredients.vae), take="vae"))
+        found["vae"] = get(replace(_ingredient("vae", ingredients.vae), take="vae"))
     for index, lora in enumerate(ingredients.loras):
         found[f"loras[{index}]"] = get(source_of(lora))
     return replace(snapshot, ingredients=found)

@@ -82,20 +82,14 @@ def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
 
     Raises InputError if it is none of them, or a revision is given where none can be.
     """
-    try:
-        path = Path(text).expanduser()
-        require_target(path)
-        is_there = bool(text) and path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of nobody
-        raise InputError(f"cannot be a path: {reason(error)}", where=shown(text)) from None
-    if is_there:
+    if (found := local_source(text)) is not None:
         if revision is not None:
             raise InputError(
                 f"--revision {revision} given for a local path",
                 where=text,
                 hint="A revision belongs to a Hub repo. Leave it away, or give owner/name.",
             )
-        return CheckpointSource("path", str(path))
+        return found
     if _REPO.fullmatch(text) and "--" not in text and ".." not in text:
         return CheckpointSource("repo", text, revision)
     if re.match("https?://", text):
@@ -104,6 +98,17 @@ def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
         f"no such folder or file, and not a Hub repo id: {text!r}",
         hint="Give an existing path, or owner/name as on huggingface.co.",
     )
+
+
+def local_source(text: str) -> CheckpointSource | None:
+    """The existing path that `text` is, if it is one; raises InputError if it cannot be any."""
+    try:
+        path = Path(text).expanduser()
+        require_target(path)
+        is_there = bool(text) and path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of nobody
+        raise InputError(f"cannot be a path: {reason(error)}", where=shown(text)) from None
+    return CheckpointSource("path", str(path)) if is_there else None
 
 
 _PAGES = {"tree": 2, "blob": 3, "resolve": 3}  # the Hub's; a file's has its path behind
