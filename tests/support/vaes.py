@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -78,14 +78,15 @@ def edit_vae_config(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def scaled_vae(folder: Path, factor: float) -> None:
-    """Multiply the first convolutions of a VAE's two halves, and what they give, by a factor.
+def scaled_vae(folder: Path, factors: Mapping[str, float]) -> None:
+    """Multiply the first convolutions of a VAE's halves, and so what they give, by a factor each.
 
-    Group norms take it out again, so pictures stay the same and only activations grow.
+    Group norms keep the rest as it is, but for what is added to these values.
     """
     file = folder / WEIGHTS
     weights = load_file(file)
-    for name in ("encoder.conv_in", "decoder.conv_in"):
+    for half, factor in factors.items():
         for kind in ("weight", "bias"):
-            weights[f"{name}.{kind}"] = weights[f"{name}.{kind}"].float() * factor
+            name = f"{half}.conv_in.{kind}"
+            weights[name] = weights[name].float() * factor
     save_file({k: v.contiguous() for k, v in weights.items()}, file, {"format": "pt"})

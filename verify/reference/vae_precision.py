@@ -48,7 +48,6 @@ LARGEST = 65504.0  # float16's
 # Another picture may have values twice as large, and their squares are four times as large then.
 MARGIN = 4.0
 SIZE = 256  # pixels along a side, at most
-_ABOUT = Description("a measurement", "nobody", "none", "1", {}, {})
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,8 @@ def _program(checkpoint: Checkpoint, job: Job, size: Resolution) -> Iterator[Eva
         package = Path(folder, "model.mlpackage")
         package.mkdir()
         weights = partial(_filled, Path(folder, "weights"))
-        convert_job(checkpoint, small, _ABOUT, package, weights, silent)
+        about = Description("a measurement", "", "", "", *COMPONENTS[job.component].texts)
+        convert_job(checkpoint, small, about, package, weights, silent)
         yield Evaluator(package, mode="fp32")
 
 
