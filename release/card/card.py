@@ -265,6 +265,8 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
         "</details>",
         "Versions: " + ", ".join(f"{escape(n)} {escape(v)}" for n, v in versions.items()) + ".",
     ]
+    if source.get("vae"):
+        parts.append(_vae(source["vae"]))
     if source.get("loras"):
         parts.append("Merged into the weights, in this order:")
         parts.append(bullets([_lora(lora) for lora in source["loras"]]))
@@ -278,6 +280,18 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     parts.append("Where the graphs differ from those of Apple's converter, and why:")
     parts.append(bullets([f"{prose(d['what'])} {prose(d['why'])}" for d in first["deviations"]]))
     return parts
+
+
+def _vae(vae: Mapping[str, Any]) -> str:
+    """The VAE in place of the checkpoint's own: where it is from, whose it is, its digests."""
+    commit = f" at commit {code(vae['commit'])}" if vae.get("commit") else ""
+    known = f", which is {escape(vae['known'])}" if vae.get("known") else ""
+    license_ = f" (licence: {escape(vae['license'])})" if vae.get("license") else ""
+    digests = ", ".join(code(digest) for digest in vae["files"].values() if digest)
+    return (
+        f"In place of the checkpoint's own VAE: {code(vae['name'])}{commit}{known}{license_}, "
+        f"SHA-256 {digests}."
+    )
 
 
 def _lora(lora: Mapping[str, Any]) -> str:
