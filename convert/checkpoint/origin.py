@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from convert.known.documents import LABELS, SDXLKind
 
 SHOWN = 3  # names of ignored tensors
+
+
+def add_file(files: dict[str, Path], folder: str, path: Path) -> str:
+    """The name of an ingredient's file among a checkpoint's files, to which it is added."""
+    name, number = f"{folder}/{path.name}", 1
+    while files.get(name, path) != path:
+        number += 1
+        name = f"{folder}/{number}/{path.name}"
+    files[name] = path
+    return name
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,51 @@ class AppliedVae:
         if self.known:
             found.append(f"  by its SHA-256 it is {self.known} (licence: {self.license})")
         return [*found, *ignored_lines(self.ignored)]
+
+
+@dataclass(frozen=True)
+class AppliedEmbedding:
+    """An embedding (textual inversion) that a checkpoint has rows of, for people and manifests.
+
+    Attributes:
+        files: their names among the checkpoint's files.
+        name: its own.
+        words: one a vector; a prompt has them one after another.
+        text_encoders: that it has vectors for.
+        notes: what else there is to know of it, in words.
+        facts: what its metadata says of where it comes from.
+    """
+
+    files: tuple[str, ...]
+    name: str
+    words: tuple[str, ...]
+    text_encoders: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What to write in a prompt, between spaces."""
+        return " ".join(self.words)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "files": list(self.files),
+            "name": self.name,
+            "words": list(self.words),
+            "text_encoders": list(self.text_encoders),
+            "notes": list(self.notes),
+            "metadata": dict(self.facts),
+        }
+
+    def line(self) -> str:
+        """The same for people, on one line."""
+        count = "1 vector" if len(self.words) == 1 else f"{len(self.words)} vectors"
+        notes = "".join(f"; {note}" for note in self.notes)
+        where = " and ".join(self.text_encoders)
+        write = f"write it between spaces: {self.text}"
+        return f"embedding {self.name}, {count} of {where}; {write}{notes}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ _CHECKPOINT = (
     "convert/__init__.py",
     "convert/checkpoint/*.py",
     "convert/components.py",
+    "convert/embedding/*.py",
     "convert/files/__init__.py",
     "convert/files/appearing.py",
     "convert/files/disk.py",
@@ -56,6 +57,7 @@ _PACKAGES = (
 )
 # What runs the reference in PyTorch.
 _REFERENCE = (
+    "verify/reference/embeddings.py",
     "verify/reference/loras.py",
     "verify/reference/recording.py",
     "verify/reference/reference.py",
