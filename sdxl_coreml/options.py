@@ -57,6 +57,15 @@ LoraOption = Annotated[
         "its own for the text encoders need a recipe.",
     ),
 ]
+EmbeddingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[=WORD]",
+        help="An embedding (textual inversion) to add, and the word for it in prompts: a file, "
+        "Hub repo or URL; may repeat.",
+    ),
+]
 PredictionOption = Annotated[
     str | None,
     typer.Option(

@@ -115,6 +115,7 @@ class AppliedEmbedding:
         name: its own.
         words: one a vector; a prompt has them one after another.
         text_encoders: that it has vectors for.
+        number: of what was given, from 0; one file may hold several embeddings.
         notes: what else there is to know of it, in words.
         facts: what its metadata says of where it comes from.
     """
@@ -123,6 +124,7 @@ class AppliedEmbedding:
     name: str
     words: tuple[str, ...]
     text_encoders: tuple[str, ...]
+    number: int = 0
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 

@@ -60,14 +60,14 @@ def apply(checkpoint: Checkpoint, embeddings: Sequence[Embedding]) -> Checkpoint
     files = dict(checkpoint.files)
     found: list[_Found] = []
     told: list[AppliedEmbedding] = []
-    for embedding in embeddings:
+    for number, embedding in enumerate(embeddings):
         file = read_both(embedding.path)
         for inversion in _asked(file, embedding.token):
             one, applied = _fitting(inversion, embedding, file, checkpoint, speller, told)
             paths = dict.fromkeys(path for tensor in one.vectors.values() for path in tensor.files)
             names = tuple(add_file(files, "embeddings", path) for path in paths)
             found.append(one)
-            told.append(replace(applied, files=names))
+            told.append(replace(applied, files=names, number=number))
     new = _New.of(found, tokenizer)
     parts = dict(checkpoint.parts)
     for name in _encoders(checkpoint):
@@ -144,7 +144,7 @@ def _fitting(
     unused = [name for name in inversion.vectors if name and name not in vectors]
     notes += [f"its vectors for {name} are not used, which the checkpoint lacks" for name in unused]
     applied = AppliedEmbedding(
-        (), inversion.name, tuple(words), tuple(vectors), tuple(notes), file.facts
+        (), inversion.name, tuple(words), tuple(vectors), notes=tuple(notes), facts=file.facts
     )
     return _Found(vectors, words), applied
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.embedding.apply import Embedding
+from convert.embedding.apply import apply as with_embeddings
 from convert.errors import InputError
-from convert.lora.apply import Lora, apply
+from convert.lora.apply import Lora
+from convert.lora.apply import apply as with_loras
 from convert.opening.door import open_checkpoint
 from convert.opening.prediction import with_prediction
 from convert.opening.vae import with_vae
@@ -124,6 +127,8 @@ def _fetched(
         found["vae"] = get(replace(_ingredient("vae", ingredients.vae), take="vae"))
     for index, lora in enumerate(ingredients.loras):
         found[f"loras[{index}]"] = get(source_of(lora))
+    for index, embedding in enumerate(ingredients.embeddings):
+        found[f"embeddings[{index}]"] = get(source_of(embedding))
     return replace(snapshot, ingredients=found)
 
 
@@ -147,4 +152,9 @@ def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
         Lora(snapshot.ingredients[f"loras[{index}]"].path, lora.scale, lora.text_scale)
         for index, lora in enumerate(ingredients.loras)
     ]
-    return apply(checkpoint, loras)[0] if loras else checkpoint
+    checkpoint = with_loras(checkpoint, loras)[0] if loras else checkpoint
+    embeddings = [
+        Embedding(snapshot.ingredients[f"embeddings[{index}]"].path, embedding.token)
+        for index, embedding in enumerate(ingredients.embeddings)
+    ]
+    return with_embeddings(checkpoint, embeddings)

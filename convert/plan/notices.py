@@ -70,6 +70,7 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
         *_schedule(checkpoint.scheduler),
         *_channels(checkpoint),
         *_trained_tokens(checkpoint.tokenizers),
+        *_embeddings(checkpoint),
         *_rows(checkpoint),
         *_prompts(checkpoint),
     )
@@ -175,6 +176,13 @@ def _trained_tokens(tokenizers: Mapping[str, Tokenizer]) -> Iterator[Notice]:
                 "bundle's `added_vocab.json`"
             )
             yield Notice("warning", name, "tokens", text, effect)
+
+
+def _embeddings(checkpoint: Checkpoint) -> Iterator[Notice]:
+    for one in checkpoint.embeddings:
+        text = f"the embedding {one.name} is written `{one.text}` in prompts"
+        effect = f"between spaces: with a comma right behind it, {APPLES} read another word"
+        yield Notice("note", "tokenizer_2", "embeddings", text, effect)
 
 
 def _listed(tokens: list[str]) -> str:

@@ -38,6 +38,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "vae": plan.checkpoint.other_vae.to_json() if plan.checkpoint.other_vae else None,
         "vae_precision": plan.precision.to_json(),
         "loras": [lora.to_json() for lora in plan.checkpoint.loras],
+        "embeddings": [embedding.to_json() for embedding in plan.checkpoint.embeddings],
         "source": plan.checkpoint.origin.to_json() if plan.checkpoint.origin else None,
         "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),
@@ -57,6 +58,7 @@ def plan_table(plan: Plan, document: Mapping[str, Any] | None = None) -> str:
     if plan.precision.because:
         lines.append(f"  {plan.precision}")
     lines += [f"  {lora.line()}" for lora in plan.checkpoint.loras]
+    lines += [f"  {embedding.line()}" for embedding in plan.checkpoint.embeddings]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:
         lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")

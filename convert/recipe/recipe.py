@@ -336,7 +336,8 @@ def _at(folder: Path, source: Source) -> Source:
             place = _found(folder, given)
             found[key] = place if Path(place).exists() else given
     loras = tuple(_file_at(folder, lora) for lora in source.loras)
-    return source.model_copy(update={**found, "loras": loras})
+    embeddings = tuple(_file_at(folder, embedding) for embedding in source.embeddings)
+    return source.model_copy(update={**found, "loras": loras, "embeddings": embeddings})
 
 
 def _file_at(folder: Path, file: F) -> F:

@@ -72,6 +72,17 @@ class LoraSource(FileSource):
     )
 
 
+class EmbeddingSource(FileSource):
+    """An embedding (textual inversion): where it is, and the word that it is written by."""
+
+    token: Text | None = Field(
+        default=None,
+        description="The word for it in prompts, of the letters a to z; made of the file's name "
+        "without it. One of several vectors has as many words, which `plan` says.",
+        examples=["mystyle"],
+    )
+
+
 class _Origin(Section):
     """Where the checkpoint itself comes from."""
 
@@ -142,6 +153,12 @@ class Ingredients(Section):
         strict=False,  # a list of TOML
         description="LoRAs and kin to merge, in this order.",
         examples=[[{"path": "detail.safetensors", "scale": 0.8, "text_scale": 0.6}]],
+    )
+    embeddings: tuple[EmbeddingSource, ...] = Field(
+        default=(),
+        strict=False,  # a list of TOML
+        description="Embeddings (textual inversions) to add, each written as words of its own.",
+        examples=[[{"path": "style.safetensors", "token": "mystyle"}]],
     )
     prediction: Prediction = Field(
         default="auto",

@@ -60,6 +60,15 @@ class VaeFacts(Document):
     commit: str | None = None
 
 
+class EmbeddingFacts(Document):
+    """An embedding whose vectors the text encoders have, and the words that reach them."""
+
+    files: dict[str, str | None]
+    words: list[str]
+    text_encoders: list[str]
+    notes: list[str] = Field(default_factory=list)
+
+
 class SourceFacts(Document):
     """The checkpoint that an artifact was made from."""
 
@@ -69,6 +78,7 @@ class SourceFacts(Document):
     files: dict[str, str]
     loras: list[LoraFacts] = Field(default_factory=list)
     vae: VaeFacts | None = None
+    embeddings: list[EmbeddingFacts] = Field(default_factory=list)
 
 
 class RecipeFacts(Document):
@@ -236,6 +246,15 @@ def _source(context: Context) -> dict[str, Any]:
                 **_place(context, f"loras[{index}]"),
             }
             for index, lora in enumerate(context.checkpoint.loras)
+        ]
+    if context.checkpoint.embeddings:
+        found["embeddings"] = [
+            {
+                **embedding.to_json(),
+                "files": {name: context.digests.get(name) for name in embedding.files},
+                **_place(context, f"embeddings[{embedding.number}]"),
+            }
+            for embedding in context.checkpoint.embeddings
         ]
     if origin is not None and origin.base is not None:
         place = {"repo": None, "commit": None, **_place(context, "base")}

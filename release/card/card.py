@@ -270,6 +270,9 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     if source.get("loras"):
         parts.append("Merged into the weights, in this order:")
         parts.append(bullets([_lora(lora) for lora in source["loras"]]))
+    if source.get("embeddings"):
+        parts.append("Embeddings (textual inversions) in the text encoders:")
+        parts.append(bullets([_embedding(embedding) for embedding in source["embeddings"]]))
     checked = first.get("verification")
     if checked:
         parts.append(
@@ -303,6 +306,16 @@ def _lora(lora: Mapping[str, Any]) -> str:
     digest = f", SHA-256 {code(lora['sha256'])}" if lora["sha256"] else ""
     ignored = "".join(f"; not applied: {escape(what)}" for what in lora["ignored"])
     return f"{code(name)} ({escape(', '.join(lora['kinds']))}), {strengths}{digest}{ignored}"
+
+
+def _embedding(embedding: Mapping[str, Any]) -> str:
+    """An embedding that was added: how it is written, and its files' digests."""
+    files = [
+        code(name.rpartition("/")[2]) + (f", SHA-256 {code(digest)}" if digest else "")
+        for name, digest in embedding["files"].items()
+    ]
+    notes = "".join(f"; {prose(note)}" for note in embedding["notes"])
+    return f"{code(' '.join(embedding['words']))} ({'; '.join(files)}){notes}"
 
 
 def _copied(source: SourceCard, base: str | None) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmbeddingOption,
     JsonOption,
     LoraOption,
     PredictionOption,
@@ -28,6 +29,7 @@ def bisect(
     base: BaseOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     case: Annotated[
@@ -85,7 +87,7 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, vae, lora or (), prediction).ingredients()
+    added = Added(base, vae, lora or (), embedding or (), prediction).ingredients()
     checkpoint = open_source(parse_source(source), terminal, added, token=url_token())
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None

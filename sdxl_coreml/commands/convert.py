@@ -10,6 +10,7 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmbeddingOption,
     Jobs,
     JsonOption,
     LoraOption,
@@ -56,6 +57,7 @@ def convert(
     base: BaseOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
@@ -80,7 +82,7 @@ def convert(
     require_components(component or [])
     require_ours(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, vae, lora or (), prediction)
+    added = Added(base, vae, lora or (), embedding or (), prediction)
     recipe = recipe_from_options(
         source,
         name=name,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_coreml.options import JsonOption, LoraOption, VaeOption
+from sdxl_coreml.options import EmbeddingOption, JsonOption, LoraOption, VaeOption
 from sdxl_coreml.terminal import Terminal
 
 
@@ -15,7 +15,8 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="An artifact folder, one .mlpackage or .mlmodelc, a checkpoint, a VAE, or a LoRA."
+            help="An artifact folder, one .mlpackage or .mlmodelc, a checkpoint, a VAE, a LoRA, or "
+            "an embedding."
         ),
     ],
     layers: Annotated[
@@ -23,35 +24,43 @@ def inspect(
     ] = False,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
 
     Of a checkpoint (a folder, or a .safetensors or .ckpt file): what it is, its layout and dtypes,
     what it lacks and what of it is not used. With --lora, what of LoRAs matches it; with --vae,
-    what that VAE is. Of a LoRA: its kinds, and how many modules it has of each. Of a VAE: whose it
-    is, and what `--vae-precision auto` makes of it.
+    what that VAE is; with --embedding, the words for it. Of a LoRA: its kinds, and how many modules
+    it has of each. Of a VAE: whose it is, and what `--vae-precision auto` makes of it. Of an
+    embedding: how many vectors it has, and for which family.
 
     Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
     """
+    from convert.embedding.read import holds_embedding, read_both
     from convert.lora.read import holds_lora, read_lora
     from convert.opening.contents import is_source, source_contents
     from convert.opening.vae import holds_vae_alone, open_vae
     from convert.plan.precision import told_precision
 
-    if lora or vae:
+    if vae or lora or embedding:
         from convert.plan.gather import open_source
         from convert.recipe.options import Added
         from convert.source.download import parse_source
 
         terminal = Terminal(as_json=as_json)
         source = parse_source(str(path))
-        added = Added(vae=vae, loras=lora or ()).ingredients()
+        added = Added(vae=vae, loras=lora or (), embeddings=embedding or ()).ingredients()
         checkpoint = open_source(source, terminal, added)
-        other, merged = checkpoint.other_vae, checkpoint.loras
-        document: dict[str, Any] = {"schema": 1, "loras": [one.to_json() for one in merged]}
+        other, merged, words = checkpoint.other_vae, checkpoint.loras, checkpoint.embeddings
+        document: dict[str, Any] = {
+            "schema": 1,
+            "loras": [one.to_json() for one in merged],
+            "embeddings": [one.to_json() for one in words],
+        }
         document |= {"vae": other.to_json()} if other else {}
         lines = [*(other.lines() if other else ()), *(one.line() for one in merged)]
+        lines += [one.line() for one in words]
         terminal.result(document, "\n".join(lines))
         return
     if holds_lora(path):
@@ -64,6 +73,10 @@ def inspect(
         facts = {"schema": 1, "path": str(path), "what": "vae", **opened.applied.to_json()}
         lines = [*opened.applied.lines(), f"  {precision}"]
         Terminal(as_json=as_json).result({**facts, "auto": precision.to_json()}, "\n".join(lines))
+        return
+    if holds_embedding(path):
+        inversion = read_both(path)
+        Terminal(as_json=as_json).result(inversion.to_json(), inversion.line())
         return
     if is_source(path):
         held = source_contents(path)

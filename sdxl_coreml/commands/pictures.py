@@ -13,6 +13,7 @@ from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     BaseOption,
     Device,
+    EmbeddingOption,
     JsonOption,
     LoraOption,
     PredictionOption,
@@ -126,6 +127,7 @@ def record(
     base: BaseOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
@@ -170,7 +172,7 @@ def record(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     wanted = parse_source(source, revision)
     ingredients = (parsed.source if parsed else NOTHING).updated(
-        Added(base, vae, lora or (), prediction).ingredients()
+        Added(base, vae, lora or (), embedding or (), prediction).ingredients()
     )
     gathered = gather(wanted, terminal, ingredients, spare_base=base is None, token=url_token())
     checkpoint = gathered.checkpoint
@@ -184,7 +186,12 @@ def record(
             device=device,
             say=say,
         )
-        settings = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
+        settings = settings_for(
+            asked,
+            kinds_of(checkpoint.components),
+            seed=seed,
+            embeddings=checkpoint.embeddings,
+        )
         traces = trace_all(checkpoint, settings, size, device=device, say=say)
         known = gathered.snapshot.digests
         digests = {n: known[path] for n, path in checkpoint.files.items() if path in known}

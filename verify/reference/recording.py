@@ -22,6 +22,7 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.configs import LatentSize
 from convert.checkpoint.latents import SCALING_FACTOR
+from convert.checkpoint.origin import AppliedEmbedding
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
+EMBEDDED_CASE = "embedding "
 EMBEDDED = "{} and a horse, golden hour"
 # More than any CLIP tokenizer gets into 75 tokens.
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
@@ -104,14 +106,24 @@ class Recording:
         }
 
 
-def case_names(component: str, timesteps: Sequence[int] = TIMESTEPS) -> tuple[str, ...]:
-    """What `record` calls the cases of a component, beside those of embeddings."""
+def case_names(
+    component: str,
+    timesteps: Sequence[int] = TIMESTEPS,
+    embeddings: Sequence[AppliedEmbedding] = (),
+) -> tuple[str, ...]:
+    """What `record` calls the cases of a component of a checkpoint with these embeddings."""
+    own = [embedded_case(one) for one in embeddings if component in one.text_encoders]
     return {
-        "text_encoder": ("prompt", "negative prompt", "empty prompt", "full prompt"),
+        "text_encoder": ("prompt", "negative prompt", "empty prompt", "full prompt", *own),
         "unet": tuple(f"t={timestep}" for timestep in timesteps),
         "vae_decoder": ("final latents",),
         "vae_encoder": ("decoded image",),
     }[COMPONENTS[component].kind]
+
+
+def embedded_case(embedding: AppliedEmbedding) -> str:
+    """What `record` calls the case of an embedding."""
+    return EMBEDDED_CASE + embedding.words[0]
 
 
 def record(
@@ -203,7 +215,7 @@ class _Run:
                 continue
             ours = token_ids(self.checkpoint, model.component, [EMBEDDED.format(one.text)])
             theirs = model.tokens.ids(EMBEDDED.format(token(one.words[0])))
-            case = self.case(model, f"embedding {one.words[0]}", {"input_ids": theirs.float()})
+            case = self.case(model, embedded_case(one), {"input_ids": theirs.float()})
             yield replace(case, inputs={"input_ids": ours.float()})
 
     def unet(self, cases: Mapping[str, tuple[Case, ...]]) -> tuple[tuple[Case, ...], Tensor]:
