@@ -140,7 +140,7 @@ def read_embedding(path: Path) -> EmbeddingFile:
             others.append(key)
         elif found.setdefault(name, {}).setdefault(side, tensor) is not tensor:
             raise InputError(f"has vectors of `{name}` for one text encoder twice", where=path)
-    is_lora = any(split(key) for key in others)
+    is_lora = any((parts := split(key)) and parts[1] != ".weight" for key in others)
     if not found and not is_lora and _are_tokens(file.tensors):  # diffusers' {token: vectors}
         found = {token: {"": tensor} for token, tensor in file.tensors.items()}
         others = []
@@ -190,22 +190,27 @@ def _bundled(key: str) -> tuple[str, str]:
 
 def _are_tokens(tensors: Mapping[str, Tensor]) -> bool:
     """Whether tensors are vectors by their tokens: one, or several that are spelled as such."""
-    if any(len(tensor.shape) > 2 or not tensor.shape for tensor in tensors.values()):
+    if any(not tensor.shape or len(_rows(tensor)) != 2 for tensor in tensors.values()):
         return False
     return len(tensors) == 1 or all(name.startswith("<") for name in tensors)
 
 
 def _matrix(tensor: Tensor, path: Path) -> Tensor:
     """The vectors as [vectors, width]."""
-    shape = tensor.shape
-    if len(shape) == 1 or (len(shape) == 3 and shape[0] == 1):
-        shape = (math.prod(shape[:-1]), shape[-1])
+    shape = _rows(tensor)
     if len(shape) != 2 or not math.prod(shape):
         problem = f"tensor `{tensor.name}` has the shape {list(tensor.shape)}, no vectors"
         raise InputError(problem, where=path, hint="An embedding's are [vectors, width].")
     if tensor.dtype not in FLOATS:
         raise InputError(f"tensor `{tensor.name}` is of {tensor.dtype}, no vectors", where=path)
     return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def _rows(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's shape; that of a single vector, or within one more axis, as [vectors, width]."""
+    shape = tensor.shape
+    is_wrapped = len(shape) == 1 or (len(shape) == 3 and shape[0] == 1)
+    return (math.prod(shape[:-1]), shape[-1]) if is_wrapped else shape
 
 
 def _require_counts(inversion: Inversion, path: Path) -> None:

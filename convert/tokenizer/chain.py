@@ -78,7 +78,9 @@ class Speller:
         if len(parts) > MOST_PIECES:
             raise UnfitError(f"`{word}` has {len(parts)} pieces, more than {MOST_PIECES}")
         changed: dict[str, None] = {}
-        for start, pair in enumerate(pairwise(parts)):
+        pairs = list(pairwise(parts))
+        for start in sorted(range(len(pairs)), key=lambda n: self._commonness(pairs[n])):
+            pair = pairs[start]
             met = self._words_with(pair)
             changed |= dict.fromkeys(met)
             for merges in () if met else _orders(parts, start):
@@ -100,6 +102,21 @@ class Speller:
         new = {pair: self._next_rank + number for number, pair in enumerate(merges)}
         return pieces(word, self.ranks | new) == [word + WORD_END]
 
+    def _commonness(self, pair: Merge) -> tuple[int, int]:
+        """How many entries have the letters where a pair meets: of its rarest three, then two.
+
+        Of `unaestheticxl`, `tic` and `xl` meet in no word, where `un` and `aesthe` meet in one that
+        the vocabulary does not have.
+        """
+        text, at = "".join(pair).removesuffix(WORD_END), len(pair[0])
+
+        def rarest(length: int) -> int:
+            starts = range(max(0, at - length + 1), min(at, len(text) - length + 1))
+            return min((self._entries.count(text[n : n + length]) for n in starts), default=-1)
+
+        three, two = rarest(3), rarest(2)
+        return (two if three < 0 else three), two
+
     def _words_with(self, pair: Merge) -> list[str]:
         """Some of the words in whose pieces a pair stands; none if there are none."""
         text = "".join(pair)
@@ -116,10 +133,15 @@ class Speller:
         return list(found)
 
     @cached_property
-    def _words(self) -> str:
-        """The vocabulary's entries as words, by themselves and with endings, a line each."""
+    def _entries(self) -> str:
+        """The vocabulary's entries without their ends, a line each."""
         entries = dict.fromkeys(token.removesuffix(WORD_END) for token in self._vocabulary)
-        stems = [entry for entry in entries if entry.isascii() and entry.isprintable()]
+        return "".join(f"{e}\n" for e in entries if e.isascii() and e.isprintable())
+
+    @cached_property
+    def _words(self) -> str:
+        """The entries as words, by themselves and with endings, a line each."""
+        stems = self._entries.splitlines()
         return "".join(f"{stem}{ending}\n" for stem in stems for ending in ENDINGS)
 
 
