@@ -25,7 +25,8 @@ _NO_APP = "No app on Apple's systems can draw with it."
 
 _LORA = re.compile(
     r"\.(lora_(up|down|mid|A|B|linear_layer)\b|lora\.(up|down)\b|hada_w|lokr_w|dora_scale$|"
-    r"oft_(blocks|R)\b|on_input$|lora_magnitude_vector)|_lora\.(up|down)\."
+    r"oft_(blocks|R)\b|on_input$|lora_magnitude_vector|(a1|a2|b1|b2|bm)\.weight$|rescale$|alpha$|"
+    r"(diff|diff_b|set_weight|w_norm|b_norm)$)|_lora\.(up|down)\."
 )
 TINY = "A whole VAE is needed, such as madebyollin/sdxl-vae-fp16-fix."
 _CONTROL = "It steers a UNet and is none: give the checkpoint."
@@ -61,7 +62,7 @@ _EMBEDDING = re.compile(r"(clip_[lg]|emb_params|string_to_param(\..*)?|text_enco
 def other_family(shapes: Mapping[str, tuple[int, ...]]) -> Other | None:
     """What a file of these tensors is, if it is known and no part of SDXL."""
     loras = [name for name in shapes if _LORA.search(name)]
-    if 2 * len(loras) > len(shapes):
+    if loras and 2 * len(loras) >= len(shapes):  # (IA)³ has one of two
         return Other("a LoRA or one of its kin, no checkpoint", loras[0], _ADAPTER)
     if shapes and all(map(_EMBEDDING.match, shapes)):
         hint = "It belongs on top of a checkpoint."
