@@ -427,7 +427,10 @@ def test_v_prediction_is_never_lost(user: User, released: Path, folder: Path) ->
     by_mark = variant(released, user.folder / "a.safetensors", marked)
     metadata = {"modelspec.prediction_type": "v"}
     by_header = variant(released, user.folder / "b.safetensors", metadata=metadata)
-    for source, more in ((by_mark, {}), (by_header, {}), (released, {"prediction": "v"})):
+    by_yaml = variant(released, user.folder / "c.safetensors")
+    by_yaml.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
+    said: list[tuple[Path, dict[str, str]]] = [(f, {}) for f in (by_mark, by_header, by_yaml)]
+    for source, more in (*said, (released, {"prediction": "v"})):
         plan = user.plans(source, **more)
         assert plan["source"]["prediction"]["type"] == "v_prediction"
         (notice,) = (n for n in plan["notices"] if n["topic"] == "prediction")

@@ -120,7 +120,7 @@ def source_contents(path: Path) -> SourceContents:
             for name in SUBFOLDERS
             if (part := layout.parts.get(name)) is not None
         },
-        prediction=prediction_of(layout, file.metadata) if has_unet else None,
+        prediction=prediction_of(layout, file.metadata, file.path) if has_unet else None,
         ignored={**layout.ignored, **others},
         metadata={k: v for k, v in file.metadata.items() if k.startswith(TOLD) and len(v) < 200},
     )

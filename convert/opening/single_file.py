@@ -27,7 +27,7 @@ from convert.files.json_files import readable
 from convert.known.documents import SDXLKind, known_index, known_scheduler
 from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
 from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
-from convert.opening.kinds import kind_of, kind_of_file, prediction_of
+from convert.opening.kinds import kind_of, kind_of_file, prediction_of, settings_beside
 from convert.opening.renaming import under_library_names
 from convert.opening.templates import template_of
 from convert.source.select import is_single
@@ -84,7 +84,7 @@ class _Assembly:
         return Checkpoint(
             path=self.path,
             name=name or _own_name(self.path),
-            files={self.path.name: self.path, **files},
+            files={**self.own_files(), **files},
             parts=parts,
             tokenizers=tokenizers,
             scheduler=scheduler,
@@ -243,7 +243,7 @@ class _Assembly:
 
     def scheduler(self) -> tuple[dict[str, Any], tuple[str, str]]:
         """scheduler_config.json; what the UNet predicts, and what says so."""
-        prediction = prediction_of(self.layout, self.file.metadata)
+        prediction = prediction_of(self.layout, self.file.metadata, self.path)
         is_v, zero = prediction[0] == "v_prediction", "ztsnr" in self.layout.marks
         if self.base is None:
             return known_scheduler(v_prediction=is_v, zero_snr=zero), prediction
@@ -259,6 +259,11 @@ class _Assembly:
         if self.base is not None and kind_of(self.base) == kind:
             return dict(self.base.model_index)
         return known_index(kind)
+
+    def own_files(self) -> dict[str, Path]:
+        """The file, and the settings beside it that have been read."""
+        beside = settings_beside(self.path)
+        return {file.name: file for file in (self.path, beside) if file is not None}
 
     def base_files(
         self, folders: set[str], given: Mapping[str, Part]
