@@ -63,9 +63,6 @@ szhublox/ambw_comfyui #4
 wkpark/sd-webui-model-mixer #136
 """
 
-# What another file's tests show: issue → test.
-ELSEWHERE: dict[str, str] = {}
-
 UNET = PREFIXES["unet"]
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 MLP = "encoder.layers.0.mlp.fc1"
@@ -402,15 +399,21 @@ def test_position_ids_that_a_merge_has_spoilt_do_no_harm(
     assert "the positions 0 to 76" in user.sees("inspect", file)
 
 
-def test_an_embedding_is_called_what_it_is(user: User, released: Path) -> None:
-    """huggingface/diffusers #5327 #8854: SDXL's embeddings, of both encoders, were not known."""
-    tensors = {"clip_l": torch.zeros(2, 64), "clip_g": torch.zeros(2, 128)}
+@pytest.mark.usefixtures("one_thread")
+def test_an_embedding_of_both_text_encoders_is_added(user: User, released: Path) -> None:
+    """huggingface/diffusers #5327 #8854: SDXL's embeddings, of two text encoders, were refused."""
+    tensors = {"clip_l": torch.ones(2, 64) / 8, "clip_g": torch.ones(2, 128) / 8}
     file = write_file(user.folder / "negativeXL.safetensors", tensors)
     out = ["--out", user.folder / "out"]
-    said = user.refused("convert", file, *out)
-    assert "is a textual inversion, no checkpoint" in said
+    assert "is a textual inversion, no checkpoint" in user.refused("convert", file, *out)
     said = user.refused("convert", released, "--lora", file, *out)
     assert "is an embedding (textual inversion), not a LoRA" in said
+    given = ["--embedding", f"{file}=negxl"]
+    made = user.converts(released, *given)
+    (told,) = made.source["embeddings"]
+    assert told["text_encoders"] == ["text_encoder", "text_encoder_2"]
+    check = ["--component", "text_encoder_2", "--level", "conversion"]
+    assert "✓" in user.sees("verify", made.path, "--source", released, *given, *check)
 
 
 # ---- what the UNet predicts, and in how many steps ----
@@ -497,15 +500,8 @@ def issues(text: str) -> list[str]:
 
 
 def test_no_complaint_is_left_out() -> None:
-    here = docstrings_of(Path(__file__))
-    told = [name for text in here.values() for name in issues(text)]
-    assert sorted([*told, *ELSEWHERE]) == sorted(issues(COMPLAINTS))
-    for place in ELSEWHERE.values():
-        file, _, test = place.partition("::")
-        assert test in docstrings_of(Path(__file__).parents[1] / file)
-
-
-def docstrings_of(file: Path) -> dict[str, str]:
-    """The docstrings of a file's tests, by their names."""
-    found = [n for n in ast.parse(file.read_text("utf-8")).body if isinstance(n, ast.FunctionDef)]
-    return {n.name: ast.get_docstring(n) or "" for n in found if n.name.startswith("test_")}
+    tree = ast.parse(Path(__file__).read_text("utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    tests = [node for node in functions if node.name.startswith("test_")]
+    told = [name for test in tests for name in issues(ast.get_docstring(test) or "")]
+    assert sorted(told) == sorted(issues(COMPLAINTS))

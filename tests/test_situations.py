@@ -10,12 +10,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.opening.door import open_checkpoint
+from convert.plan.gather import open_source
+from convert.process.progress import Silent
+from convert.recipe.source import EmbeddingSource, Ingredients
+from convert.source.download import CheckpointSource
 from tests.support.loras import tensors_of, write_lora
 from tests.support.people import (
     ALL,
@@ -32,6 +37,7 @@ from tests.support.people import (
 from tests.support.single_files import PREFIXES, Weights, single_file, write_file
 
 UNET = PREFIXES["unet"]
+WIDTHS = {"clip_l": 64, "clip_g": 128}
 NETWORKS = ("text_encoder", "text_encoder_2", "unet")
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 MLP = "encoder.layers.0.mlp.fc1"
@@ -375,3 +381,22 @@ def test_12_a_peft_lora_of_the_hub_with_its_settings_in_the_header(
     merged = variant(released, user.folder / "merged.safetensors", merge)
     made = user.converts(released, "--lora", lora)
     assert made.weights == user.converts(merged).weights
+
+
+def test_12_a_negative_embedding(user: User, released: Path) -> None:
+    """`clip_l` and `clip_g`: a word for each vector, and its rows in both text encoders."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {n: torch.randn(2, w, generator=generator).half() / 8 for n, w in WIDTHS.items()}
+    file = write_file(user.folder / "negativeXL_D.safetensors", tensors)
+    plan = user.plans(released, embeddings=f'[{{ path = "{file}", token = "negxl" }}]')
+    (told,) = plan["embeddings"]
+    assert told["text_encoders"] == ["text_encoder", "text_encoder_2"]
+    assert len(told["words"]) == 2
+    source = CheckpointSource("path", str(released))
+    given = Ingredients(embeddings=(EmbeddingSource(path=str(file), token="negxl"),))
+    opened = open_source(source, Silent(), given)
+    for part, name in {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}.items():
+        rows = opened.parts[part].tensors["embeddings.token_embedding.weight"].read(np.float16)
+        ids = opened.tokenizers["tokenizer"].ids
+        found = [rows[ids[f"{word}</w>"]] for word in told["words"]]
+        np.testing.assert_array_equal(np.stack(found), tensors[name].numpy())

@@ -130,7 +130,7 @@ class User:
     def recipe(self, source: Path, **more: Any) -> Path:
         """A recipe of this file, at 64x64."""
         values = ", ".join(
-            f"{key} = {value if key == 'loras' else json.dumps(str(value))}"
+            f"{key} = {value if key in ('loras', 'embeddings') else json.dumps(str(value))}"
             for key, value in {"path": source, **more}.items()
         )
         path = self.folder / "recipe.toml"
