@@ -98,7 +98,7 @@ def test_invokeai_4454_the_precision_follows_the_vae_without_being_said(
 ) -> None:
     """invoke-ai/InvokeAI #4454: black pictures until precision and VAE were made to fit by hand."""
     mine = make_knowable(tmp_path / "mine")
-    scaled_vae(edit_vae_config(mine / "vae", force_upcast=None), {"decoder": 3000})
+    scaled_vae(edit_vae_config(mine / "vae", force_upcast=None), {"decoder": 30000})
     small = folder_alone(tmp_path, make_knowable(tmp_path / "small", seed=1))
     edit_vae_config(small, force_upcast=False)
     convert = ["convert", mine, "--resolution", "64x64", "--vae-precision", "auto"]

@@ -3,7 +3,7 @@
 Float16 ends at 65504. What goes beyond becomes infinite, and the picture black: in the decoder, and
 in the encoder, from which image-to-image begins. So both are built in float16 as they would be
 shipped, at a small size, and run by the evaluator without rounding; every result that the programs
-declare as float16 is looked at, squares of group norms included.
+declare as float16 is looked at. (Group norms divide before they square: `convert.networks.layers`.)
 
 What it proves: that drawings, noise, stripes and a white picture, encoded, and their latents and
 noise, decoded, stay within the range. Layers look at neighbours, and group norms at statistics of
@@ -45,7 +45,7 @@ from verify.judge.checks import versions
 from verify.runtime.evaluator import Evaluator
 
 LARGEST = 65504.0  # float16's
-# Another picture may have values twice as large, and their squares are four times as large then.
+# A tested picture need not be the worst, and the next one must not be black: two bits are left.
 MARGIN = 4.0
 SIZE = 256  # pixels along a side, at most
 

@@ -65,7 +65,7 @@ def test_apple_304_an_encoder_that_overflows_is_converted_in_float32(
     shapes: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """apple/ml-stable-diffusion #304: image-to-image is black; the decoder alone was looked at."""
-    plan = planned(silent(shapes, tmp_path, encoder=3000), "vae_decoder", "vae_encoder")
+    plan = planned(silent(shapes, tmp_path, encoder=30000), "vae_decoder", "vae_encoder")
     found = settled(plan, tmp_path / "out").precision
     assert found.value == "float32"
     assert "of VAEEncoder, given " in found.because
@@ -76,14 +76,14 @@ def test_koboldcpp_845_a_decoder_that_overflows_is_converted_in_float32(
     shapes: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """LostRuins/koboldcpp #845: SDXL's own VAE in float16 draws black pictures."""
-    path = silent(shapes, tmp_path, decoder=3000)
+    path = silent(shapes, tmp_path, decoder=30000)
     found = settled(planned(path, "vae_decoder"), tmp_path / "out").precision
     assert found.value == "float32"
     assert "of VAEDecoder, given " in found.because
 
 
 def test_only_what_is_converted_counts(shapes: Mapping[str, Path], tmp_path: Path) -> None:
-    path = silent(shapes, tmp_path, encoder=3000)
+    path = silent(shapes, tmp_path, encoder=30000)
     assert settled(planned(path, "vae_decoder"), tmp_path / "out").precision.value == "float16"
 
 
