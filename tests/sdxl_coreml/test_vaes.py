@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from convert.files.disk import digest_file
 from convert.toy import write_toy_file
 from tests.support.single_files import make_knowable
 from tests.support.vaes import bare_diffusers, bare_ldm, edit_vae_config, folder_alone, scaled_vae
@@ -33,44 +31,6 @@ def brighter(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights["decoder.conv_out.bias"] += 0.1
     save_file(weights, path)
     return path
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_a_whole_generation_with_a_file_and_another_vae_is_that_of_the_reference(
-    command: Run, file: Path, toy: Path, brighter: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "models").mkdir()
-    shutil.copy(brighter, tmp_path / "models" / "brighter.safetensors")
-    (tmp_path / "r.toml").write_text(f"""
-    name = "mine"
-    source = {{ path = "{file}", base = "{toy}", vae = "models/brighter.safetensors" }}
-    matrix = {{ attention = ["original"], resolution = ["128x128"] }}
-    [verify]
-    prompts = ["a large red circle on a blue background"]
-    steps = 4
-    levels = ["conversion", "generation", "sanity"]
-    """)
-    out = tmp_path / "out"
-    code, stdout, err = command(
-        "run", tmp_path / "r.toml", "--out", out, "--json", "--jobs", 1, "--no-release"
-    )
-    assert code == 0, err
-    assert json.loads(stdout)["verdict"] == "pass"
-    (made,) = (out / "reports").glob("mine*.json")
-    report = json.loads(made.read_text())
-    assert {check["level"] for check in report["checks"]} == {"conversion", "generation", "sanity"}
-    kinds = {g["case"].rpartition(" ")[0] for g in report["generations"]}
-    assert kinds == {"euler text-to-image", "euler image-to-image"}
-    assert "the reference reads unet, vae, text_encoder" in report["scope"]
-    manifest = json.loads((out / "mine_original_16-bit_128x128" / "manifest.json").read_text())
-    facts = manifest["source"]["vae"]
-    assert facts["name"] == "brighter.safetensors"
-    assert facts["files"] == {"other-vae/brighter.safetensors": digest_file(brighter)}
-    verify = ["verify", out / "mine_original_16-bit_128x128", "--source", file, "--base", toy]
-    verify += ["--level", "conversion", "--component", "vae_decoder", "--timestep", 500, "-q"]
-    assert command(*verify, "--vae", brighter)[0] == 0
-    assert command(*verify)[0] == 1  # the toy's own VAE gives other pictures
 
 
 def test_a_plan_says_what_vae_there_will_be_and_what_will_be_measured(
