@@ -65,6 +65,11 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
             "zeros: their images differ then."
         )
     found += _precisions(archives)
+    if not any("clip skip" in text.lower() for text in recipe.release.advice):
+        found.append(
+            "**Clip skip**: nothing to set. What model cards call clip skip 2 is what SDXL always "
+            "does, and so do these files."
+        )
     found += _notices(archives)
     found.append("Not everything that the original model does works in Core ML.")
     return found

@@ -122,7 +122,8 @@ def test_what_is_converted_with_them_is_verified_with_them(
 ) -> None:
     """A whole generation, and each embedding's own case, against diffusers' loading of them."""
     levels = [w for level in ("structure", "conversion", "generation") for w in ("--level", level)]
-    given = ["verify", artifact, "--source", folder, *levels, "--recipe", recipe]
+    short = ["--timestep", "999", "--recipe", recipe]
+    given = ["verify", artifact, "--source", folder, *options, *levels, *short]
     code, out, _ = command(*given, "--json", tmp_path / "r.json")
     assert code == 0, out
     document = json.loads((tmp_path / "r.json").read_text())
@@ -189,14 +190,13 @@ def test_pictures_are_those_of_diffusers_with_its_own_loading(
 
 def test_generate_draws_with_their_words(command: Run, artifact: Path, tmp_path: Path) -> None:
     pictures = []
-    for number, prompt in enumerate(("the horse", "mystyle the horse", "mystyle, the horse")):
+    for number, prompt in enumerate(("the horse", "mystyle, the horse")):
         file = tmp_path / f"{number}.png"
-        given = ["--steps", "2", "--negative", WORDS, "--out", file, "--runtime", "torch"]
+        given = ["--steps", "1", "--negative", WORDS, "--out", file, "--runtime", "torch"]
         code, _, _ = command("generate", artifact, prompt, *given)
         assert code == 0
         pictures.append(np.asarray(Image.open(file), np.int16))
-    assert np.abs(pictures[1] - pictures[0]).max() > 4
-    assert np.abs(pictures[2] - pictures[0]).max() > 4  # a comma is no hindrance here
+    assert np.abs(pictures[1] - pictures[0]).max() > 4  # a comma is no hindrance here
 
 
 def test_compressed_text_encoders_have_their_rows(
@@ -221,7 +221,6 @@ def test_compressed_text_encoders_have_their_rows(
         ("{sd2}", "is an embedding for Stable Diffusion 2"),
         ("{lora}", "is a LoRA without an embedding inside, not an embedding"),
         ("nothing.safetensors", "no such"),
-        ("{style}={badhandz}", "has more than the letters a to z"),
     ],
 )
 def test_what_cannot_be_added_is_one_sentence_and_leaves_nothing(
@@ -232,7 +231,7 @@ def test_what_cannot_be_added_is_one_sentence_and_leaves_nothing(
         "sd2": {"string_to_param.*": torch.zeros(2, 1024)},
         "lora": {f"x.lora_{n}.weight": torch.zeros(1, 1) for n in ("up", "down")},
     }
-    places = {"style": files[1], "badhandz": "bad=handz"}
+    places = {"style": files[1]}
     for name, tensors in made.items():
         places[name] = tmp_path / f"{name}.safetensors"
         save_file(tensors, places[name])

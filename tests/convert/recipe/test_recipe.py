@@ -96,6 +96,12 @@ BAD_RECIPES = [
         "bogus = 1",
         "source.bogus: unknown key; the keys here are repo, path, url, revision, file, sha256",
     ),
+    (
+        "clip_skip = 2",
+        "source.clip_skip: is no setting: SDXL always has what model cards call clip",
+    ),
+    ("[verify]\nCLIP-skip = 2", "verify.CLIP-skip: is no setting: SDXL always has"),
+    ("[target]\nclip_skip = 1", "target.clip_skip: 1 cannot be had, only the layer that SDXL is"),
     ("[matrx]", "matrx: unknown key; did you mean `matrix`?"),
     ("bits = ['8']", "source.bits: unknown key; `bits` belongs in [matrix]"),
     ("name = 'y'", "source.name: unknown key; `name` belongs at the top"),
