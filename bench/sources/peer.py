@@ -35,6 +35,7 @@ class Peer:
         width, height = resolution.split("x")
         batch = "2" if component == "unet" else "1"
         return (
+            *("sh", "-c", 'mkdir -p "$0" && exec "$@"', str(out)),
             *("env", f"HF_HOME={self.home}", "HF_HUB_OFFLINE=1"),
             *("timeout", str(SECONDS), str(self.python), "-m", "coreml_diffusion.cli", "convert"),
             *("--ckpt", str(file), "--model-version", "SDXL", "--component", component),
