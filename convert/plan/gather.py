@@ -20,7 +20,7 @@ from convert.opening.vae import with_vae
 from convert.process.progress import Progress
 from convert.recipe.source import FileSource, Ingredients, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
-from convert.source.headers import fetch_headers
+from convert.source.headers import look
 
 Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
 
@@ -50,22 +50,19 @@ def gather(
         ingredients: what is put into it.
         spare_base: leave a base away where the source is a folder, which lacks nothing, rather than
             refuse it: the base of a recipe whose own source is another.
-        looking: nothing but headers will be read, so those of a Hub repo's weights will do.
+        looking: nothing but headers will be read, so those of what is not on this disk will do.
         token: for the server of a URL.
 
     Raises:
         InputError: as `download`, `open_checkpoint` and `apply`.
     """
     with ExitStack() as stack:
-        found = 0
 
         def get(wanted: CheckpointSource) -> Snapshot:
-            nonlocal found
-            if not looking or wanted.kind != "repo":
+            if not looking:
                 return fetch(wanted, progress, token=token)
-            found += 1
             folder = stack.enter_context(TemporaryDirectory(prefix="sdxl-coreml-"))
-            return fetch_headers(wanted, Path(folder))
+            return look(wanted, Path(folder), progress, token=token)
 
         snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
         return Gathered(snapshot, _opened(snapshot, ingredients))

@@ -152,6 +152,8 @@ OUTSIDE: tuple[str, ...] = (
     "sdxl_coreml/commands/*.py",
     "convert/plan/text.py",
     "convert/source/headers.py",
+    "convert/source/holes.py",
+    "convert/source/parts.py",
     "convert/units.py",
     "verify/page/*.py",
     "verify/reports/summary.py",

@@ -563,15 +563,39 @@ def test_local_single_file(tmp_path: Path) -> None:
     assert download(parse_source(str(folder)), tmp_path / "two").path == tmp_path / "two/model.ckpt"
 
 
-def test_a_plan_of_pickles_asks_for_them(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+def pickled(toy: Path, *, old: bool) -> dict[str, bytes]:
+    """The files of the toy, whose UNet PyTorch has written."""
+    import io
+
+    import torch
+    from safetensors.torch import load
+
     files = {str(p.relative_to(toy)): p.read_bytes() for p in toy.rglob("*") if p.is_file()}
-    name = "unet/diffusion_pytorch_model"
-    hub.push("me/toy", {f"{name}.bin": files.pop(f"{name}.safetensors"), **files})
-    with pytest.raises(InputError, match=rf"{name}\.bin is a pickle") as error:
+    data, name = io.BytesIO(), "unet/diffusion_pytorch_model"
+    tensors = load(files.pop(f"{name}.safetensors"))
+    torch.save(tensors, data, _use_new_zipfile_serialization=not old)
+    return {f"{name}.bin": data.getvalue(), **files}
+
+
+def test_a_plan_of_old_pickles_asks_for_them(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+    hub.push("me/toy", pickled(toy, old=True))
+    with pytest.raises(InputError, match=r"model\.bin is a pickle of PyTorch before 1\.6") as error:
         fetch_headers(
             parse_source("me/toy"), tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache"
         )
     assert "sdxl-coreml download me/toy" in str(error.value.hint)
+
+
+def test_a_plan_of_pickles_fetches_what_lists_their_tensors(
+    hub: HubServer, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.source.holes.FIRST", 1 << 17)
+    files = pickled(toy, old=False)
+    hub.push("me/toy", files)
+    source, cache = parse_source("me/toy"), tmp_path / "cache"
+    found = fetch_headers(source, tmp_path / "o", endpoint=hub.url, cache_dir=cache).path
+    assert hub.bytes_sent() < sum(map(len, files.values())) // 4
+    assert open_checkpoint(found).part("unet").size == open_checkpoint(toy).part("unet").size
 
 
 def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:
