@@ -37,7 +37,7 @@ class PartContents:
 class SourceContents:
     """What a folder in diffusers' layout, or a single file, holds."""
 
-    path: Path
+    path: Path | str  # as it is told
     format: str
     kind: str | None  # None without a UNet
     parts: Mapping[str, PartContents]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.embedding.apply import Embedding
@@ -20,9 +18,8 @@ from convert.opening.vae import with_vae
 from convert.process.progress import Progress
 from convert.recipe.source import FileSource, Ingredients, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
-from convert.source.headers import look
-
-Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
+from convert.source.headers import Get
+from convert.source.headers import looking as looking_at
 
 NOTHING = Ingredients()
 
@@ -56,14 +53,12 @@ def gather(
     Raises:
         InputError: as `download`, `open_checkpoint` and `apply`.
     """
-    with ExitStack() as stack:
-
-        def get(wanted: CheckpointSource) -> Snapshot:
-            if not looking:
-                return fetch(wanted, progress, token=token)
-            folder = stack.enter_context(TemporaryDirectory(prefix="sdxl-coreml-"))
-            return look(wanted, Path(folder), progress, token=token)
-
+    how = (
+        looking_at(progress, token=token)
+        if looking
+        else nullcontext(partial(fetch, progress=progress, token=token))
+    )
+    with how as get:
         snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
         return Gathered(snapshot, _opened(snapshot, ingredients))
 

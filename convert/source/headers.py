@@ -6,7 +6,10 @@ Such a checkpoint opens like any other, but its weights must not be read.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from convert.errors import InputError
 from convert.files.disk import link
@@ -19,20 +22,41 @@ from convert.source.select import SINGLE, File
 from convert.source.snapshot import Snapshot
 from convert.source.url import is_kept
 
+Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
 
-def look(
-    source: CheckpointSource, folder: Path, progress: Progress, *, token: str | None = None
-) -> Snapshot:
-    """A source on this disk, as far as opening it needs it; what is fetched for that in `folder`.
 
-    Where a server sends no parts of files, it is fetched whole, and `progress` is told so before.
+@contextmanager
+def looking(progress: Progress, *, token: str | None = None) -> Iterator[Get]:
+    """Brings sources to this disk as far as opening them needs it; what is fetched goes again.
+
+    An error about such a file, in the block, names the source instead.
 
     Args:
+        progress: told where a server sends no parts of files, before all of one is fetched.
         token: for the server of a URL.
-
-    Raises:
-        InputError: as `convert.source.download.download`.
     """
+    places: dict[Path, CheckpointSource] = {}
+    with TemporaryDirectory(prefix="sdxl-coreml-") as root:
+
+        def get(source: CheckpointSource) -> Snapshot:
+            folder = Path(root, str(len(places)))
+            places[folder] = source
+            return _look(source, folder, progress, token)
+
+        try:
+            yield get
+        except InputError as error:
+            for folder, source in places.items():
+                if error.where and Path(error.where).is_relative_to(folder):
+                    inside = Path(error.where).relative_to(folder).as_posix()
+                    place = source.location if source.url else f"{source.location}/{inside}"
+                    raise InputError(error.problem, where=place, hint=error.hint) from None
+            raise
+
+
+def _look(
+    source: CheckpointSource, folder: Path, progress: Progress, token: str | None
+) -> Snapshot:
     if source.kind == "repo":
         return fetch_headers(source, folder)
     # A VAE is known by its digest.

@@ -29,7 +29,8 @@ _NEEDED = ("data.pkl", "byteorder")  # members of an archive that are read when 
 def write_headers(target: Path, size: int, read: ReadPart) -> bool:
     """Write a copy whose weights are a hole.
 
-    What is neither safetensors nor an archive has its first megabyte, by which a reader refuses it.
+    One of less than a megabyte is copied whole; what is neither safetensors nor an archive has its
+    first megabyte, by which a reader refuses it.
 
     Args:
         size: of the true file, in bytes.
@@ -40,6 +41,10 @@ def write_headers(target: Path, size: int, read: ReadPart) -> bool:
         that tell what they are, as in PyTorch's files from before 1.6.
     """
     start = read(0, min(FIRST, size))
+    if size <= len(start):  # no hole at all
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(start)
+        return True
     is_archive = start.startswith(b"PK")
     if start[5:8] == b"\0\0\0" and start[8:9] == b"{":
         length = 8 + int.from_bytes(start[:8], "little")
@@ -54,7 +59,7 @@ def write_headers(target: Path, size: int, read: ReadPart) -> bool:
     with target.open("w+b") as file:
         file.write(start)
         file.truncate(size)
-        if is_archive and len(start) < size:
+        if is_archive:
             _fill_archive(file, len(start), size, read)
     return True
 

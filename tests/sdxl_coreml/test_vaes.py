@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from convert.files.disk import digest_file
+from convert.known import vaes
+from convert.known.vaes import KnownVae
 from convert.toy import write_toy_file
+from tests.support.file_server import Answer, FileServer
 from tests.support.single_files import make_knowable
 from tests.support.vaes import bare_diffusers, bare_ldm, edit_vae_config, folder_alone, scaled_vae
 
@@ -110,3 +114,23 @@ def test_a_wrong_vae_is_one_error_and_nothing_is_left(command: Run, tmp_path: Pa
     assert (code, err.count("error: ")) == (2, 1)
     assert "is Stable Diffusion 1's VAE" in err
     assert not out.exists()
+
+
+def test_inspect_of_a_vae_at_a_url_fetches_all_of_it_for_its_digest(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    for module in ("holes", "parts"):
+        monkeypatch.setattr(f"convert.source.{module}.FIRST", 1 << 14)
+    path = bare_diffusers(tmp_path, make_knowable(tmp_path / "mine"))
+    content, digest = path.read_bytes(), digest_file(path)
+    monkeypatch.setattr(vaes, "KNOWN", {digest: KnownVae("some/vae", "SDXL", "float16")})
+    monkeypatch.setattr(vaes, "SIZES", {len(content)})
+    with FileServer() as server:
+        server.answers["/vae.safetensors"] = Answer(content)
+        address = f"{server.url}/vae.safetensors"
+        code, out, err = command("inspect", address, "--json")
+    assert code == 0, err
+    assert (json.loads(out)["what"], json.loads(out)["path"]) == ("vae", address)
+    assert json.loads(out)["auto"]["value"] == "float16"
+    assert [path.read_bytes() for path in (tmp_path / "home").rglob("vae.safetensors")] == [content]
