@@ -74,11 +74,11 @@ def run_tasks(
     page_cache = LEFT_AS_IT_IS
     needed = {task.after for task in tasks}
     try:
-        for _ in range(repeat):
+        for left in range(repeat, 0, -1):
             for row in rows:
                 if any(r.problem for r in rows if r.task.name == row.task.after):
                     row.problem = f"not run: it goes on from {row.task.after}"
-                if row.problem is not None or len(row.runs) == row.task.rounds:
+                if row.problem is not None or left > (row.task.rounds or repeat):
                     continue
                 if row.task.after is None:
                     shutil.rmtree(row.task.out, ignore_errors=True)

@@ -82,7 +82,7 @@ class Task:
     limit: int | None = None  # bytes
     after: str | None = None  # goes on in the folder that this task has left
     is_peer: bool = False
-    rounds: int | None = None  # how often it is run at most; in every round if None
+    rounds: int | None = None  # how many of the last ones it is run in; all of them if None
 
 
 def make_setup(folder: Path, *, quick: bool, checkpoint: Path | None = None) -> Setup:
