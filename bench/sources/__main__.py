@@ -97,14 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
         sources = make_sources(setup.checkpoint, files, setup.checkpoint if options.quick else None)
         memory = options.peer_memory << 30
         tasks = choose(make_tasks(setup, sources, files, peer, memory), options.only)
+        wanted = {task.name for task in tasks}
         load = os.getloadavg()[0]
         measurements = run_tasks(
             setup, tasks, repeat=options.repeat, interval=0.05, cold=not options.quick, say=say
         )
-        loads = f"load of the machine {load:.1f} before the first run, all that it does included"
+        loads = f"load {load:.1f} before the first run: what else the machine did"
         text = section(
             measurements,
-            {name: planned(setup, source) for name, source in sources.items()},
+            {name: planned(setup, sources[name]) for name in sources.keys() & wanted},
             [*describe(options.folder), loads],
         )
         put(PART, text, results)

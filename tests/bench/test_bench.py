@@ -243,6 +243,17 @@ def test_sources_are_judged_beside_the_folder() -> None:
     assert "Packages DIFFER between folder, single file (.safetensors), .ckpt." in text
 
 
+def test_what_runs_once_runs_in_the_last_round(toy: Path, tmp_path: Path) -> None:
+    tasks = [
+        Task("often", "", ("sh", "-c", f"echo a >> {tmp_path / 'log'}"), tmp_path / "one"),
+        Task("once", "", ("sh", "-c", f"echo b >> {tmp_path / 'log'}"), tmp_path / "two", rounds=1),
+    ]
+    setup = Setup(toy, tmp_path, ["128x128"])
+    found = run_tasks(setup, tasks, repeat=3, interval=0.05, cold=False, say=lambda _: None)
+    assert [len(row.runs) for row in found.rows] == [3, 1]
+    assert (tmp_path / "log").read_text().split() == ["a", "a", "a", "b"]
+
+
 def test_a_peer_that_is_not_there_is_said(toy: Path, tmp_path: Path) -> None:
     for python in (tmp_path / "none", Path(sys.executable)):
         with pytest.raises(InputError, match="coreml-diffusion is not installed there") as caught:
@@ -253,10 +264,12 @@ def test_a_peer_that_is_not_there_is_said(toy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_source_is_converted(toy: Path, tmp_path: Path) -> None:
-    assert sources.main(["--quick", "--folder", str(tmp_path), "--checkpoint", str(toy)]) == 0
+    options = ["--quick", "--folder", str(tmp_path), "--checkpoint", str(toy)]
+    rows = [f"--only={name}" for name in ("folder", "ckpt-old", "loras")]
+    assert sources.main([*options, *rows]) == 0
     text = (tmp_path / "RESULTS.md").read_text()
-    assert len(re.findall(r"^\| .* s \| ", text, re.M)) == 7
-    assert "are the same bytes" in text
+    assert len(re.findall(r"^\| .* s \| ", text, re.M)) == 3
+    assert "are the same bytes from folder, .ckpt" in text
 
 
 @pytest.mark.slow
