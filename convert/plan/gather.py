@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from convert.opening.door import open_checkpoint
 from convert.opening.prediction import with_prediction
 from convert.opening.vae import with_vae
 from convert.process.progress import Progress
-from convert.recipe.source import FileSource, Ingredients, Source
+from convert.recipe.source import EmbeddingSource, FileSource, Ingredients, LoraSource, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
 from convert.source.headers import Get
 from convert.source.headers import looking as looking_at
@@ -84,17 +85,17 @@ def source_of(given: Source | FileSource) -> CheckpointSource:
         return replace(parse_source(given.url), sha256=given.sha256)
     found = local_source(str(given.path))  # never a Hub repo, whatever its form
     if found is None:
-        raise InputError(
-            "no such folder or file",
-            where=given.path,
-            hint="Write where yours is: "
-            + (
-                "in `loras` of the recipe's [source], or after --lora."
-                if isinstance(given, FileSource)
-                else "`path` in the recipe's [source], or --source instead of it."
-            ),
-        )
+        places = next(text for kind, text in _PLACES.items() if isinstance(given, kind))
+        hint = f"Write where yours is: {places}."
+        raise InputError("no such folder or file", where=given.path, hint=hint)
     return replace(found, sha256=given.sha256)
+
+
+_PLACES: Mapping[type, str] = {
+    Source: "`path` in the recipe's [source], or --source instead of it",
+    LoraSource: "in `loras` of the recipe's [source], or after --lora",
+    EmbeddingSource: "in `embeddings` of the recipe's [source], or after --embedding",
+}
 
 
 def _ingredient(key: str, text: str) -> CheckpointSource:
@@ -109,19 +110,27 @@ def _ingredient(key: str, text: str) -> CheckpointSource:
 def _fetched(
     source: CheckpointSource, ingredients: Ingredients, get: Get, *, spare_base: bool
 ) -> Snapshot:
-    """All of it on this disk."""
+    """All of it on this disk; a path where nothing is is said before anything is fetched."""
     if ingredients.vae is not None:
         source = replace(source, take="checkpoint without vae")
-    snapshot, found = get(source), {}
-    if ingredients.base is not None and not (spare_base and snapshot.path.is_dir()):
-        found["base"] = get(_ingredient("base", ingredients.base))
+    wanted = dict(_wanted(ingredients))
+    base = ingredients.base
+    if base is not None and not spare_base:
+        wanted["base"] = _ingredient("base", base)
+    snapshot = get(source)
+    if base is not None and spare_base and not snapshot.path.is_dir():
+        wanted["base"] = _ingredient("base", base)
+    return replace(snapshot, ingredients={key: get(one) for key, one in wanted.items()})
+
+
+def _wanted(ingredients: Ingredients) -> Iterator[tuple[str, CheckpointSource]]:
+    """Where each ingredient but the base comes from, by its key."""
     if ingredients.vae is not None:
-        found["vae"] = get(replace(_ingredient("vae", ingredients.vae), take="vae"))
+        yield "vae", replace(_ingredient("vae", ingredients.vae), take="vae")
     for index, lora in enumerate(ingredients.loras):
-        found[f"loras[{index}]"] = get(source_of(lora))
+        yield f"loras[{index}]", source_of(lora)
     for index, embedding in enumerate(ingredients.embeddings):
-        found[f"embeddings[{index}]"] = get(source_of(embedding))
-    return replace(snapshot, ingredients=found)
+        yield f"embeddings[{index}]", source_of(embedding)
 
 
 def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:

@@ -23,6 +23,7 @@ MLP = "encoder.layers.0.mlp.fc1"
 OWN = {
     "civitai-file": ("my-model.safetensors", "`path` in the recipe's [source], or --source"),
     "illustrious": ("illustrious.safetensors", "`path` in the recipe's [source], or --source"),
+    "lora-stack": ("my-style.safetensors", "in `loras` of the recipe's [source], or after --lora"),
     "pony-v6-xl": ("ponyDiffusionV6XL.safetensors", "`path` in the recipe's [source], or --source"),
 }
 
@@ -80,19 +81,13 @@ def test_what_stands_in_comments_is_right_when_it_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_file_that_is_not_there_yet_is_asked_for(user: User, name: str) -> None:
+def test_a_file_that_is_not_there_yet_is_asked_for_before_anything_is_fetched(
+    user: User, name: str
+) -> None:
     file, hint = OWN[name]
     said = user.refused("plan", name)
     assert f"{file}: no such folder or file" in said
     assert hint in said
-
-
-def test_a_lora_that_is_not_there_yet_is_asked_for(user: User, released: Path) -> None:
-    recipe = small(user, released, "lora-stack")
-    (user.folder / "lora1.safetensors").unlink()
-    said = user.refused("plan", recipe, "--source", released)
-    assert "lora1.safetensors: no such folder or file" in said
-    assert "`loras` of the recipe's [source]" in said
 
 
 @pytest.mark.parametrize("name", NAMES)
