@@ -20,6 +20,7 @@ from convert.source.download import parse_source
 from convert.toy import write_toy_file
 from tests.support.file_server import Answer, FileServer
 from tests.support.loras import tensors_of, write_lora
+from tests.support.vaes import bare_ldm
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -163,3 +164,23 @@ def test_where_a_server_sends_no_parts_that_is_said_and_all_is_fetched(
     assert "its headers cannot be had without the rest" in line
     assert "hush" not in line
     assert list((tmp_path / "home").rglob("toy.safetensors"))
+
+
+def test_a_vae_comes_from_a_url_whose_secret_is_nowhere(
+    server: FileServer, toy: Path, tmp_path: Path
+) -> None:
+    write_toy_file(tmp_path / "one.safetensors")
+    vae = bare_ldm(tmp_path, toy)
+    server.answers["/brighter.safetensors"] = Answer(vae.read_bytes())
+    added = Added(base=str(toy), vae=f"{server.url}/brighter.safetensors?token=secret")
+    assert "secret" not in json.dumps(added.values())
+    source = parse_source(str(tmp_path / "one.safetensors"))
+    found = gather(source, Silent(), added.ingredients())
+    other = found.checkpoint.other_vae
+    assert other is not None
+    assert other.name == "brighter.safetensors"
+    assert "secret" not in repr(other)
+    (name,) = other.files
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert found.snapshot.digests[found.checkpoint.files[name]] == digest
+    assert found.checkpoint.vae.groups == 4  # as the base's, which no file says
