@@ -16,38 +16,31 @@ from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.checkpoint.derived import dtypes_of
-from convert.checkpoint.latents import DEFAULT, SCALING_FACTOR
-from convert.checkpoint.layout import FileLayout, recognise
+from convert.checkpoint.latents import SCALING_FACTOR
+from convert.checkpoint.layout import recognise
 from convert.checkpoint.origin import AppliedVae
 from convert.checkpoint.small_files import layout_name
-from convert.checkpoint.weights import WeightsFile, read_weights
+from convert.checkpoint.weights import read_weights
 from convert.components import SUBFOLDERS
 from convert.errors import InputError
 from convert.files.disk import name_as_given
-from convert.files.json_files import FileMissing, read_object, readable, shown
+from convert.files.json_files import FileMissing, read_object, readable
 from convert.known.documents import known_config
-from convert.known.families import SDXL_ONLY, TINY, other_channels
 from convert.known.fitted import fitted_vae
 from convert.known.vaes import KnownVae, known_vae
 from convert.opening.folder import open_part, read_index
 from convert.opening.renaming import under_library_names
 from convert.opening.templates import same_widths
+from convert.opening.whose_vae import evidence_of, require_class, require_sdxl
 from convert.source.select import is_single, select_vae, vae_folder
 from convert.source.snapshot import OTHER_VAE, file_names, require_target, select_local
 
 CONFIG = "vae/config.json"
 
 NONE: Mapping[Path, str] = MappingProxyType({})
-
-_CHANNELS = 4
-# What VAEs of other families say of themselves in config.json: the factor that scales latents.
-# Sources: the configs of black-forest-labs/FLUX.1-dev and stabilityai/stable-diffusion-3-medium.
-_FACTORS = {0.3611: "Flux's", 1.5305: "Stable Diffusion 3's"}
-_OTHER_SCALE = (
-    "Colours and details would be wrong. SDXL's VAEs scale by 0.13025: stabilityai/sdxl-vae, "
-    "madebyollin/sdxl-vae-fp16-fix and those made from them."
-)
-_SDXL_METADATA, _OTHER_METADATA = "stable-diffusion-xl", ("stable-diffusion-v", "flux", "sd3")
+_READ = (".json", ".safetensors", ".bin")
+# What a config says of its own VAE's latents and values, rather than of its structure.
+_OWN = ("shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
 @dataclass(frozen=True)
@@ -166,13 +159,13 @@ def _of_folder(root: Path, folder: str, name: str, digests: Mapping[Path, str]) 
     except FileMissing as error:
         problem = "holds no VAE: vae/config.json is missing" if folder else error.problem
         raise InputError(problem, where=root) from None
-    _require_class(config, place / "config.json")
+    require_class(config, place / "config.json")
     chosen = select_local(root, select_vae)
     names = [n for n in chosen if n.startswith(folder) and n.endswith(_READ)]
     names = [n for n in names if n != "model_index.json"]
     part = open_part(root, "vae", names, within=folder)
     known = known_vae(part.weight_files, digests)
-    evidence = _require_sdxl(part, known, read=True)
+    evidence = require_sdxl(part, known, read=True)
     what = "a VAE's folder" if not folder else "the VAE of a folder"
     applied = _applied(part, name, f"{what} in diffusers' layout", known, evidence, root)
     files = {OTHER_VAE + n: root / n for n in names}
@@ -197,23 +190,18 @@ def _of_file(
     template = known_config("vae", "base")
     if like is not None and not same_widths("vae", shapes, template):
         scale = {"scaling_factor": SCALING_FACTOR, "_class_name": "AutoencoderKL"}
-        template = {k: v for k, v in like.items() if k not in _LATENTS} | scale
+        template = {k: v for k, v in like.items() if k not in _OWN} | scale
     config = fitted_vae(shapes, template, path)
     part = Part("vae", path, config, tensors, None, single)
     known = known_vae(part.weight_files, digests)
-    evidence = _require_sdxl(part, known, read=False) or _evidence(layout, file, path)
-    alone_ = layout.parts.keys() == {"vae"}
-    what = "a VAE alone" if alone_ else "the VAE of a whole checkpoint"
+    evidence = require_sdxl(part, known, read=False) or evidence_of(layout, file)
+    is_alone = layout.parts.keys() == {"vae"}
+    what = "a VAE alone" if is_alone else "the VAE of a whole checkpoint"
     said = f"{what}, in {single.spelling} names ({file.format})"
     applied = _applied(part, name, said, known, evidence, path.parent)
-    applied = replace(applied, files=(OTHER_VAE + path.name,))
-    applied = replace(applied, ignored=layout.ignored if alone_ else {})
+    applied = replace(applied, ignored=layout.ignored if is_alone else {})
     document = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return OpenedVae(part, {OTHER_VAE + path.name: path}, applied, document)
-
-
-_READ = (".json", ".safetensors", ".bin")
-_LATENTS = ("shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
 def _own_config(checkpoint: Checkpoint, base: Checkpoint | None) -> Mapping[str, Any] | None:
@@ -240,74 +228,3 @@ def _applied(
         license=known.license if known else None,
         is_sdxl=evidence,
     )
-
-
-# ---- whose it is ----
-
-
-def _require_class(config: Mapping[str, Any], where: Path) -> None:
-    """Raise InputError for the config of another kind of autoencoder, by name."""
-    found = config.get("_class_name")
-    if found == "AutoencoderTiny":
-        raise InputError("is a tiny autoencoder (TAESDXL), no VAE", where=where, hint=TINY)
-    if found is None and "latent_channels" in config:
-        return
-    if found != "AutoencoderKL":
-        raise InputError(
-            f"is the config of {shown(found) if found else 'something else'}, no VAE of SDXL "
-            "(AutoencoderKL)",
-            where=where,
-            hint=SDXL_ONLY,
-        )
-
-
-def _require_sdxl(part: Part, known: KnownVae | None, *, read: bool) -> str | None:
-    """What says that a VAE is for SDXL's latents; None if nothing does.
-
-    Args:
-        read: its config was read from a file, rather than found from its shapes.
-
-    Raises:
-        InputError: something says that it is for others.
-    """
-    where, config = part.config_file, part.config
-    channels = config.get("latent_channels", _CHANNELS)
-    factor = config.get("scaling_factor", DEFAULT)
-    whose = _FACTORS.get(factor) if isinstance(factor, float) else None
-    if channels != _CHANNELS:
-        said = f"{whose} VAE" if whose else "a VAE"
-        count = other_channels(channels) if isinstance(channels, int) else shown(channels)
-        problem = f"is {said} of {count}, where SDXL has {_CHANNELS}"
-        raise InputError(problem, where=where, hint=SDXL_ONLY)
-    if known is not None and known.family != "SDXL":
-        raise InputError(
-            f"is {known.family}'s VAE, by its SHA-256 that of {known.name}",
-            where=part.path,
-            hint=_OTHER_SCALE,
-        )
-    if known is not None:
-        return f"by its SHA-256 it is {known.name}"
-    if not read:
-        return None
-    if factor == DEFAULT:
-        said = f"is {DEFAULT}" if "scaling_factor" in config else f"is not there, so {DEFAULT}"
-        raise InputError(
-            f"is Stable Diffusion 1's VAE: its `scaling_factor` {said}; SDXL's is {SCALING_FACTOR}",
-            where=where,
-            hint=f"{_OTHER_SCALE} If it is one of these, say so there.",
-        )
-    return f"its config.json scales latents by {factor}"
-
-
-def _evidence(layout: FileLayout, file: WeightsFile, path: Path) -> str | None:
-    """What else of a file says that its VAE is SDXL's; InputError if something says otherwise."""
-    if "unet" in layout.parts or "text_encoder_2" in layout.parts:
-        return "the checkpoint that holds it is SDXL's"
-    said = file.metadata.get("modelspec.architecture", "")
-    if said.startswith(_OTHER_METADATA):
-        raise InputError(
-            f"is the VAE of another family: its metadata says `modelspec.architecture` {said}",
-            where=path,
-            hint=_OTHER_SCALE,
-        )
-    return f"its metadata says {said}" if said.startswith(_SDXL_METADATA) else None

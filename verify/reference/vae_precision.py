@@ -5,8 +5,8 @@ in the encoder, from which image-to-image begins. So both are built in float16 a
 shipped, at a small size, and run by the evaluator without rounding; every result that the programs
 declare as float16 is looked at. (Group norms divide before they square: `convert.networks.layers`.)
 
-What it proves: that drawings, noise, stripes and a white picture, encoded, and their latents and
-noise, decoded, stay within the range. Layers look at neighbours, and group norms at statistics of
+What it proves: that a drawing (waves, stripes, black and white areas) and noise, encoded, and their
+latents and noise, decoded, stay within the range. Layers look at neighbours, and group norms at statistics of
 the whole, so a larger picture gives values of the same size (`tests/verify/reference`). Other
 pictures may give larger ones: hence the margin. A VAE that fits may still be inexact; level
 `conversion` has gates for that.
@@ -159,20 +159,17 @@ def reaches(
 
 def images(checkpoint: Checkpoint, size: Resolution) -> dict[str, Tensor]:
     """What is encoded, by name: float32 [1, 3, H, W] of −1 to 1."""
-    shape = (1, checkpoint.vae.in_channels, size.height, size.width)
-    rows = torch.linspace(-1, 1, size.height)[:, None]
-    columns = torch.linspace(-1, 1, size.width)
-    disc = (rows.square() + columns.square() < 0.4).float()  # [H, W]
-    waves = [
-        torch.sin(3 * (c + 1) * rows) * torch.cos(2 * (c + 1) * columns) for c in range(shape[1])
-    ]
-    drawing = torch.stack(waves)[None] * (1 - disc) + (2 * disc - 1) * disc
-    stripes = (torch.arange(size.width) // 4 % 2 * 2.0 - 1).expand(shape)
+    channels, height, width = checkpoint.vae.in_channels, size.height, size.width
+    rows = torch.linspace(-1, 1, height)[:, None]
+    columns = torch.linspace(-1, 1, width)
+    waves = [torch.sin(3 * c * rows) * torch.cos(2 * c * columns) for c in range(1, channels + 1)]
+    picture = torch.stack(waves)  # [3, H, W]
+    picture[:, height // 2 :, : width // 2] = torch.arange(width // 2) // 4 % 2 * 2.0 - 1  # stripes
+    picture[:, height // 2 :, width // 2 :] = 1
+    disc = ((rows + 0.5).square() + columns.square() < 0.1).float()  # [H, W]
     return {
-        "a drawing": drawing.clamp(-1, 1),
-        "stripes": stripes,
-        "a white picture": torch.ones(shape),
-        "noise": _noise(shape, 0).clamp(-1, 1),
+        "a drawing": (picture * (1 - disc) - disc)[None],
+        "noise": _noise((1, channels, height, width), 0).clamp(-1, 1),
     }
 
 
