@@ -6,10 +6,9 @@ shipped, at a small size, and run by the evaluator without rounding; every resul
 declare as float16 is looked at. (Group norms divide before they square: `convert.networks.layers`.)
 
 What it proves: that a drawing (waves, stripes, black and white areas) and noise, encoded, and their
-latents and noise, decoded, stay within the range. Layers look at neighbours, and group norms at statistics of
-the whole, so a larger picture gives values of the same size (`tests/verify/reference`). Other
-pictures may give larger ones: hence the margin. A VAE that fits may still be inexact; level
-`conversion` has gates for that.
+latents and noise, decoded, stay within the range. Layers look at neighbours, and group norms at
+statistics of the whole, so a larger picture gives values of the same size. Others may give larger
+ones: hence the margin. A VAE that fits may still be inexact; level `conversion` has gates for that.
 """
 
 from __future__ import annotations
