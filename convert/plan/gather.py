@@ -154,7 +154,9 @@ def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
         base = open_checkpoint(found.path, name=found.name)
     vae = snapshot.ingredients.get("vae")
     without = () if vae is None else ("vae",)
-    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base, without=without)
+    checkpoint = open_checkpoint(
+        snapshot.path, name=snapshot.name, base=base, without=without, ema=ingredients.ema
+    )
     if vae is not None:
         found_in = vae.path.name if vae.path.is_file() else None
         name = "/".join(filter(None, (vae.repo, found_in)))
