@@ -127,8 +127,11 @@ def recognise(tensors: Mapping[str, Tensor], where: Path, *, ema: bool = False) 
             found.setdefault(place, {})[name.removeprefix(place[1])] = tensor
         else:
             lost.append(name)
+    if not tensors:
+        hint = "The file was saved without weights: download it again."
+        raise InputError("holds no tensors", where=where, hint=hint)
     if not found:
-        names = ", ".join(f"`{name}`" for name in list(tensors)[:3]) or "nothing"
+        names = ", ".join(f"`{name}`" for name in list(tensors)[:3])
         raise InputError(
             f"holds no part of SDXL that is known by its tensors: {names}",
             where=where,

@@ -213,7 +213,7 @@ def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tenso
     raise InputError(
         f"{problem}: not a finite number",
         where=tensor.path,
-        hint="The checkpoint is damaged or a training run diverged; nothing can be made of it.",
+        hint="The file is damaged or a training run diverged; nothing can be made of it.",
     )
 
 

@@ -14,6 +14,7 @@ from convert.checkpoint.tensors import Tensor, read_safetensors
 from convert.errors import InputError
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import reason
+from convert.source.select import SINGLE
 
 WeightsFormat = Literal["safetensors", "zip pickle", "legacy pickle"]
 
@@ -42,8 +43,10 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|GIF8", "a picture", ""),
     (rb"%PDF", "a PDF document", ""),
     (rb"(?s).{257}ustar", "a tar archive", "Unpack it."),
+    (rb"[\t\n\f\r -~]+\Z", "a text", "Look inside: it may say what became of the file."),
     (rb"\0{512}$", "a file of zeros", "The download was not finished: download it again."),
 )
+SHOWN = 5  # files of a folder that are named
 PLAIN = "Give the weights as .safetensors, or as .ckpt, .pt or .bin as PyTorch writes them."
 
 
@@ -85,7 +88,9 @@ def _start(path: Path) -> tuple[bytes, int]:
     """The first bytes of a file, and its size."""
     try:
         if path.is_dir():
-            raise InputError("is a folder; a file of weights is expected", where=path)
+            raise InputError(
+                "is a folder; a file of weights is expected", where=path, hint=_held(path)
+            )
         if path.exists() and not path.is_file():
             raise InputError("is not a file", where=path)
         with path.open("rb") as file:
@@ -94,6 +99,13 @@ def _start(path: Path) -> tuple[bytes, int]:
         raise InputError("no such file", where=path) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"cannot be read: {reason(error)}", where=path) from None
+
+
+def _held(folder: Path) -> str:
+    """Which files of a folder may be meant."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SINGLE)
+    found = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" * (len(names) > SHOWN))
+    return f"Give the file itself; the folder holds {found or 'none'}."
 
 
 def _is_safetensors(start: bytes) -> bool:

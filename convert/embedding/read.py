@@ -242,8 +242,9 @@ def _no_embedding(path: Path, others: list[str], *, is_lora: bool) -> InputError
             hint="Give it as a LoRA: `loras` in a recipe, --lora as an option.",
         )
     some = ", ".join(f"`{key}`" for key in others[:2])
+    held = f"it has tensors such as {some}" if some else "it has no tensors"
     return InputError(
-        f"is no embedding (textual inversion): it has tensors such as {some}",
+        f"is no embedding (textual inversion): {held}",
         where=path,
         hint="An embedding for SDXL holds `clip_l` and `clip_g`.",
     )

@@ -117,7 +117,7 @@ class Cache:
         return self._facts(self.root / kind / key) is not None
 
     def digests(self, files: Iterable[Path], report: Advance = silent) -> dict[Path, str]:
-        """SHA-256 of files, remembered by path, size and time so that 5 GB are read once."""
+        """SHA-256 of files, remembered by path, size and times so that 5 GB are read once."""
         out = {}
         for file in files:
             _, facts = self.entry("digests", _identity(file), partial(_digest, file, report))
@@ -152,7 +152,9 @@ def _digest(file: Path, report: Advance, _folder: Path) -> dict[str, str]:
 
 def _identity(file: Path) -> str:
     stat = file.stat()
-    return key_of([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    # The last is not to be set back: `cp -p`, rsync and tar bring a time of their own with a file.
+    times = [stat.st_mtime_ns, stat.st_ctime_ns]
+    return key_of([str(file.resolve()), stat.st_size, *times, stat.st_ino])
 
 
 def _files(folder: Path) -> list[str]:

@@ -54,8 +54,10 @@ def under_library_names(part: FilePart, where: Path) -> dict[str, Tensor]:
     """The tensors of a file's part as diffusers and transformers call and shape them.
 
     Raises:
-        InputError: a tensor has no place in such a network.
+        InputError: a tensor has no place in such a network, or half of a VAE is missing.
     """
+    if part.name == "vae":
+        _require_halves(part, where)
     if part.spelling == "OpenCLIP":
         return _from_openclip(part, where)
     named = dict(part.tensors)
@@ -67,6 +69,18 @@ def under_library_names(part: FilePart, where: Path) -> dict[str, Tensor]:
     if part.name == "text_encoder":  # CLIP's own projection, which SDXL does not use
         named = {n: t for n, t in named.items() if not n.startswith("text_projection")}
     return normalised(part.name, named)
+
+
+def _require_halves(part: FilePart, where: Path) -> None:
+    """Raises InputError for a VAE's decoder or encoder alone."""
+    for half, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        if not any(name.startswith(f"{half}.") for name in part.tensors):
+            raise InputError(
+                f"holds a VAE's {other} alone, and lacks its {half}",
+                where=where,
+                hint="Give the whole VAE: apps draw with the decoder, and begin image-to-image "
+                "with the encoder.",
+            )
 
 
 def _ldm_keys(part: FilePart, where: Path) -> KeyMap:

@@ -21,7 +21,13 @@ CLIP_SKIP = (
     "SDXL always has what model cards call clip skip 2 (the last hidden states but one of both "
     "text encoders), and so have the models made here; leave it out"
 )
-_KINDS = {"string": "a string", "int": "an integer", "float": "a number", "model": "a table"}
+_KINDS = {
+    "string": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "model": "a table",
+}
 
 
 def refusal(

@@ -68,6 +68,12 @@ def _as_tuple(value: object) -> tuple[Any, ...]:
     raise refusal(wrong_type("a list", value, "list"))
 
 
+def _as_tables(value: object) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    raise refusal(wrong_type("a list of tables", value))
+
+
 def _no_duplicates(values: tuple[T, ...]) -> tuple[T, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:
@@ -150,6 +156,7 @@ Sha256 = Annotated[str, AfterValidator(check_sha256)]
 HubRepo = Annotated[str, AfterValidator(check_hub_repo)]
 ManyOf = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 ManyOrNone = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+TablesOf = Annotated[tuple[T, ...], BeforeValidator(_as_tables)]
 EachOnce = Annotated[ManyOf[T], AfterValidator(_no_duplicates)]
 ResolutionText = Annotated[
     Resolution,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from convert.recipe.errors import refusal
-from convert.recipe.fields import BaseText, DownloadLink, HubRepo, Sha256, Text
+from convert.recipe.fields import BaseText, DownloadLink, HubRepo, Sha256, TablesOf, Text
 from convert.recipe.section import Section
 
 ORIGINS = ("repo", "path", "url")
@@ -148,15 +148,13 @@ class Ingredients(Section):
         "the recipe's folder.",
         examples=["madebyollin/sdxl-vae-fp16-fix"],
     )
-    loras: tuple[LoraSource, ...] = Field(
+    loras: TablesOf[LoraSource] = Field(
         default=(),
-        strict=False,  # a list of TOML
         description="LoRAs and kin to merge, in this order.",
         examples=[[{"path": "detail.safetensors", "scale": 0.8, "text_scale": 0.6}]],
     )
-    embeddings: tuple[EmbeddingSource, ...] = Field(
+    embeddings: TablesOf[EmbeddingSource] = Field(
         default=(),
-        strict=False,  # a list of TOML
         description="Embeddings (textual inversions) to add, each written as words of its own.",
         examples=[[{"path": "style.safetensors", "token": "mystyle"}]],
     )

@@ -315,7 +315,7 @@ def _expected(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
         raise InputError(
             "is a folder; a SHA-256 is of a single file",
             where=source.location,
-            hint="Leave it away.",
+            hint="Leave it out.",
         )
     snapshot.require_digests(snapshot.digests)
     return snapshot

@@ -72,6 +72,8 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "gzip": (b"\x1f\x8b\x08" + bytes(100), "is a gzip archive"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a picture"),
     "a tar": (b"pickle".ljust(257, b"\0") + b"ustar\0" + bytes(300), "is a tar archive"),
+    "a text": (b"You have to be logged in to download this model.\n" * 99, "is a text"),
+    "a short text": (b"404", "is a text"),
     "zeros": (bytes(4096), "is a file of zeros"),
     "noise": (b"\xfe\xedsome bytes" * 50, "not a readable safetensors file"),
 }
@@ -95,8 +97,10 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for name, problem in cases.items():
         with pytest.raises(InputError, match=problem):
             read_weights(tmp_path / name)
-    with pytest.raises(InputError, match="is a folder"):
+    (tmp_path / "detail.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is a folder") as error:
         read_weights(tmp_path)
+    assert error.value.hint == "Give the file itself; the folder holds detail.safetensors."
     with pytest.raises(InputError, match="cannot be read"):
         read_weights(Path("a\0b"))
 

@@ -132,6 +132,7 @@ def test_a_pickle_of_stable_diffusion_webui_is_read(tmp_path: Path) -> None:
         ({"clip_l": (1, 24), "clip_g": (1, 40), "t5xxl": (1, 64)}, "text encoder that SDXL lacks"),
         ({"clip_l": (1, 24), "odd": (1, 24)}, "tensors such as `odd`"),
         ({"a.lora_up.weight": (1, 1), "a.lora_down.weight": (1, 1)}, "is a LoRA without an"),
+        ({}, "it has no tensors"),
         ({"conv_in.weight": (4, 4, 3, 3), "conv_in.bias": (4,)}, "is no embedding (textual inv"),
     ],
 )

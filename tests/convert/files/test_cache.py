@@ -115,6 +115,18 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
         assert sum(read) == 2000
 
 
+def test_a_file_written_over_with_its_old_size_and_time_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "detail.safetensors"
+    file.write_bytes(b"x" * 1000)
+    before = file.stat()
+    with Cache(tmp_path / "cache") as cache:
+        first = cache.digests([file])
+        time.sleep(0.02)  # the clocks of file systems tick in hundredths of seconds
+        file.write_bytes(b"y" * 1000)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` does
+        assert cache.digests([file]) != first
+
+
 def test_text_is_replaced_without_a_trace(tmp_path: Path) -> None:
     with Cache(tmp_path / "cache") as cache:
         for text in ("one", "two"):

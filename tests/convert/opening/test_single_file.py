@@ -295,6 +295,14 @@ def test_a_base_that_lacks_it_too_or_does_not_fit_is_refused(
             lambda w: w.pop("model.diffusion_model.out.2.weight"),
             "lacks tensor `conv_out.weight`",
         ),
+        (lambda w: w.clear(), "holds no tensors"),
+        *(
+            (
+                lambda w, half=half: [w.pop(k) for k in list(w) if f"stage_model.{half}" in k],
+                f"and lacks its {half}",
+            )
+            for half in ("encoder", "decoder")
+        ),
         (
             lambda w: w.update({"model.diffusion_model.middle_block.7.weight": torch.ones(1)}),
             "`model.diffusion_model.middle_block.7.weight` has no place",

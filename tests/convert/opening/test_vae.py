@@ -258,7 +258,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path, pytest.MonkeyPatch], Path], str]] =
     "no VAE in it": (unet_alone, "holds unet, and no VAE"),
     "half of one": (
         with_weights(lambda w: {k: v for k, v in w.items() if "encoder" not in k}),
-        "lacks `encoder.down_blocks`",
+        "lacks its encoder",
     ),
     "several files": (two_files, "2 single files here, and no config.json of a VAE: a.safetensors"),
     "no weights": (no_weights, "has no complete weights"),

@@ -115,6 +115,9 @@ BAD_RECIPES = [
     ("loras = [{ path = 'x', file = 'y' }]", "source.loras[0].file: belongs to repo; a path is"),
     ("loras = [{ path = 'x', scale = 'y' }]", "source.loras[0].scale: must be a number"),
     ("loras = [{ path = 'x', scale = inf }]", "source.loras[0].scale: "),
+    ("loras = 'x'", 'source.loras: must be a list of tables, not the string "x"'),
+    ("embeddings = { path = 'x' }", "source.embeddings: must be a list of tables, not a table"),
+    ("ema = 'yes'", 'source.ema: must be true or false, not the string "yes"'),
     ("refiner = 'a/b'", "source.refiner: cannot be used by this version; convert it by a recipe"),
     (
         "vae = 'https://example.com/x?token=y'",
