@@ -12,6 +12,7 @@ from convert.units import size
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
+    from convert.checkpoint.checkpoint import Checkpoint
     from convert.plan.plan import Plan
     from convert.run.run import Result
     from convert.source.download import Snapshot
@@ -24,6 +25,16 @@ def url_token() -> str | None:
     import os
 
     return os.environ.get("SDXL_COREML_TOKEN")
+
+
+def warn_of_others(terminal: Terminal, path: Path, checkpoint: Checkpoint) -> str:
+    """Say what else an artifact was made with than what is given; returns that, too."""
+    from verify.artifact.made_with import other_ingredients
+
+    unlike = other_ingredients(path, checkpoint)
+    if unlike:
+        terminal.say(f"warning: {unlike}; give --lora, --vae, --embedding and --ema as it had them")
+    return unlike
 
 
 def make(

@@ -31,6 +31,7 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("clip_g.transformer.", "text_encoder_2"),
 )
 UNET = ("unet", "model.diffusion_model.")
+EMA_USED = "plain weights; the EMA ones are used"  # why these are not
 REFINERS = "conditioner.embedders.0.model."
 _BARE: tuple[tuple[str, str], ...] = (  # text encoders are told apart by their size
     (
@@ -117,7 +118,7 @@ def recognise(tensors: Mapping[str, Tensor], where: Path, *, ema: bool = False) 
     lost: list[str] = []
     for name, tensor in tensors.items():
         if name in averaged:
-            ignored.setdefault("plain weights; the EMA ones are used", []).append(name)
+            ignored.setdefault(EMA_USED, []).append(name)
             found.setdefault(UNET, {})[name.removeprefix(UNET[1])] = averaged[name]
         elif name in taken:
             continue

@@ -195,6 +195,7 @@ OUTSIDE: tuple[str, ...] = (
     # commands of one's own, whose results no run keeps
     "verify/artifact/inspect.py",
     "verify/artifact/layers.py",
+    "verify/artifact/made_with.py",
     "verify/artifact/ours.py",
     "verify/artifact/probe.py",
     "verify/artifact/text.py",

@@ -20,7 +20,7 @@ from sdxl_coreml.options import (
     VaeOption,
     out_option,
 )
-from sdxl_coreml.steps import require_new_folder, url_token
+from sdxl_coreml.steps import require_new_folder, url_token, warn_of_others
 from sdxl_coreml.terminal import Terminal
 
 
@@ -91,6 +91,7 @@ def bisect(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     added = Added(base, vae, lora or (), embedding or (), prediction, ema).ingredients()
     checkpoint = open_source(parse_source(source), terminal, added, token=url_token())
+    warn_of_others(terminal, path, checkpoint)
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None
         with terminal.working("Bisecting") as say:

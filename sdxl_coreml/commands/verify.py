@@ -21,7 +21,7 @@ from sdxl_coreml.options import (
     Strict,
     VaeOption,
 )
-from sdxl_coreml.steps import require_writable, url_token, write_report
+from sdxl_coreml.steps import require_writable, url_token, warn_of_others, write_report
 from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def verify(
     recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
         question = replace(question, levels=LEVELS)
-    checkpoint = None
+    checkpoint, unlike = None, ""
     if source is not None:
         recipes = parsed.source if parsed else NOTHING
         checkpoint = open_source(
@@ -173,6 +173,7 @@ def verify(
             spare_base=base is None,
             token=url_token(),
         )
+        unlike = warn_of_others(terminal, path, checkpoint)
     evidence = Evidence(checkpoint, golden=recorded)
     if parsed is not None:
         require_gates(parsed, evidence.reference.components)
@@ -181,6 +182,8 @@ def verify(
             require_gates_for(parsed, made["bits"], str(path))
     with terminal.working("Verifying") as say:
         results = check(path, evidence, question, say=say)
+    if unlike:
+        results = replace(results, scope=f"{results.scope}; {unlike}")
     document, summary = report.to_json(results), report.markdown(results)
     shown = report.table(results)
     code = results.exit_code(strict=strict)

@@ -94,11 +94,15 @@ def test_what_is_converted_with_loras_is_verified_with_them(
     check += ["--component", "text_encoder"]
     code, shown, err = command(*check, *options)
     assert code == 0, shown + err
+    assert "warning" not in err
     assert "merged values of this tool's reader, because diffusers cannot" in " ".join(
         shown.split()
     )
-    code, shown, _ = command(*check)
+    code, shown, err = command(*check, *options[2:])
     assert code == 1, shown
+    lacks = "the artifact was made with the LoRA lora0.safetensors at strength 0.5, and the check"
+    assert f"warning: {lacks}" in err
+    assert lacks in " ".join(shown.split())
 
 
 def test_strength_0_is_the_package_without(
