@@ -15,6 +15,7 @@ from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.judge.checks import Check, Results, failed, versions
 from verify.levels.components import check_components, recording_for, require_recording
 from verify.levels.generation import Generation
+from verify.levels.graph import check_graphs
 from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
@@ -51,9 +52,13 @@ def verify(
     checks: list[Check] = []
     if "structure" in question.levels:
         checks += _check_structure(subject, say)
+    if "graph" in question.levels and not (question.compares and question.probe):
+        checks += check_graphs(subject, say=say)
     recording = evidence.recorded
     if question.compares and subject.programs:
         with probed(subject, question.probe) as compared:
+            if "graph" in question.levels and question.probe:
+                checks += check_graphs(subject, executed=compared.programs, say=say)
             if recording is None:
                 recording = recording_for(compared, question, say=say)
             broken = _broken(checks)
