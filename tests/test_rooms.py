@@ -45,6 +45,7 @@ convert.run            jobs → artifacts, in worker processes
 verify                 what scripts need
 verify.mil             an ML Program as data
 verify.artifact        what was shipped, told without judging
+verify.weights         weights beside the checkpoint's, element by element
 verify.equivalence     whether two programs are one network at two sizes
 verify.runtime         what runs a program: the evaluator, Core ML
 verify.judge           measures, gates, the policy

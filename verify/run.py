@@ -18,6 +18,7 @@ from verify.levels.generation import Generation
 from verify.levels.graph import check_graphs
 from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
+from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
 from verify.reference.loras import how_merged
@@ -52,6 +53,9 @@ def verify(
     checks: list[Check] = []
     if "structure" in question.levels:
         checks += _check_structure(subject, say)
+    if "weights" in question.levels:
+        for component, program in subject.programs.items():
+            checks += check_weights(program, component, subject.source, say=say)
     if "graph" in question.levels and not (question.compares and question.probe):
         checks += check_graphs(subject, say=say)
     recording = evidence.recorded

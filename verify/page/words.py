@@ -33,6 +33,12 @@ LEVELS = {
         "An app that finds its models by these names, shapes and metadata would refuse this one, "
         "or use it wrongly.",
     ),
+    "weights": (
+        "Is every stored weight what the recipe makes of the checkpoint’s, one by one?",
+        "The stored weights were not compared with the checkpoint’s one by one.",
+        "A weight is not the checkpoint’s: the file was changed or damaged, or belongs to another "
+        "checkpoint.",
+    ),
     "graph": (
         "Is each program, op by op, one whose numbers can be compared at a small size, with "
         "nothing but sizes changed?",
