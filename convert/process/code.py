@@ -110,6 +110,7 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "verify/run.py",
         "verify/runtime/*.py",
         "verify/sampling/*.py",
+        "verify/weights/*.py",
     ),
     # what numbers are judged by, and what they come to
     "judge": (
