@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -204,7 +203,7 @@ class _Comparison:
 
     def constant(self, node: Node, name: str, found: Held, wanted: Held) -> Iterator[Difference]:
         one, other = found.constant, wanted.constant
-        called = f"`{name}`" if found.name in ("", name) else f"`{name}`, constant `{found.name}`,"
+        called = f"`{name}`"
 
         def difference(what: str) -> Difference:
             return Difference("constants", str(node), f"{called} {what}")
@@ -237,8 +236,14 @@ class _Comparison:
         """Two values that are written in the programs: integers by the map, others bit for bit."""
         if found.dtype.kind in "iu" and found.size == wanted.size:
             yield from self.numbers(node, called, _flat(found), _flat(wanted))
-        elif found.tobytes() != wanted.tobytes() or found.dtype != wanted.dtype:
+        elif found.dtype != wanted.dtype or found.shape != wanted.shape:
             text = f"{called} is {_shown(found)}, expected {_shown(wanted)}"
+            yield Difference("constants", str(node), text)
+        elif found.tobytes() != wanted.tobytes():
+            pairs = zip(np.ndindex(found.shape), found.reshape(-1), wanted.reshape(-1), strict=True)
+            index, one, other = next(p for p in pairs if p[1].tobytes() != p[2].tobytes())
+            which = str(list(index)) if index else ""
+            text = f"{called}{which} is {_shown(one)}, expected {_shown(other)}"
             yield Difference("constants", str(node), text)
 
     def numbers(
@@ -261,11 +266,11 @@ def _flat(values: np.ndarray) -> list[int]:
     return [int(value) for value in values.reshape(-1)]
 
 
-def _shown(values: np.ndarray) -> Any:
-    """A value for a message: the bits of a float count, so with all its digits."""
-    if values.size > 8:
-        return f"{values.dtype}{list(values.shape)} {values.reshape(-1)[:4].tolist()}…"
-    return values.item() if values.size == 1 else values.tolist()
+def _shown(value: np.ndarray | np.generic) -> str:
+    """A value for a message, floats with all their digits; of large ones what they are."""
+    if value.size > 8:
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value.item() if value.ndim == 0 else value.tolist())
 
 
 def _is_one_file(one: Path, other: Path | None = None) -> bool:
