@@ -172,6 +172,8 @@ class _Merger:
         nodes: list[Node] = []
 
         def moved(reference: Operand, user: object) -> Operand:
+            if isinstance(reference, Held):
+                return reference
             while isinstance(reference, Output) and reference.node in self.instead:
                 reference = self.instead[reference.node]
             if not isinstance(reference, Output):
@@ -186,11 +188,11 @@ class _Merger:
                 continue
             node = self.merged.get(number, node)
             arguments = {
-                name: tuple(moved(value, node) for value in values)
+                name: tuple([moved(value, node) for value in values])
                 for name, values in node.arguments.items()
             }
             numbers[number] = len(nodes)
-            nodes.append(replace(node, arguments=arguments))
+            nodes.append(Node(node.type, node.name, arguments, node.attributes, node.outputs))
         outputs = {name: moved(value, "") for name, value in self.graph.outputs.items()}
         return replace(self.graph, nodes=nodes, outputs=outputs)
 

@@ -156,7 +156,7 @@ def graph_of(program: Program) -> OpGraph:
             known[name] = Held(name, op.attributes["val"])
             continue
         arguments = {
-            parameter: tuple(resolved(op, value) for value in values)
+            parameter: tuple([resolved(op, value) for value in values])
             for parameter, values in op.inputs.items()
         }
         types = tuple(type_ for _, type_ in op.outputs)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
+from convert.process.memory import uncollected
 from convert.process.progress import Say, silent
 from convert.values import FORMATS, Resolution
 from verify.artifact.graph import infer_attention
@@ -105,7 +106,7 @@ def check_graph(
     resolution: Resolution | None = None,
     claims: Mapping[str, str] | None = None,
     executed: Program | None = None,
-) -> Iterator[Check]:
+) -> list[Check]:
     """One program.
 
     Args:
@@ -113,29 +114,37 @@ def check_graph(
         claims: the manifest's.
         executed: the program that it is compared with.
     """
+    with uncollected():
+        return _check(program, component, source, resolution, dict(claims or {}), executed)
+
+
+def _check(
+    program: Program,
+    component: str,
+    source: Checkpoint,
+    resolution: Resolution | None,
+    claims: dict[str, str],
+    executed: Program | None,
+) -> list[Check]:
     program = by_usual_names(program, component)
-    claims = {**(claims or {}), "attention": _attention(program, claims)}
+    attention = _attention(program, claims) if COMPONENTS[component].has_attention else None
+    if attention is not None:
+        claims["attention"] = attention
     try:
         size = _size(program, component, source, resolution)
     except InputError as error:
-        yield failed("graph", component, "interface", "a size of images", error.problem)
-        return
+        return [failed("graph", component, "interface", "a size of images", error.problem)]
     try:
         other = _counterpart(program, component, source, claims, executed)
         sizes = _size_map(program, component, source, size, other)
     except (InputError, CannotExecute, Ambiguous) as error:
         problem = error.problem if isinstance(error, InputError | CannotExecute) else str(error)
-        yield _no_verdict(component, f"there is nothing to compare it with: {problem}")
-        return
-    found, told = _differences(program, other, sizes, claims["attention"])
+        return [_no_verdict(component, f"there is nothing to compare it with: {problem}")]
+    found, told = _differences(program, other, sizes, attention)
     if found and not _is_ours(program, component, source):
-        yield _no_verdict(
-            component,
-            "another converter has made it, and no program of it that is small enough to be "
-            f"executed; ours differs first in {found[0]}",
-        )
-        return
-    yield from _checks(component, other, found, told)
+        why = "another converter has made it, and no program of it small enough to be executed"
+        return [_no_verdict(component, f"{why}; ours differs first in {found[0]}")]
+    return list(_checks(component, other, found, told))
 
 
 def _checks(
@@ -153,7 +162,7 @@ def _checks(
 
 
 def _differences(
-    program: Program, other: Counterpart, sizes: SizeMap, attention: str
+    program: Program, other: Counterpart, sizes: SizeMap, attention: str | None
 ) -> tuple[list[Difference], dict[Aspect, str]]:
     """All differences, and what was compared, by kind; what could not be is not among it."""
     found = list(compare_interfaces(program, other.program, sizes))
@@ -176,7 +185,7 @@ def _differences(
     return [*compare(graph, small, sizes, other.weights), *found], told
 
 
-def _counted(graph: OpGraph, attention: str, other: Counterpart) -> str:
+def _counted(graph: OpGraph, attention: str | None, other: Counterpart) -> str:
     text = f"{len(graph.nodes):,} ops"
     if attention == "split_einsum_v2":
         text += ", chunks of queries taken together"
@@ -264,9 +273,9 @@ def _size(
     return wanted or own
 
 
-def _attention(program: Program, claims: Mapping[str, str] | None) -> str:
+def _attention(program: Program, claims: Mapping[str, str]) -> str:
     """The attention that is claimed, or that the graph has; of a broken graph, that it most has."""
-    found = (claims or {}).get("attention") or infer_attention(program)
+    found = claims.get("attention") or infer_attention(program)
     if found != "unknown":
         return found
     if not any(op.type == "einsum" for op in program.ops):
