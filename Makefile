@@ -34,8 +34,9 @@ format: $(READY)  ## Put style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## Measure at full size, beside the peers (needs 25 GB of disk and half an hour)
+bench: $(READY)  ## Measure at full size, beside the peers (needs 40 GB of disk and an hour)
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.sources
 	$(BIN)/python -m bench.verification
 
 lock: $(READY)  ## Write requirements.lock from what is installed

@@ -14,9 +14,8 @@ from pathlib import Path
 from bench.machine import describe
 from bench.measure import INTERVAL
 from bench.run import run_tasks
-from bench.table import markdown
+from bench.table import kept, markdown
 from bench.tasks import choose, make_setup, make_tasks
-from bench.verification import kept
 from convert.errors import UserError
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

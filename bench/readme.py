@@ -1,6 +1,6 @@
 """Copy the results into the README, between its markers, or check that they are there.
 
-python -m bench.readme            # after `python -m bench`
+python -m bench.readme            # after `python -m bench` and `python -m bench.sources`
 python -m bench.readme --check    # exit code 1 if the README has other figures
 """
 
@@ -11,27 +11,29 @@ import re
 import sys
 from pathlib import Path
 
-from bench.table import END, START
+from bench.table import end, start
 from convert.errors import InputError, UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS, README = ROOT / "bench" / "RESULTS.md", ROOT / "README.md"
-BLOCK = re.compile(f"^{re.escape(START)}$.*?^{re.escape(END)}$", re.M | re.S)
+QUOTED = ("bench", "sources")  # the parts of the results that the README has
 
 
-def block(file: Path) -> str:
-    """The part of a file from marker to marker, each on a line of its own.
+def block(file: Path, part: str) -> str:
+    """A part of a file from marker to marker, each on a line of its own.
 
     Raises:
         InputError: it cannot be read, or has not exactly one such part.
     """
     try:
-        found = BLOCK.findall(file.read_text("utf-8"))
+        text = file.read_text("utf-8")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=file) from None
+    first, last = map(re.escape, (start(part), end(part)))
+    found = re.findall(f"^{first}$.*?^{last}$", text, re.M | re.S)
     if len(found) != 1:
         raise InputError(
-            f"has {len(found)} parts between {START} and {END}, not one",
+            f"has {len(found)} parts between {start(part)} and {end(part)}, not one",
             where=file,
             hint="Each marker stands on a line of its own.",
         )
@@ -39,9 +41,12 @@ def block(file: Path) -> str:
 
 
 def replaced(readme: Path, results: Path) -> str:
-    """The README's text with the block of the results; raises InputError as `block` does."""
-    old, new = block(readme), block(results)
-    return readme.read_text("utf-8").replace(old, new)
+    """The README's text with these parts of the results; raises InputError as `block` does."""
+    parts = [(block(readme, part), block(results, part)) for part in QUOTED]
+    text = readme.read_text("utf-8")
+    for old, new in parts:
+        text = text.replace(old, new)
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,9 +16,10 @@ from bench.machine import empty_page_cache
 from bench.measure import Measured, measure
 from bench.tasks import COMMAND, Setup, Task
 from convert.process.progress import Say
+from convert.run import manifest as manifests
 
 LEFT_AS_IT_IS = "left as it was"
-WEIGHTS = "weight.bin"
+WEIGHTS, GRAPH = "weight.bin", "model.mlmodel"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Row:
     runs: list[Measured] = field(default_factory=list)
     disk: Disk | None = None
     problem: str | None = None  # why there is no figure
+    packages: dict[str, str] = field(default_factory=dict)  # SHA-256 of their files, by path
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def run_tasks(
     cold: bool,
     say: Say,
 ) -> Measurements:
-    """Run all tasks `repeat` times, in rounds: what else the machine does then falls on all alike.
+    """Run tasks `repeat` times, in rounds: what else the machine does then falls on all alike.
 
     Args:
         cold: empty the page cache before each; else it is left alone.
@@ -72,11 +74,11 @@ def run_tasks(
     page_cache = LEFT_AS_IT_IS
     needed = {task.after for task in tasks}
     try:
-        for _ in range(repeat):
+        for left in range(repeat, 0, -1):
             for row in rows:
                 if any(r.problem for r in rows if r.task.name == row.task.after):
                     row.problem = f"not run: it goes on from {row.task.after}"
-                if row.problem is not None:
+                if row.problem is not None or left > (row.task.rounds or repeat):
                     continue
                 if row.task.after is None:
                     shutil.rmtree(row.task.out, ignore_errors=True)
@@ -103,6 +105,7 @@ def _run(row: Row, interval: float) -> str:
     row.problem = measured.failure
     row.runs.append(measured)
     row.disk = disk_use(task.out)
+    row.packages = package_digests(task.out)
     outcome = row.problem or f"{measured.wall:.1f} s"
     return f"{task.name}: {outcome}"
 
@@ -133,6 +136,15 @@ def disk_use(folder: Path) -> Disk:
         artifact_weights=max(by_artifact.values(), default=0),
         artifacts=len(by_artifact),
     )
+
+
+def package_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of weights and graphs in the artifacts of a run, by their path in the artifact."""
+    found: dict[str, str] = {}
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        files = (manifests.read(entry) or {}).get("files", {})
+        found |= {n: f["sha256"] for n, f in files.items() if n.endswith((WEIGHTS, GRAPH))}
+    return found
 
 
 def _entries(folder: Path) -> Iterator[Path]:

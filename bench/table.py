@@ -1,16 +1,22 @@
-"""The results as Markdown, between two markers, for RESULTS.md and the README."""
+"""The results as Markdown, between two markers, for RESULTS.md and the README.
+
+Each program of the bench writes a part of RESULTS.md, and leaves those of the others as they are.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import median
 
 from bench.measure import Measured
 from bench.run import LEFT_AS_IT_IS, Measurements, Row
 from convert.units import size
 
-START, END = "<!-- bench -->", "<!-- /bench -->"
+PART = "bench"
+PARTS = re.compile(r"^<!-- (\w+) -->$.*?^<!-- /\1 -->$\n?", re.M | re.S)
 NONE = "–"
 
 
@@ -27,7 +33,7 @@ def markdown(measurements: Measurements, machine: Sequence[str], *, source: str)
             "",
             "Written by `python -m bench`; what each figure means is said below the table.",
             "",
-            START,
+            start(PART),
             *_table(measurements.rows),
             "",
             *_matrix_facts(measurements.rows),
@@ -35,7 +41,7 @@ def markdown(measurements: Measurements, machine: Sequence[str], *, source: str)
             f"Measured with {source}, on:",
             "",
             *(f"- {fact}" for fact in machine),
-            END,
+            end(PART),
             "",
             *_predictions(measurements),
             *_explanations(measurements),
@@ -59,17 +65,17 @@ def _table(rows: Sequence[Row]) -> list[str]:
             continue
         cells = [
             row.task.title,
-            _spread(row, lambda m: m.wall, seconds),
-            _spread(row, lambda m: m.synced, seconds),
+            spread(row, lambda m: m.wall, seconds),
+            spread(row, lambda m: m.synced, seconds),
             _ratio(row, limit),
         ]
         # Against one UNet, another amount of work would be a number without a meaning.
         alike = row.task.is_peer or row.task.name.startswith("unet-original")
         cells += [_ratio(row, peer) if alike else NONE] if with_peer else []
         cells += [
-            _spread(row, lambda m: m.cpu, seconds),
-            _spread(row, lambda m: m.peak_memory.anonymous + m.peak_memory.shared, size),
-            _spread(row, lambda m: m.peak, size),
+            spread(row, lambda m: m.cpu, seconds),
+            spread(row, lambda m: m.peak_memory.anonymous + m.peak_memory.shared, size),
+            spread(row, lambda m: m.peak, size),
             size(row.disk.allocated) if row.disk else NONE,
         ]
         lines.append(_line(cells))
@@ -165,7 +171,7 @@ def _explanations(measurements: Measurements) -> list[str]:
     return lines
 
 
-def _spread(row: Row, get: Callable[[Measured], float], show: Callable[[float], str]) -> str:
+def spread(row: Row, get: Callable[[Measured], float], show: Callable[[float], str]) -> str:
     """Median, and smallest to largest where there are several runs that differ."""
     values = [get(measured) for measured in row.runs]
     middle, low, high = (show(v) for v in (median(values), min(values), max(values)))
@@ -188,3 +194,26 @@ def seconds(value: float) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def start(part: str) -> str:
+    """What stands before a part."""
+    return f"<!-- {part} -->"
+
+
+def end(part: str) -> str:
+    """What stands behind it."""
+    return f"<!-- /{part} -->"
+
+
+def put(part: str, text: str, results: Path) -> None:
+    """Replace a part in the file, or add it at its end; `text` has its markers."""
+    old = results.read_text("utf-8") if results.exists() else ""
+    rest = PARTS.sub(lambda found: "" if found[1] == part else found[0], old).rstrip("\n")
+    results.write_text(f"{rest}\n\n{text}" if rest else text, "utf-8")
+
+
+def kept(results: Path) -> str:
+    """The parts of other programs that the file has, for what replaces the rest."""
+    found = PARTS.finditer(results.read_text("utf-8")) if results.exists() else ()
+    return "\n".join(part[0] for part in found if part[1] != PART)

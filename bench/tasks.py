@@ -34,6 +34,7 @@ class Setup:
     checkpoint: Path
     folder: Path  # what they write goes here
     resolutions: Sequence[str]
+    others: Sequence[Path] = ()  # that tasks read beside the checkpoint
 
     @property
     def unet_files(self) -> list[Path]:
@@ -49,8 +50,9 @@ class Setup:
 
     @property
     def files(self) -> list[Path]:
-        """All files of the checkpoint."""
-        return sorted(p for p in self.checkpoint.rglob("*") if p.is_file())
+        """All files that tasks read."""
+        own = sorted(p for p in self.checkpoint.rglob("*") if p.is_file())
+        return [*own, *self.others]
 
     @property
     def recipe_text(self) -> str:
@@ -80,6 +82,7 @@ class Task:
     limit: int | None = None  # bytes
     after: str | None = None  # goes on in the folder that this task has left
     is_peer: bool = False
+    rounds: int | None = None  # how many of the last ones it is run in; all of them if None
 
 
 def make_setup(folder: Path, *, quick: bool, checkpoint: Path | None = None) -> Setup:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +21,14 @@ from typing import Any
 
 from bench.machine import describe
 from bench.measure import Measured, measure
+from bench.table import end, put, start
 from bench.tasks import COMMAND, VARIANTS, make_setup
 from convert.errors import CannotExecute, UserError
 from convert.process.progress import Say
 from convert.units import size
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-START, END = "<!-- verification -->", "<!-- /verification -->"
-PART = re.compile(f"^{re.escape(START)}$.*?^{re.escape(END)}$\n?", re.M | re.S)
+PART = "verification"
 MODES = ("fp32", "typed")
 COLUMNS = (
     "one timestep, batch 2", "seconds", "× diffusers", "until exit", "× diffusers", "CPU",
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = section(
             rows, checks, describe(options.folder), f"{what}, random weights, {resolution}"
         )
-        put(text, results)
+        put(PART, text, results)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -159,7 +158,7 @@ def section(
         )
     return "\n".join(
         [
-            START,
+            start(PART),
             "## One timestep, verified",
             "",
             "Written by `python -m bench.verification`: each row a process of its own, one after "
@@ -179,7 +178,7 @@ def section(
             "",
             "The command as anyone runs it: PyTorch in float32 and float16, then the artifact; the "
             "probe for three timesteps at 256x256.",
-            END,
+            end(PART),
             "",
         ]
     )
@@ -192,19 +191,6 @@ def _checked(checks: Mapping[str, Measured]) -> Iterator[tuple[str, ...]]:
         memory = measured.peak_memory
         anonymous = size(memory.anonymous + memory.shared)
         yield title, f"{measured.wall:.0f} s", anonymous, size(measured.peak)
-
-
-def put(text: str, results: Path) -> None:
-    """Replace the part in the file, or add it at its end."""
-    old = results.read_text("utf-8") if results.exists() else ""
-    rest = PART.sub("", old).rstrip("\n")
-    results.write_text(f"{rest}\n\n{text}" if rest else text, "utf-8")
-
-
-def kept(results: Path) -> str:
-    """The part that the file has, for what replaces the rest; nothing if there is none."""
-    found = PART.search(results.read_text("utf-8")) if results.exists() else None
-    return found[0] if found else ""
 
 
 if __name__ == "__main__":

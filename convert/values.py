@@ -26,6 +26,7 @@ COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
 Verdict = Literal["pass", "fail", "indeterminate"]
 
 VaePrecision = Literal["float32", "float16"]
+AskedVaePrecision = Literal["float32", "float16", "auto"]
 
 DeploymentTarget = Literal["macOS14", "iOS17", "macOS15", "iOS18", "macOS26", "iOS26"]
 DEPLOYMENT_TARGETS: tuple[DeploymentTarget, ...] = get_args(DeploymentTarget)

@@ -85,8 +85,12 @@ def _run() -> int:
         return _fail(f"ended by {end.signal}; {AGAIN}", int(end.code or 0))
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage, in click's words
+            from convert.recipe.errors import CLIP_SKIP, is_clip_skip
+
             context = getattr(error, "ctx", None)
             hint = f"Try `{context.command_path} --help`." if context else ""
+            if is_clip_skip(getattr(error, "option_name", "")):
+                hint = f"{CLIP_SKIP}."
             return _fail(f"{error.format_message()}\n{hint}".rstrip(), 2)
         if not isinstance(error, UserError):
             from convert.process.environment import blame

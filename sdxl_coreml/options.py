@@ -40,6 +40,14 @@ BaseOption = Annotated[
         help="Where parts come from that a single file lacks: Hub repo, folder or file.",
     ),
 ]
+VaeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="SOURCE",
+        help="A VAE in place of the checkpoint's own: Hub repo, folder, file or URL.",
+    ),
+]
 LoraOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,6 +55,15 @@ LoraOption = Annotated[
         metavar="FILE[=STRENGTH]",
         help="A LoRA to merge: a file, Hub repo or URL; may repeat, in this order. Strengths of "
         "its own for the text encoders need a recipe.",
+    ),
+]
+EmbeddingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[=WORD]",
+        help="An embedding (textual inversion) to add, and the word for it in prompts: a file, "
+        "Hub repo or URL; may repeat.",
     ),
 ]
 PredictionOption = Annotated[

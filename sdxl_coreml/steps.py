@@ -31,13 +31,20 @@ def make(
 ) -> list[Result]:
     """Convert, with a summary afterwards.
 
-    Mixed bits without an allocation are measured first, which takes PyTorch.
+    What nothing says beforehand is measured first, which takes PyTorch: whether the VAE fits in
+    float16, and mixed bits without an allocation.
     """
     import time
 
     from convert.run.run import run
 
     start = time.monotonic()
+    if plan.precision.value is None:
+        with deferred_interrupt():
+            from verify.reference.vae_precision import settle_vae_precision
+        with terminal.working("Measuring the VAE") as say:
+            plan = settle_vae_precision(plan, snapshot, out, progress=terminal, say=say)
+        terminal.say(str(plan.precision))
     if plan.unmeasured:
         with deferred_interrupt():
             from verify.reference.calibration import calibrate

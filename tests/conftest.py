@@ -16,6 +16,7 @@ from convert.toy import write_toy
 
 if TYPE_CHECKING:
     from convert.checkpoint.checkpoint import Checkpoint
+    from tests.support.people import Made, User
     from verify.judge.checks import Results
     from verify.mil import Program
     from verify.reference.recording import Recording
@@ -70,6 +71,44 @@ class _Shapes(Mapping[str, Path]):
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Tiny SDXL checkpoints by the names of `checkpoints.SHAPES`; tests copy before they change."""
     return _Shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole single file of a tiny SDXL with CLIP's vocabulary, as model sites offer SDXL."""
+    from tests.support.people import released
+
+    return released(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="session")
+def plain(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """What `convert` makes of that file as it is, at 64x64."""
+    from tests.support.people import ALL, made_in, run_command
+
+    out = tmp_path_factory.mktemp("plain") / "out"
+    chosen = [word for name in ALL for word in ("--component", name)]
+    assert run_command("convert", released, "--out", out, "--resolution", "64x64", *chosen) == 0
+    return made_in(out / "released_original_16-bit_64x64")
+
+
+@pytest.fixture(scope="session")
+def few_steps(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `run` leaves of that file as a model for few steps, at 64x64, with its release."""
+    from tests.support.people import FEW_STEPS, run_command
+
+    folder = tmp_path_factory.mktemp("few_steps")
+    (folder / "recipe.toml").write_text(FEW_STEPS.format(file=released))
+    assert run_command("run", folder / "recipe.toml", "--out", folder / "out") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def user(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> User:
+    """Somebody at a command line."""
+    from tests.support.people import User
+
+    return User(command, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ convert.tokenizer      CLIP's tokenizer, as transformers and as the apps read it
 convert.known          SDXL's configs and CLIP's vocabulary, as data
 convert.checkpoint     what a checkpoint is: configs, tensors by reference
 convert.lora           LoRAs and kin, merged into a checkpoint's tensors as they are read
+convert.embedding      textual inversions: rows of the token embeddings, and the words for them
 convert.opening        whatever a checkpoint comes as → a Checkpoint
 convert.toy            the embedded checkpoint, random ones, and their training
 convert.recipe         TOML → typed recipe

@@ -210,7 +210,7 @@ def _evidence(
             say=say,
         )
     if question.makes_pictures:
-        settings = settings_for(asked, kinds_of(components))
+        settings = settings_for(asked, kinds_of(components), embeddings=checkpoint.embeddings)
         traces = trace_all(checkpoint, settings, resolution, say=say)
     return Evidence(checkpoint, recording=recording, traces=traces)
 

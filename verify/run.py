@@ -21,6 +21,7 @@ from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
+from verify.reference.embeddings import how_added
 from verify.reference.loras import how_merged
 from verify.reference.recording import Recording
 from verify.reference.single_file import how_loaded
@@ -164,5 +165,7 @@ def _proviso(evidence: Evidence, question: Question) -> str:
     if evidence.golden is None and (told := how_loaded(evidence.reference)):
         text += f"; {told}"
     if evidence.golden is None and (told := how_merged(evidence.reference)):
+        text += f"; {told}"
+    if evidence.golden is None and (told := how_added(evidence.reference)):
         text += f"; {told}"
     return text

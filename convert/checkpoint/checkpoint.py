@@ -18,7 +18,7 @@ from convert.checkpoint.configs import (
     VAEConfig,
 )
 from convert.checkpoint.layout import FilePart
-from convert.checkpoint.origin import AppliedLora, Origin
+from convert.checkpoint.origin import AppliedEmbedding, AppliedLora, AppliedVae, Origin
 from convert.checkpoint.tensors import Tensor
 from convert.components import COMPONENTS, FeatureSpec, belongs
 from convert.errors import InputError
@@ -80,6 +80,9 @@ class Checkpoint:
     documents: Mapping[str, str] = field(default_factory=dict)  # that no file holds, by their path
     origin: Origin | None = None  # what was put together; None for one folder in diffusers' layout
     loras: tuple[AppliedLora, ...] = ()  # that its tensors have in them, in their order
+    other_vae: AppliedVae | None = None  # that took the place of its own
+    embeddings: tuple[AppliedEmbedding, ...] = ()  # that its text encoders have rows of
+    bare: Checkpoint | None = None  # the same without these embeddings, if it has any
     _configs: dict[str, PartConfig] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -73,6 +73,10 @@ class FilePart:
     prefix: str
     tensors: Mapping[str, Tensor]
 
+    def full_name(self, name: str) -> str:
+        """What the file calls the tensor of that name."""
+        return self.prefix + name
+
 
 @dataclass(frozen=True)
 class FileLayout:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
-from convert.source.snapshot import BASE
+from convert.source.snapshot import BASE, OTHER_VAE
 
 
 def small_files(checkpoint: Checkpoint) -> dict[str, Path | str]:
@@ -66,4 +66,6 @@ def layout_name(name: str) -> str:
     """The path in diffusers' layout of one of a checkpoint's files, whoever supplied it."""
     while name.startswith(BASE):
         name = name.removeprefix(BASE)
+    if name.startswith(OTHER_VAE):
+        return f"vae/{name.removeprefix(OTHER_VAE).removeprefix('vae/')}"
     return name

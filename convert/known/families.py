@@ -25,8 +25,10 @@ _NO_APP = "No app on Apple's systems can draw with it."
 
 _LORA = re.compile(
     r"\.(lora_(up|down|mid|A|B|linear_layer)\b|lora\.(up|down)\b|hada_w|lokr_w|dora_scale$|"
-    r"oft_(blocks|R)\b|on_input$|lora_magnitude_vector)|_lora\.(up|down)\."
+    r"oft_(blocks|R)\b|on_input$|lora_magnitude_vector|(a1|a2|b1|b2|bm)\.weight$|rescale$|alpha$|"
+    r"(diff|diff_b|set_weight|w_norm|b_norm)$)|_lora\.(up|down)\."
 )
+TINY = "A whole VAE is needed, such as madebyollin/sdxl-vae-fp16-fix."
 _CONTROL = "It steers a UNet and is none: give the checkpoint."
 _SIGNS: tuple[tuple[str, str, str], ...] = (
     (r"edm_(mean|std)$", "Playground v2.5 (EDM's noise, its own scale of latents)", _NO_APP),
@@ -37,6 +39,11 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
     (r"(.*\.)?time_stack\.", "Stable Video Diffusion", SDXL_ONLY),
     (r"control_model\.|(.*\.)?input_hint_block\.|controlnet_", "a ControlNet", _CONTROL),
     (r"ip_adapter[.:]|image_proj[.:]", "an IP-Adapter", _CONTROL),
+    (
+        r"(taesd\w*\.)?((en|de)coder\.layers\.)?\d+\.conv\.\d+\.weight$",
+        "a tiny autoencoder (TAESDXL, of previews)",
+        TINY,
+    ),
     (r"(.*\.)?motion_modules\.", "a motion module of AnimateDiff", _CONTROL),
     (r"cond_stage_model\.model\.", "Stable Diffusion 2", SDXL_ONLY),
     (r"cond_stage_model\.", "Stable Diffusion 1", SDXL_ONLY),
@@ -55,7 +62,7 @@ _EMBEDDING = re.compile(r"(clip_[lg]|emb_params|string_to_param(\..*)?|text_enco
 def other_family(shapes: Mapping[str, tuple[int, ...]]) -> Other | None:
     """What a file of these tensors is, if it is known and no part of SDXL."""
     loras = [name for name in shapes if _LORA.search(name)]
-    if 2 * len(loras) > len(shapes):
+    if loras and 2 * len(loras) >= len(shapes):  # (IA)³ has one of two
         return Other("a LoRA or one of its kin, no checkpoint", loras[0], _ADAPTER)
     if shapes and all(map(_EMBEDDING.match, shapes)):
         hint = "It belongs on top of a checkpoint."
@@ -82,9 +89,15 @@ def _other_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Other | None:
         return Other(f"a UNet of Stable Diffusion{version}", context or unet, SDXL_ONLY)
     latents = _first(shapes, r"(first_stage_model\.|vae\.)?decoder\.conv_in\.weight$")
     if latents is not None and shapes[latents][1:2] not in ((), (4,)) and unet is None:
-        count = shapes[latents][1]
-        return Other(f"a VAE of {count} latent channels, where SDXL has 4", latents, SDXL_ONLY)
+        what = f"a VAE of {other_channels(shapes[latents][1])}, where SDXL has 4"
+        return Other(what, latents, SDXL_ONLY)
     return None
+
+
+def other_channels(count: int) -> str:
+    """So many latent channels, and whose VAEs have them."""
+    whose = {16: ", as Flux and Stable Diffusion 3 have", 32: ", as Sana and Flux 2 have"}
+    return f"{count} latent channels{whose.get(count, '')}"
 
 
 def _first(names: Iterable[str], pattern: str) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.checkpoint.origin import AppliedLora
+from convert.checkpoint.origin import AppliedLora, add_file
 from convert.errors import InputError
 from convert.lora.adapter import LoraAdapter
 from convert.lora.family import made_for
@@ -63,7 +63,7 @@ def apply(
             kind: {part: found[part] for part in checkpoint.parts if part in found}
             for kind, found in kinds.items()
         }
-        name = _add_file(files, lora.path)
+        name = add_file(files, "loras", lora.path)
         unet, text = lora.strength("unet"), lora.strength("text_encoder")
         merged.append(AppliedLora(name, unet, text, kinds, file.ignored, file.facts))
     parts = dict(checkpoint.parts)
@@ -82,16 +82,6 @@ def _require_finite(lora: Lora) -> None:
     for name, value in (("scale", lora.scale), ("text_scale", lora.text_scale)):
         if value is not None and not math.isfinite(value):
             raise InputError(f"`{name}` is {value}, not a finite number", where=lora.path)
-
-
-def _add_file(files: dict[str, Path], path: Path) -> str:
-    """The file's name among a checkpoint's files, where it is added."""
-    name, number = f"loras/{path.name}", 1
-    while files.get(name, path) != path:
-        number += 1
-        name = f"loras/{number}/{path.name}"
-    files[name] = path
-    return name
 
 
 def _targets(

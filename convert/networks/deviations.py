@@ -43,6 +43,13 @@ DEVIATIONS = (
     ),
     Deviation(
         "vae",
+        "In float16, group norms divide a group with values above 64 by its largest before they "
+        "square.",
+        "float16 ends at 65504, so squares overflow from 256 on, and VAEs of SDXL reach thousands; "
+        "PyTorch squares in float32. Nothing is divided where all are below 64.",
+    ),
+    Deviation(
+        "vae",
         "Where latents are scaled by other numbers than 0.13025 (`scaling_factor`, `shift_factor`, "
         "`latents_mean`, `latents_std`), decoder and encoder have a `mul` and an `add` for that.",
         "Apps scale by 0.13025 whatever the checkpoint says, and would draw wrong colours.",

@@ -17,6 +17,8 @@ from convert.networks.graph import Module
 # Apple's 1e-5 would cost a VAE in float32 30 dB: batch_norm divides by sqrt(1 + epsilon).
 BATCH_NORM_EPSILON = {2: np.float16(1e-5), 4: np.float32(1e-12)}
 
+LARGEST_SQUARED = 64.0  # of a group norm in float16: squares have room for a factor of 16
+
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("silu", {}),
     "swish": ("silu", {}),
@@ -99,11 +101,21 @@ def layer_norm(m: Module, x: Var, *, axis: int, epsilon: float) -> Var:
     )
 
 
-def group_norm(m: Module, x: Var, *, groups: int, epsilon: float, flatten: bool = False) -> Var:
+def group_norm(
+    m: Module,
+    x: Var,
+    *,
+    groups: int,
+    epsilon: float,
+    flatten: bool = False,
+    scaled: bool = False,
+) -> Var:
     """Group norm over [B, C, H, W] with a learned affine.
 
     MIL has no group norm; this is the sequence that coremltools' converter makes of torch's.
     With `flatten` the result is [B, C, H·W], for which the affine cannot be a `batch_norm`.
+    With `scaled` groups with values of more than `LARGEST_SQUARED` are divided before they are
+    squared, so that no square overflows in float16; what is divided comes out the same.
     """
     batch, channels, *space = x.shape
     if channels % groups:
@@ -117,6 +129,7 @@ def group_norm(m: Module, x: Var, *, groups: int, epsilon: float, flatten: bool 
     axes = list(range(2, 3 + len(space)))
     x = m.emit("reshape", x=x, shape=[batch, groups, channels // groups, *space])
     x = m.emit("sub", x=x, y=m.emit("reduce_mean", x=x, axes=axes, keep_dims=True))
+    x = _within(m, x, axes) if scaled else x
     square = m.emit("square", x=x)
     variance = m.emit("reduce_mean", x=square, axes=axes, keep_dims=True)
     deviation = m.emit("sqrt", x=m.emit("add", x=variance, y=epsilon))
@@ -137,6 +150,16 @@ def group_norm(m: Module, x: Var, *, groups: int, epsilon: float, flatten: bool 
         beta=m.weight("bias", (channels,)),
         epsilon=BATCH_NORM_EPSILON[dtype.itemsize],
     )
+
+
+def _within(m: Module, x: Var, axes: list[int]) -> Var:
+    """`x` where all of a group are below `LARGEST_SQUARED`, else divided so that they are."""
+    most = m.emit("reduce_max", x=x, axes=axes, keep_dims=True)
+    least = m.emit("reduce_min", x=x, axes=axes, keep_dims=True)
+    high = m.emit("mul", x=most, y=1 / LARGEST_SQUARED)
+    low = m.emit("mul", x=least, y=-1 / LARGEST_SQUARED)
+    divisor = m.emit("maximum", x=m.emit("maximum", x=high, y=low), y=1.0)
+    return m.emit("real_div", x=x, y=divisor)
 
 
 def upsample(m: Module, x: Var, size: tuple[int, int]) -> Var:

@@ -114,7 +114,13 @@ def affine(m: Module, x: Var, numbers: Affine) -> Var:
 
 def norm_act(m: Module, c: VAEConfig, x: Var) -> Var:
     """Group norm and the activation: [1, C, H, W] → the same."""
-    return activation(m, c.act, group_norm(m, x, groups=c.groups, epsilon=EPSILON))
+    return activation(m, c.act, vae_norm(m, c, x))
+
+
+def vae_norm(m: Module, c: VAEConfig, x: Var, *, flatten: bool = False) -> Var:
+    """A group norm; in float16 its squares do not overflow, although its input is in thousands."""
+    half = m.graph.dtype == np.float16
+    return group_norm(m, x, groups=c.groups, epsilon=EPSILON, flatten=flatten, scaled=half)
 
 
 def resnet(m: Module, c: VAEConfig, x: Var, channels: int) -> Var:
@@ -147,7 +153,7 @@ def attention(m: Module, c: VAEConfig, x: Var) -> Var:
     _, channels, height, width = x.shape
     length = height * width
     skip = x
-    x = group_norm(m["group_norm"], x, groups=c.groups, epsilon=EPSILON, flatten=True)
+    x = vae_norm(m["group_norm"], c, x, flatten=True)
     x = m.emit("transpose", x=x, perm=[0, 2, 1])  # [1, S, C]
     q, k, v = (
         m[name].emit("reshape", x=linear(m[name], x, channels), shape=[1, length, 1, channels])

@@ -9,7 +9,7 @@ from typing import Any
 
 from convert.checkpoint.derived import dtypes_of
 from convert.checkpoint.layout import recognise
-from convert.checkpoint.origin import SHOWN
+from convert.checkpoint.origin import ignored_json, ignored_lines
 from convert.checkpoint.tensors import Tensor
 from convert.checkpoint.weights import read_weights
 from convert.components import SUBFOLDERS
@@ -37,7 +37,7 @@ class PartContents:
 class SourceContents:
     """What a folder in diffusers' layout, or a single file, holds."""
 
-    path: Path
+    path: Path | str  # as it is told
     format: str
     kind: str | None  # None without a UNet
     parts: Mapping[str, PartContents]
@@ -63,10 +63,7 @@ class SourceContents:
             "missing": list(self.missing),
             "prediction": self.prediction
             and {"type": self.prediction[0], "because": self.prediction[1]},
-            "ignored": [
-                {"reason": why, "count": len(names), "tensors": list(names[:SHOWN])}
-                for why, names in self.ignored.items()
-            ],
+            "ignored": ignored_json(self.ignored),
             "metadata": dict(self.metadata),
         }
 
@@ -85,9 +82,7 @@ class SourceContents:
             lines.append(f"  lacks {', '.join(self.missing)}: --base says where they come from")
         if self.prediction:
             lines.append(f"  predicts {self.prediction[0]} ({self.prediction[1]})")
-        for why, names in self.ignored.items():
-            more = f" and {len(names) - 1} more" if names[1:] else ""
-            lines.append(f"  not used: `{names[0]}`{more}: {why}")
+        lines += ignored_lines(self.ignored)
         lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
         return lines
 
@@ -125,7 +120,7 @@ def source_contents(path: Path) -> SourceContents:
             for name in SUBFOLDERS
             if (part := layout.parts.get(name)) is not None
         },
-        prediction=prediction_of(layout, file.metadata) if has_unet else None,
+        prediction=prediction_of(layout, file.metadata, file.path) if has_unet else None,
         ignored={**layout.ignored, **others},
         metadata={k: v for k, v in file.metadata.items() if k.startswith(TOLD) and len(v) < 200},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -14,7 +15,11 @@ from convert.source.snapshot import require_target
 
 
 def open_checkpoint(
-    path: Path, *, name: str | None = None, base: Checkpoint | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    base: Checkpoint | None = None,
+    without: Collection[str] = (),
 ) -> Checkpoint:
     """Open a local SDXL checkpoint: headers and configs, no weights.
 
@@ -22,6 +27,8 @@ def open_checkpoint(
         path: a folder in diffusers' layout, a single file, or a folder with one of these alone.
         name: what artifacts are called after; the folder's or file's name if None.
         base: an opened checkpoint that supplies what a single file lacks.
+        without: networks that are not wanted of it, and need not be there: `vae`, of which
+            `convert.opening.vae.with_vae` gives another.
 
     Raises:
         InputError: nothing is there, it is not SDXL, a part is missing, a weight file is damaged
@@ -32,14 +39,14 @@ def open_checkpoint(
         raise InputError("no such folder or file", where=path)
     single = path if path.is_file() else alone(path)
     if single is not None:
-        return open_single_file(single, name=name, base=base)
+        return open_single_file(single, name=name, base=base, without=without)
     if base is not None:
         raise InputError(
             "is a folder in diffusers' layout, which lacks nothing that a base could supply",
             where=path,
             hint="Leave the base away.",
         )
-    return open_folder(path, name=name)
+    return open_folder(path, name=name, without=without)
 
 
 def alone(folder: Path) -> Path | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,15 @@ def _marked(tensor: Tensor) -> InputError:
     )
 
 
-def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
+def open_folder(
+    path: Path, *, name: str | None = None, without: Collection[str] = ()
+) -> Checkpoint:
     """Open the checkpoint in a folder with `model_index.json`; as `open_checkpoint`."""
-    model_index = _model_index(path)
-    files = select_local(path, select_files)
-    folders = [n for n in SUBFOLDERS if (path / n).is_dir()]
-    missing = [n for n, spec in SUBFOLDERS.items() if not spec.is_optional and n not in folders]
+    model_index = read_index(path)
+    files = select_local(path, partial(select_files, without=without))
+    wanted = {n: spec for n, spec in SUBFOLDERS.items() if n not in without}
+    folders = [n for n in wanted if (path / n).is_dir()]
+    missing = [n for n, spec in wanted.items() if not spec.is_optional and n not in folders]
     if missing:
         raise InputError(
             f"lacks the folder {', '.join(f'`{m}`' for m in missing)}",
@@ -52,7 +56,7 @@ def open_folder(path: Path, *, name: str | None = None) -> Checkpoint:
             hint="An SDXL checkpoint has unet, vae, text_encoder_2 and (but for a refiner) "
             "text_encoder. Download it again.",
         )
-    parts = {n: _open_part(path, n, files) for n in folders}
+    parts = {n: open_part(path, n, files) for n in folders}
     _require_sdxl(parts["unet"])
     return Checkpoint(
         path=path,
@@ -95,7 +99,8 @@ def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
         raise InputError(error.problem, where=path, hint=hint) from None
 
 
-def _model_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path) -> dict[str, Any]:
+    """The model_index.json of a folder; raises InputError if it is no checkpoint of SDXL."""
     file = path / "model_index.json"
     require_target(file)
     if not file.exists():
@@ -136,8 +141,18 @@ def _require_sdxl(unet: Part) -> None:
         )
 
 
-def _open_part(root: Path, name: str, files: list[str]) -> Part:
-    folder = root / name
+def open_part(root: Path, name: str, files: list[str], *, within: str | None = None) -> Part:
+    """One network of a folder.
+
+    Args:
+        files: all that are read of `root`.
+        within: the folder in it that holds the network, if not the one of its name; "" is `root`.
+
+    Raises:
+        InputError: it is another network, or its files are not what the libraries load.
+    """
+    place = name if within is None else within
+    folder = root / place
     config = _json(folder / "config.json")
     found = config.get("_class_name") or config.get("architectures")
     found = found[0] if isinstance(found, list) and found else found
@@ -147,7 +162,7 @@ def _open_part(root: Path, name: str, files: list[str]) -> Part:
             f"is a {what}; this folder of SDXL holds a {SUBFOLDERS[name].classes[-1]}",
             where=folder / "config.json",
         )
-    weights = weight_files(files, name, lambda file: read_bytes(root / file))
+    weights = weight_files(files, place, lambda file: read_bytes(root / file))
     _require_same_choice(folder, config, weights)
     tensors: dict[str, Tensor] = {}
     for file in weights.files:

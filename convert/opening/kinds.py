@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.layout import REFINERS, FileLayout
 from convert.errors import InputError
+from convert.files.json_files import read_bytes
 from convert.known.documents import SDXLKind
 
 BY_CHANNELS: dict[int, SDXLKind] = {4: "base", 9: "inpainting", 8: "edit"}
 IS_REFINER = {2816: False, 2560: True}  # by what SDXL's UNets are told beside the prompt
+_IS_V = re.compile(rb"""^\s*parameterization:\s*["']?v["']?\s*$|\bVScaling\b""", re.MULTILINE)
 NOTHING_SAYS = "SDXL's own; nothing in the file says otherwise"
 
 
@@ -58,11 +61,23 @@ def kind_of_file(layout: FileLayout, where: Path, base: Checkpoint | None = None
     return BY_CHANNELS[channels]
 
 
-def prediction_of(layout: FileLayout, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """What the file says that its UNet predicts, and what says so."""
+def settings_beside(path: Path) -> Path | None:
+    """The .yaml file beside a single file, in which web UIs look for its settings."""
+    found = path.with_suffix(".yaml")
+    return found if found.is_file() else None
+
+
+def prediction_of(layout: FileLayout, metadata: Mapping[str, str], path: Path) -> tuple[str, str]:
+    """What a file at `path` says that its UNet predicts, or the settings beside it; what says so.
+
+    Source: Forge's `backend/loader.py`, and stable-diffusion-webui's configs, for the settings.
+    """
     if "v_pred" in layout.marks:
         return "v_prediction", "the mark `v_pred` in the file"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         if metadata.get(key) == "v":
             return "v_prediction", f"the file's metadata, `{key}`"
+    beside = settings_beside(path)
+    if beside is not None and _IS_V.search(read_bytes(beside)):
+        return "v_prediction", f"{beside.name} beside the file"
     return "epsilon", NOTHING_SAYS

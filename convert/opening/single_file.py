@@ -8,7 +8,7 @@ recorded in the checkpoint's `origin`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from convert.files.json_files import readable
 from convert.known.documents import SDXLKind, known_index, known_scheduler
 from convert.known.fitted import fitted_text_encoder, fitted_unet, fitted_vae
 from convert.known.vocabulary import ROWS, known_tokenizer, tokenizer_documents
-from convert.opening.kinds import kind_of, kind_of_file, prediction_of
+from convert.opening.kinds import kind_of, kind_of_file, prediction_of, settings_beside
 from convert.opening.renaming import under_library_names
 from convert.opening.templates import template_of
 from convert.source.select import is_single
@@ -36,11 +36,15 @@ from convert.tokenizer.clip import TOKENIZERS, Tokenizer
 
 
 def open_single_file(
-    path: Path, *, name: str | None = None, base: Checkpoint | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    base: Checkpoint | None = None,
+    without: Collection[str] = (),
 ) -> Checkpoint:
     """Open the checkpoint in a single file; as `convert.opening.door.open_checkpoint`."""
     file = read_weights(path)
-    return _Assembly(file, recognise(file.tensors, path), base).checkpoint(name)
+    return _Assembly(file, recognise(file.tensors, path), base, without).checkpoint(name)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class _Assembly:
     file: WeightsFile
     layout: FileLayout
     base: Checkpoint | None
+    without: Collection[str] = ()
 
     @property
     def path(self) -> Path:
@@ -57,9 +62,11 @@ class _Assembly:
         return self.file.path
 
     def checkpoint(self, name: str | None) -> Checkpoint:
-        found = {n: under_library_names(part, self.path) for n, part in self.layout.parts.items()}
+        held = {n: part for n, part in self.layout.parts.items() if n not in self.without}
+        found = {n: under_library_names(part, self.path) for n, part in held.items()}
         kind = kind_of_file(self.layout, self.path, self.base)
-        wanted = [n for n in SUBFOLDERS if not (n == "text_encoder" and kind == "refiner")]
+        absent = {*self.without, *(["text_encoder"] if kind == "refiner" else [])}
+        wanted = [n for n in SUBFOLDERS if n not in absent]
         self.require_wanted(wanted, kind)
         given = {n: self.base.parts[n] for n in wanted if n not in found and self.base}
         parts = self.parts(found, kind, given)
@@ -77,7 +84,7 @@ class _Assembly:
         return Checkpoint(
             path=self.path,
             name=name or _own_name(self.path),
-            files={self.path.name: self.path, **files},
+            files={**self.own_files(), **files},
             parts=parts,
             tokenizers=tokenizers,
             scheduler=scheduler,
@@ -110,8 +117,13 @@ class _Assembly:
 
     def ignored(self) -> dict[str, tuple[str, ...]]:
         """What the file holds and nothing is made of, by why."""
-        others = {"no tensors, left by the trainer": self.file.others} if self.file.others else {}
-        return {**self.layout.ignored, **others}
+        found = dict(self.layout.ignored)
+        if self.file.others:
+            found["no tensors, left by the trainer"] = self.file.others
+        for name, part in self.layout.parts.items():
+            if name in self.without:
+                found[f"another {name} takes its place"] = tuple(map(part.full_name, part.tensors))
+        return found
 
     def places(
         self,
@@ -132,7 +144,7 @@ class _Assembly:
         """Raise InputError for parts that are nowhere, or that such a model has not."""
         held = self.layout.parts
         for name in held:
-            if name not in wanted:
+            if name not in wanted and name not in self.without:
                 raise InputError(
                     f"holds {name}, which a refiner does not have",
                     where=self.path,
@@ -231,7 +243,7 @@ class _Assembly:
 
     def scheduler(self) -> tuple[dict[str, Any], tuple[str, str]]:
         """scheduler_config.json; what the UNet predicts, and what says so."""
-        prediction = prediction_of(self.layout, self.file.metadata)
+        prediction = prediction_of(self.layout, self.file.metadata, self.path)
         is_v, zero = prediction[0] == "v_prediction", "ztsnr" in self.layout.marks
         if self.base is None:
             return known_scheduler(v_prediction=is_v, zero_snr=zero), prediction
@@ -247,6 +259,11 @@ class _Assembly:
         if self.base is not None and kind_of(self.base) == kind:
             return dict(self.base.model_index)
         return known_index(kind)
+
+    def own_files(self) -> dict[str, Path]:
+        """The file, and the settings beside it that have been read."""
+        beside = settings_beside(self.path)
+        return {file.name: file for file in (self.path, beside) if file is not None}
 
     def base_files(
         self, folders: set[str], given: Mapping[str, Part]

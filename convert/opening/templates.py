@@ -23,6 +23,11 @@ def template_of(
     return theirs.config if found == _widths(part, of_base) else known
 
 
+def same_widths(part: str, shapes: Shapes, config: Mapping[str, Any]) -> bool:
+    """Whether a network of these shapes is as wide as a config says."""
+    return _widths(part, shapes) == _said(part, config)
+
+
 def _widths(part: str, shapes: Shapes) -> list[int]:
     """The widths by which networks are told apart: of blocks, or of a text encoder."""
     if part.startswith("text_encoder"):

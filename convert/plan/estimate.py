@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import InputError
+from convert.lora.merge import MergedTensor
 from convert.networks.attention import ops_within
 from convert.plan.plan import Job, Plan
 from convert.process.memory import cgroup_limit, physical_memory
@@ -34,9 +35,13 @@ WEIGHTS_PER_SECOND = 300e6  # read, checked, hashed and written
 FIT_SECONDS = {"8": 0.070, "6": 0.026, "4": 0.012, "3": 0.012, "2": 0.007, "1": 0.006}
 GROUP_SECONDS = {"8": 0.063, "6": 0.015, "4": 0.004, "3": 0.004, "2": 0.003, "1": 0.003}
 PALETTIZED_PER_SECOND = 180e6  # weights that are counted, looked up and packed
-QUANTIZED_PER_SECOND = 75e6  # weights to integers: once for these, once for their scales
+QUANTIZED_PER_SECOND = 150e6  # weights to integers and their scales
+# LoRAs, measured by `python -m bench.sources.loras`: of whatever kind, a change costs little beside
+# the way to float32 and back, which a weight goes once for all of them.
+MERGED_PER_SECOND = 240e6
+CHANGED_PER_SECOND = 1.2e9
 # Below this, worker processes cost more than they save: each imports coremltools.
-WORTH_WORKERS = 20.0  # seconds of building graphs and fitting palettes
+WORTH_WORKERS = 20.0  # seconds of building graphs, merging and fitting palettes
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,15 @@ class Estimate:
     bytes: int  # on disk, hard links counted once
     weight_bytes: int  # of which weights
     graph_seconds: float  # of one process
-    compress_seconds: float  # of one process
-    longest_seconds: float  # of compressing the largest weight file, which one process writes
+    compute_seconds: float  # of one process, to merge LoRAs and to compress
+    longest_seconds: float  # the same of one weight file, which one process writes
     memory_bytes: int  # anonymous, of one process at its peak
     parallel: bool  # whether there are several graphs to build at once
 
     @property
     def workers(self) -> int:
         """Processes that help, and that the machine has cores and memory for."""
-        if not self.parallel or self.graph_seconds + self.compress_seconds < WORTH_WORKERS:
+        if not self.parallel or self.graph_seconds + self.compute_seconds < WORTH_WORKERS:
             return 1
         fitting = (available_memory() or 1 << 60) // self.memory_bytes - 1
         return max(1, min(os.cpu_count() or 1, fitting))
@@ -69,8 +74,8 @@ class Estimate:
             return 0.0
         starts = START_SECONDS * (2 if workers > 1 else 1)
         writing = self.weight_bytes / WEIGHTS_PER_SECOND
-        compressing = max(self.longest_seconds, self.compress_seconds / workers)
-        return starts + writing + compressing + self.graph_seconds / workers
+        computing = max(self.longest_seconds, self.compute_seconds / workers)
+        return starts + writing + computing + self.graph_seconds / workers
 
 
 def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = None) -> Estimate:
@@ -83,13 +88,13 @@ def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = No
     if writers is None:
         writers = list({job.weights: job for job in jobs}.values())
     weights = sum(plan.weight_bytes[job] for job in writers)
-    compressing = [compress_seconds(plan, job) for job in writers]
+    computing = [merge_seconds(plan, job) + compress_seconds(plan, job) for job in writers]
     return Estimate(
         bytes=weights + sum(ops) * BYTES_PER_OP,
         weight_bytes=weights,
         graph_seconds=sum(ops) * SECONDS_PER_OP,
-        compress_seconds=sum(compressing),
-        longest_seconds=max(compressing, default=0.0),
+        compute_seconds=sum(computing),
+        longest_seconds=max(computing, default=0.0),
         memory_bytes=START_BYTES + max(ops, default=0) * BYTES_PER_OP_IN_MEMORY,
         parallel=len(jobs) > 1,
     )
@@ -119,6 +124,15 @@ def available_memory() -> int | None:
     total, available = physical_memory()
     limits = [n for n in (available or total, cgroup_limit()) if n is not None]
     return min(limits, default=None)
+
+
+def merge_seconds(plan: Plan, job: Job) -> float:
+    """How long one process takes to merge LoRAs into the weights of a job, once."""
+    tensors = plan.weights[job.component].tensors.values()
+    merged = [tensor for tensor in tensors if isinstance(tensor, MergedTensor)]
+    changed = sum(tensor.size * len(tensor.changes) for tensor in merged)
+    size = sum(tensor.size for tensor in merged)
+    return size / MERGED_PER_SECOND + changed / CHANGED_PER_SECOND
 
 
 def compress_seconds(plan: Plan, job: Job) -> float:

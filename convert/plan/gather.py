@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.lora.apply import Lora, apply
+from convert.embedding.apply import Embedding
+from convert.embedding.apply import apply as with_embeddings
+from convert.errors import InputError
+from convert.lora.apply import Lora
+from convert.lora.apply import apply as with_loras
 from convert.opening.door import open_checkpoint
 from convert.opening.prediction import with_prediction
+from convert.opening.vae import with_vae
 from convert.process.progress import Progress
-from convert.recipe.source import FileSource, Ingredients, Source
-from convert.source.download import CheckpointSource, Snapshot, fetch, parse_source
-from convert.source.headers import fetch_headers
-
-Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
+from convert.recipe.source import EmbeddingSource, FileSource, Ingredients, LoraSource, Source
+from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
+from convert.source.headers import Get
+from convert.source.headers import looking as looking_at
 
 NOTHING = Ingredients()
 
@@ -45,23 +48,18 @@ def gather(
         ingredients: what is put into it.
         spare_base: leave a base away where the source is a folder, which lacks nothing, rather than
             refuse it: the base of a recipe whose own source is another.
-        looking: nothing but headers will be read, so those of a Hub repo's weights will do.
+        looking: nothing but headers will be read, so those of what is not on this disk will do.
         token: for the server of a URL.
 
     Raises:
         InputError: as `download`, `open_checkpoint` and `apply`.
     """
-    with ExitStack() as stack:
-        found = 0
-
-        def get(wanted: CheckpointSource) -> Snapshot:
-            nonlocal found
-            if not looking or wanted.kind != "repo":
-                return fetch(wanted, progress, token=token)
-            found += 1
-            folder = stack.enter_context(TemporaryDirectory(prefix="sdxl-coreml-"))
-            return fetch_headers(wanted, Path(folder))
-
+    how = (
+        looking_at(progress, token=token)
+        if looking
+        else nullcontext(partial(fetch, progress=progress, token=token))
+    )
+    with how as get:
         snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
         return Gathered(snapshot, _opened(snapshot, ingredients))
 
@@ -80,25 +78,59 @@ def open_source(
 
 
 def source_of(given: Source | FileSource) -> CheckpointSource:
-    """Where what a recipe names comes from."""
-    if isinstance(given, FileSource) and given.path:  # never a Hub repo, whatever its form
-        path = str(Path(given.path).expanduser())
-        return CheckpointSource("path", path, sha256=given.sha256)
+    """Where what a recipe names comes from; raises InputError for a path where nothing is."""
     if given.repo:
         return CheckpointSource("repo", given.repo, given.revision, given.file, given.sha256)
-    return replace(parse_source(given.url or str(given.path)), sha256=given.sha256)
+    if given.url:
+        return replace(parse_source(given.url), sha256=given.sha256)
+    found = local_source(str(given.path))  # never a Hub repo, whatever its form
+    if found is None:
+        places = next(text for kind, text in _PLACES.items() if isinstance(given, kind))
+        hint = f"Write where yours is: {places}."
+        raise InputError("no such folder or file", where=given.path, hint=hint)
+    return replace(found, sha256=given.sha256)
+
+
+_PLACES: Mapping[type, str] = {
+    Source: "`path` in the recipe's [source], or --source instead of it",
+    LoraSource: "in `loras` of the recipe's [source], or after --lora",
+    EmbeddingSource: "in `embeddings` of the recipe's [source], or after --embedding",
+}
+
+
+def _ingredient(key: str, text: str) -> CheckpointSource:
+    """Where an ingredient that is a text comes from; its errors name it."""
+    try:
+        return parse_source(text)
+    except InputError as error:
+        where = error.where or key
+        raise InputError(error.problem, where=where, hint=error.hint) from None
 
 
 def _fetched(
     source: CheckpointSource, ingredients: Ingredients, get: Get, *, spare_base: bool
 ) -> Snapshot:
-    """All of it on this disk."""
-    snapshot, found = get(source), {}
-    if ingredients.base is not None and not (spare_base and snapshot.path.is_dir()):
-        found["base"] = get(parse_source(ingredients.base))
+    """All of it on this disk; a path where nothing is is said before anything is fetched."""
+    if ingredients.vae is not None:
+        source = replace(source, take="checkpoint without vae")
+    wanted = dict(_wanted(ingredients))
+    base = ingredients.base
+    if base is not None and not spare_base:
+        wanted["base"] = _ingredient("base", base)
+    snapshot = get(source)
+    if base is not None and spare_base and not snapshot.path.is_dir():
+        wanted["base"] = _ingredient("base", base)
+    return replace(snapshot, ingredients={key: get(one) for key, one in wanted.items()})
+
+
+def _wanted(ingredients: Ingredients) -> Iterator[tuple[str, CheckpointSource]]:
+    """Where each ingredient but the base comes from, by its key."""
+    if ingredients.vae is not None:
+        yield "vae", replace(_ingredient("vae", ingredients.vae), take="vae")
     for index, lora in enumerate(ingredients.loras):
-        found[f"loras[{index}]"] = get(source_of(lora))
-    return replace(snapshot, ingredients=found)
+        yield f"loras[{index}]", source_of(lora)
+    for index, embedding in enumerate(ingredients.embeddings):
+        yield f"embeddings[{index}]", source_of(embedding)
 
 
 def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
@@ -106,11 +138,24 @@ def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
     base = None
     if (found := snapshot.ingredients.get("base")) is not None:
         base = open_checkpoint(found.path, name=found.name)
-    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base)
+    vae = snapshot.ingredients.get("vae")
+    without = () if vae is None else ("vae",)
+    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base, without=without)
+    if vae is not None:
+        found_in = vae.path.name if vae.path.is_file() else None
+        name = "/".join(filter(None, (vae.repo, found_in)))
+        checkpoint = with_vae(
+            checkpoint, vae.path, name=name or None, base=base, digests=snapshot.digests
+        )
     if ingredients.prediction != "auto":
         checkpoint = with_prediction(checkpoint, ingredients.prediction)
     loras = [
         Lora(snapshot.ingredients[f"loras[{index}]"].path, lora.scale, lora.text_scale)
         for index, lora in enumerate(ingredients.loras)
     ]
-    return apply(checkpoint, loras)[0] if loras else checkpoint
+    checkpoint = with_loras(checkpoint, loras)[0] if loras else checkpoint
+    embeddings = [
+        Embedding(snapshot.ingredients[f"embeddings[{index}]"].path, embedding.token)
+        for index, embedding in enumerate(ingredients.embeddings)
+    ]
+    return with_embeddings(checkpoint, embeddings)

@@ -64,15 +64,28 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
     folders |= {"scheduler"} if "unet" in folders else set()
     folders |= {n for n, encoder in TOKENIZERS.items() if encoder in folders}
     found = (
+        *_other_vae(checkpoint),
         *_latents(checkpoint),
         *_prediction(checkpoint.scheduler),
         *_schedule(checkpoint.scheduler),
         *_channels(checkpoint),
         *_trained_tokens(checkpoint.tokenizers),
+        *_embeddings(checkpoint),
         *_rows(checkpoint),
         *_prompts(checkpoint),
     )
     return tuple(notice for notice in found if notice.about in folders)
+
+
+def _other_vae(checkpoint: Checkpoint) -> Iterator[Notice]:
+    vae = checkpoint.other_vae
+    if vae is not None and vae.is_sdxl is None:
+        text = f"nothing says that {vae.name} is a VAE of SDXL"
+        effect = (
+            "Stable Diffusion 1's has the same tensors, and gives wrong colours; if it is SDXL's, "
+            "all is well"
+        )
+        yield Notice("warning", "vae", "other vae", text, effect)
 
 
 def _latents(checkpoint: Checkpoint) -> Iterator[Notice]:
@@ -163,6 +176,13 @@ def _trained_tokens(tokenizers: Mapping[str, Tokenizer]) -> Iterator[Notice]:
                 "bundle's `added_vocab.json`"
             )
             yield Notice("warning", name, "tokens", text, effect)
+
+
+def _embeddings(checkpoint: Checkpoint) -> Iterator[Notice]:
+    for one in checkpoint.embeddings:
+        text = f"the embedding {one.name} is written `{one.text}` in prompts"
+        effect = f"between spaces: with a comma right behind it, {APPLES} read another word"
+        yield Notice("note", "tokenizer_2", "embeddings", text, effect)
 
 
 def _listed(tokens: list[str]) -> str:

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -15,8 +17,9 @@ from convert.errors import InputError, nearest
 from convert.plan.engines import Engine, require_engine
 from convert.plan.gates import require_gates
 from convert.plan.notices import Notice, notices
+from convert.plan.precision import FLOAT32, ChosenPrecision, chosen_precision
 from convert.recipe.recipe import ArtifactSpec, Recipe
-from convert.values import Bits, DeploymentTarget, Resolution, is_mixed
+from convert.values import Bits, DeploymentTarget, Resolution, VaePrecision, is_mixed
 from convert.weights.allocation import Allocation, BitsByComponent, fitting_allocations
 from convert.weights.compress import (
     NONE,
@@ -83,6 +86,7 @@ class Plan:
     weights: Mapping[str, ComponentWeights]  # by component
     pipeline: Mapping[str, Any]  # of `convert.checkpoint.pipeline`
     allocations: Mapping[Bits, Allocation] = field(default_factory=dict)  # of mixed bits
+    precision: ChosenPrecision = FLOAT32  # of the VAE
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -94,6 +98,21 @@ class Plan:
         """Mixed bits without an allocation; their widths are provisional."""
         wanted = dict.fromkeys(a.artifact.bits for a in self.artifacts)
         return tuple(b for b in wanted if is_mixed(b) and b not in self.allocations)
+
+    def with_precision(self, precision: ChosenPrecision) -> Plan:
+        """The plan with the VAE's precision as it was measured."""
+        assert precision.value is not None
+        artifacts = tuple(
+            replace(
+                a,
+                jobs={
+                    c: job if COMPONENTS[c].is_half else replace(job, precision=precision.value)
+                    for c, job in a.jobs.items()
+                },
+            )
+            for a in self.artifacts
+        )
+        return replace(self, artifacts=artifacts, precision=precision)
 
     def with_allocations(self, allocations: Mapping[Bits, Allocation]) -> Plan:
         """The plan with the widths of mixed bits as they were measured."""
@@ -144,12 +163,14 @@ def make_plan(
     only: str | None = None,
     components: Iterable[str] = (),
     engine: Engine = "native",
+    digests: Mapping[Path, str] = MappingProxyType({}),
 ) -> Plan:
     """The jobs and artifacts of a recipe.
 
     Args:
         only: glob of artifact names; all if None.
         components: of the artifacts; all that the checkpoint has if empty.
+        digests: SHA-256 (hex) of the checkpoint's files, where they are known already.
 
     Raises:
         InputError: nothing matches `only`, an unknown or missing component, a resolution or bit
@@ -170,16 +191,21 @@ def make_plan(
     allocations = fitting_allocations(compress.allocation, weights, bits, target)
     compressions = _compressions(weights, bits, target, allocations, compress.allocation)
     require_gates(recipe, checkpoint.components, compressions)
+    precision = chosen_precision(recipe, checkpoint, chosen, digests)
+    vae = precision.value or "float32"  # until it is measured
     return Plan(
         recipe,
         checkpoint,
         tuple(
-            PlannedArtifact(a, {c: _job(c, a, recipe, engine, bits, compressions) for c in chosen})
+            PlannedArtifact(
+                a, {c: _job(c, a, recipe, engine, bits, compressions, vae) for c in chosen}
+            )
             for a in artifacts
         ),
         weights,
         pipeline,
         allocations,
+        precision,
     )
 
 
@@ -239,6 +265,7 @@ def _job(
     engine: Engine,
     bits: BitsByComponent,
     compressions: Mapping[tuple[str, Bits], Compression],
+    vae_precision: VaePrecision,
 ) -> Job:
     spec = COMPONENTS[component]
     return Job(
@@ -247,7 +274,7 @@ def _job(
         attention=artifact.attention if spec.has_attention else None,
         bits=bits[component][artifact.bits],
         compression=compressions[component, artifact.bits],
-        precision="float16" if spec.is_half else recipe.target.vae_precision,
+        precision="float16" if spec.is_half else vae_precision,
         deployment=recipe.target.deployment,
         engine=engine,
     )

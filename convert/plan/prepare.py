@@ -62,5 +62,12 @@ def prepare(
         looking=looking,
         token=token,
     )
-    plan = make_plan(recipe, found.checkpoint, only=only, components=components, engine=engine)
+    plan = make_plan(
+        recipe,
+        found.checkpoint,
+        only=only,
+        components=components,
+        engine=engine,
+        digests=found.snapshot.digests,
+    )
     return Prepared(plan, source, found.snapshot)

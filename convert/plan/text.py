@@ -35,7 +35,10 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             {"component": j.component, "bits": j.bits, "precision": j.precision, "bytes": n}
             for j, n in files.items()
         ],
+        "vae": plan.checkpoint.other_vae.to_json() if plan.checkpoint.other_vae else None,
+        "vae_precision": plan.precision.to_json(),
         "loras": [lora.to_json() for lora in plan.checkpoint.loras],
+        "embeddings": [embedding.to_json() for embedding in plan.checkpoint.embeddings],
         "source": plan.checkpoint.origin.to_json() if plan.checkpoint.origin else None,
         "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),
@@ -50,7 +53,12 @@ def plan_table(plan: Plan, document: Mapping[str, Any] | None = None) -> str:
     document = document or plan_document(plan)
     lines = [f"{plan.recipe.name}, from {plan.checkpoint.name}"]
     lines += plan.checkpoint.origin.lines() if plan.checkpoint.origin else []
+    if plan.checkpoint.other_vae is not None:
+        lines += [f"  {line}" for line in plan.checkpoint.other_vae.lines()]
+    if plan.precision.because:
+        lines.append(f"  {plan.precision}")
     lines += [f"  {lora.line()}" for lora in plan.checkpoint.loras]
+    lines += [f"  {embedding.line()}" for embedding in plan.checkpoint.embeddings]
     width = max(len(a["artifact"]) for a in document["artifacts"])
     for a in document["artifacts"]:
         lines.append(f"  {a['artifact']:<{width}}  {size(a['weight_bytes']):>8}")

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-CodePart = Literal["convert", "apple", "calibrate", "measure", "judge", "release"]
+CodePart = Literal["convert", "apple", "calibrate", "precision", "measure", "judge", "release"]
 
 ROOT = Path(__file__).parents[2]  # the folder that holds ours: convert, verify, release
 
@@ -23,6 +23,7 @@ _CHECKPOINT = (
     "convert/__init__.py",
     "convert/checkpoint/*.py",
     "convert/components.py",
+    "convert/embedding/*.py",
     "convert/files/__init__.py",
     "convert/files/appearing.py",
     "convert/files/disk.py",
@@ -56,6 +57,7 @@ _PACKAGES = (
 )
 # What runs the reference in PyTorch.
 _REFERENCE = (
+    "verify/reference/embeddings.py",
     "verify/reference/loras.py",
     "verify/reference/recording.py",
     "verify/reference/reference.py",
@@ -76,6 +78,16 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "convert/weights/mixed_bits.py",
         "verify/judge/metrics.py",
         "verify/reference/calibration.py",
+    ),
+    # what a VAE's precision is chosen by, where nothing says it
+    "precision": (
+        *_CHECKPOINT,
+        *_WEIGHTS,
+        *_PACKAGES,
+        "verify/judge/metrics.py",
+        "verify/mil/*.py",
+        "verify/reference/vae_precision.py",
+        "verify/runtime/*.py",
     ),
     # a report's numbers, and the findings that are no numbers
     "measure": (
@@ -147,6 +159,8 @@ OUTSIDE: tuple[str, ...] = (
     "sdxl_coreml/commands/*.py",
     "convert/plan/text.py",
     "convert/source/headers.py",
+    "convert/source/holes.py",
+    "convert/source/parts.py",
     "convert/units.py",
     "verify/page/*.py",
     "verify/reports/summary.py",
@@ -166,6 +180,7 @@ OUTSIDE: tuple[str, ...] = (
     "convert/plan/gates.py",
     "convert/plan/plan.py",
     "convert/plan/gather.py",
+    "convert/plan/precision.py",
     "convert/plan/prepare.py",
     "convert/recipe/__init__.py",
     "convert/recipe/builtin.py",

@@ -15,6 +15,12 @@ from convert.errors import InputError
 from convert.files.json_files import dotted
 from convert.values import suggestion
 
+# Said where it is asked for. Sources: diffusers' `clip_skip` None is hidden_states[-2] of both text
+# encoders, ComfyUI's default for SDXL is -2, too, and web UIs leave it out for SDXL.
+CLIP_SKIP = (
+    "SDXL always has what model cards call clip skip 2 (the last hidden states but one of both "
+    "text encoders), and so have the models made here; leave it out"
+)
 _KINDS = {"string": "a string", "int": "an integer", "float": "a number", "model": "a table"}
 
 
@@ -80,7 +86,8 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "refused":
         return str(context["text"])
     if kind == "extra_forbidden":
-        return _unknown_key(detail["loc"], model)
+        key = str(detail["loc"][-1])
+        return _clip_skip(value) if is_clip_skip(key) else _unknown_key(detail["loc"], model)
     if kind == "missing":
         return f"missing{_example(detail['loc'], model)}"
     if kind == "literal_error":
@@ -137,6 +144,22 @@ def not_allowed(value: object, allowed: tuple[str, ...]) -> str:
     text = f"{written(value)} is not one of {', '.join(allowed)}"
     meant = suggestion(value.replace("-", "_"), allowed)
     return f"{text}; did you mean `{meant}`?" if meant else text
+
+
+def is_clip_skip(name: str) -> bool:
+    """Whether a key or option asks for CLIP's skipped layers, as people spell it.
+
+    >>> is_clip_skip("clip_skip"), is_clip_skip("--CLIP-skip"), is_clip_skip("clip")
+    (True, True, False)
+    """
+    return re.sub(r"[^a-z]", "", name.lower()) in ("clipskip", "clipskips", "skipclip")
+
+
+def _clip_skip(value: object) -> str:
+    """Why nobody has to ask for clip skip, and why no other than 2 can be had."""
+    if value in (2, -2, "2"):
+        return f"is no setting: {CLIP_SKIP}"
+    return f"{written(value)} cannot be had, only the layer that SDXL is trained with: {CLIP_SKIP}"
 
 
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:

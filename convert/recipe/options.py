@@ -28,7 +28,9 @@ OPTIONS = {
     "name": "--name",
     "source.revision": "--revision",
     "source.base": "--base",
+    "source.vae": "--vae",
     "source.loras": "--lora",
+    "source.embeddings": "--embedding",
     "source.prediction": "--prediction",
     "source": "SOURCE",
     "matrix.attention": "--attention",
@@ -106,16 +108,21 @@ class Added:
     """What `--base`, `--lora` and their like say that is put into a checkpoint, as typed."""
 
     base: str | None = None
+    vae: str | None = None
     loras: Sequence[str] = ()
+    embeddings: Sequence[str] = ()
     prediction: str | None = None
 
     def values(self) -> dict[str, Any]:
         """The values of a recipe's [source]; of URLs without what they hold of secrets."""
         found: dict[str, Any] = {}
-        if self.base is not None:
-            found["base"] = readable(parse_source(self.base).location)
+        for key in ("base", "vae"):
+            if (place := getattr(self, key)) is not None:
+                found[key] = readable(_written(place))
         if self.loras:
             found["loras"] = [lora_values(text) for text in self.loras]
+        if self.embeddings:
+            found["embeddings"] = [embedding_values(text) for text in self.embeddings]
         if self.prediction is not None:
             found["prediction"] = self.prediction
         return found
@@ -131,13 +138,19 @@ class Added:
             made = Ingredients.model_validate(self.values())
         except ValidationError as error:
             raise refused(error, Ingredients, None, options) from None
-        exact: dict[str, Any] = {} if self.base is None else {"base": self.base}
+        places = {"base": self.base, "vae": self.vae}
+        exact: dict[str, Any] = {key: place for key, place in places.items() if place is not None}
         if self.loras:
-            places = [_place_and_strength(text)[0] for text in self.loras]
-            exact["loras"] = tuple(
-                exactly(lora, place) for lora, place in zip(made.loras, places, strict=True)
-            )
+            exact["loras"] = _exact(made.loras, self.loras)
+        if self.embeddings:
+            exact["embeddings"] = _exact(made.embeddings, self.embeddings)
         return made.model_copy(update=exact)
+
+
+def _written(place: str) -> str:
+    """A source as a recipe writes it: of the Hub's pages the whole address, which has the file."""
+    found = parse_source(place)
+    return place if found.kind == "repo" else found.location
 
 
 def lora_values(text: str) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def lora_values(text: str) -> dict[str, Any]:
     >>> lora_values("detail.safetensors=0.8")
     {'path': 'detail.safetensors', 'scale': 0.8}
     """
-    place, strength = _place_and_strength(text)
+    place, strength = _place_and_setting(text)
     values: dict[str, Any] = place_values(place)
     if strength is None:
         return values
@@ -157,6 +170,16 @@ def lora_values(text: str) -> dict[str, Any]:
             f"`--lora {readable(text)}`: `{readable(strength)}` is no strength",
             hint="A strength is a number: --lora detail.safetensors=0.8",
         ) from None
+
+
+def embedding_values(text: str) -> dict[str, Any]:
+    """What `--embedding FILE[=TOKEN]` stands for; a URL or Hub repo may stand for the file.
+
+    >>> embedding_values("style.safetensors=mystyle")
+    {'path': 'style.safetensors', 'token': 'mystyle'}
+    """
+    place, token = _place_and_setting(text)
+    return {**place_values(place), **({} if token is None else {"token": readable(token)})}
 
 
 def place_values(place: str) -> dict[str, Any]:
@@ -176,13 +199,19 @@ def exactly(file: F, place: str) -> F:
     return file.model_copy(update=dict.fromkeys(kinds, place))
 
 
-def _place_and_strength(text: str) -> tuple[str, str | None]:
-    """The two halves of FILE[=STRENGTH]; names and queries of URLs may hold the mark, too."""
-    place, mark, strength = text.rpartition("=")
+def _exact(files: Sequence[F], texts: Sequence[str]) -> tuple[F, ...]:
+    """Files with the places that options have, each FILE[=SETTING]."""
+    places = [_place_and_setting(text)[0] for text in texts]
+    return tuple(exactly(file, place) for file, place in zip(files, places, strict=True))
+
+
+def _place_and_setting(text: str) -> tuple[str, str | None]:
+    """The two halves of FILE[=SETTING]; names and queries of URLs may hold the mark, too."""
+    place, mark, setting = text.rpartition("=")
     is_url = text.startswith(("http://", "https://"))
     if not mark or Path(text).is_file() or (is_url and "?" in place):
         return text, None
-    return place, strength
+    return place, setting
 
 
 def own_name(source: str, revision: str | None = None) -> str:

@@ -331,11 +331,13 @@ def _polished(node: Any, *, is_map: bool = False) -> Any:
 
 def _at(folder: Path, source: Source) -> Source:
     found = {"path": None if source.path is None else _found(folder, source.path)}
-    if source.base is not None:  # a Hub repo is written like a folder
-        place = _found(folder, source.base)
-        found["base"] = place if Path(place).exists() else source.base
+    for key in ("base", "vae"):
+        if (given := getattr(source, key)) is not None:  # a Hub repo is written like a folder
+            place = _found(folder, given)
+            found[key] = place if Path(place).exists() else given
     loras = tuple(_file_at(folder, lora) for lora in source.loras)
-    return source.model_copy(update={**found, "loras": loras})
+    embeddings = tuple(_file_at(folder, embedding) for embedding in source.embeddings)
+    return source.model_copy(update={**found, "loras": loras, "embeddings": embeddings})
 
 
 def _file_at(folder: Path, file: F) -> F:

@@ -24,13 +24,13 @@ from convert.recipe.schedulers import Scheduler
 from convert.recipe.section import Section
 from convert.values import (
     COMPONENT_LEVELS,
+    AskedVaePrecision,
     Attention,
     Bits,
     Compressible,
     DeploymentTarget,
     Level,
     Resolution,
-    VaePrecision,
     suggestion,
 )
 
@@ -138,9 +138,10 @@ class Target(Section):
         description="The oldest system that reads the models.",
         examples=["macOS14"],
     )
-    vae_precision: VaePrecision = Field(
+    vae_precision: AskedVaePrecision = Field(
         default="float32",
-        description="The VAE's precision; float16 only for a VAE made for it, others turn black.",
+        description="The VAE's precision; float16 only for a VAE made for it, others turn black. "
+        "auto is float16 where its SHA-256, its config.json or a measurement says that it is.",
         examples=["float32"],
     )
 

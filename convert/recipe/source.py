@@ -72,6 +72,17 @@ class LoraSource(FileSource):
     )
 
 
+class EmbeddingSource(FileSource):
+    """An embedding (textual inversion): where it is, and the word that it is written by."""
+
+    token: Text | None = Field(
+        default=None,
+        description="The word for it in prompts, of the letters a to z; made of the file's name "
+        "without it. One of several vectors has as many words, which `plan` says.",
+        examples=["mystyle"],
+    )
+
+
 class _Origin(Section):
     """Where the checkpoint itself comes from."""
 
@@ -121,9 +132,7 @@ class _Origin(Section):
 class Ingredients(Section):
     """What a checkpoint is made of beside its source."""
 
-    LATER: ClassVar[Mapping[str, str]] = {
-        "vae": "apply it with diffusers and save the checkpoint",
-    }
+    LATER: ClassVar[Mapping[str, str]] = {"refiner": "convert it by a recipe of its own"}
 
     base: BaseText | None = Field(
         default=None,
@@ -132,11 +141,24 @@ class Ingredients(Section):
         "the recipe's folder.",
         examples=["stabilityai/stable-diffusion-xl-base-1.0"],
     )
+    vae: BaseText | None = Field(
+        default=None,
+        description="A VAE in place of the checkpoint's own: a Hub repository, an address, a "
+        "folder or file, of a VAE alone or of a checkpoint that has one; a relative path starts at "
+        "the recipe's folder.",
+        examples=["madebyollin/sdxl-vae-fp16-fix"],
+    )
     loras: tuple[LoraSource, ...] = Field(
         default=(),
         strict=False,  # a list of TOML
         description="LoRAs and kin to merge, in this order.",
         examples=[[{"path": "detail.safetensors", "scale": 0.8, "text_scale": 0.6}]],
+    )
+    embeddings: tuple[EmbeddingSource, ...] = Field(
+        default=(),
+        strict=False,  # a list of TOML
+        description="Embeddings (textual inversions) to add, each written as words of its own.",
+        examples=[[{"path": "style.safetensors", "token": "mystyle"}]],
     )
     prediction: Prediction = Field(
         default="auto",

@@ -48,6 +48,27 @@ class LoraFacts(Document):
     commit: str | None = None
 
 
+class VaeFacts(Document):
+    """The VAE that took the place of the checkpoint's own."""
+
+    name: str
+    files: dict[str, str | None]
+    layout: str
+    known: str | None = None
+    license: str | None = None
+    repo: str | None = None
+    commit: str | None = None
+
+
+class EmbeddingFacts(Document):
+    """An embedding whose vectors the text encoders have, and the words that reach them."""
+
+    files: dict[str, str | None]
+    words: list[str]
+    text_encoders: list[str]
+    notes: list[str] = Field(default_factory=list)
+
+
 class SourceFacts(Document):
     """The checkpoint that an artifact was made from."""
 
@@ -56,6 +77,8 @@ class SourceFacts(Document):
     commit: str | None = None
     files: dict[str, str]
     loras: list[LoraFacts] = Field(default_factory=list)
+    vae: VaeFacts | None = None
+    embeddings: list[EmbeddingFacts] = Field(default_factory=list)
 
 
 class RecipeFacts(Document):
@@ -77,6 +100,7 @@ class Manifest(Document):
     deployment: DeploymentTarget
     specification_version: Literal[8, 9, 10]
     vae_precision: VaePrecision
+    vae_precision_because: str | None = None
     components: dict[str, LocalName]
     bits_per_weight: dict[str, float] | None = None
     files: dict[LocalName, FileFacts]
@@ -178,7 +202,8 @@ def compose(
         "resolution": str(artifact.resolution),
         "deployment": recipe.target.deployment,
         "specification_version": FORMATS[recipe.target.deployment].specification_version,
-        "vae_precision": recipe.target.vae_precision,
+        "vae_precision": plan.precision.value,
+        **({"vae_precision_because": why} if (why := plan.precision.because) else {}),
         "engine": next(iter(planned.jobs.values())).engine,
         "components": components,
         "compression": {
@@ -210,6 +235,9 @@ def _source(context: Context) -> dict[str, Any]:
     origin = context.checkpoint.origin
     if origin is not None:
         found["origin"] = origin.to_json()
+    if (vae := context.checkpoint.other_vae) is not None:
+        files = {name: context.digests.get(name) for name in vae.files}
+        found["vae"] = {**vae.to_json(), "files": files, **_place(context, "vae")}
     if context.checkpoint.loras:
         found["loras"] = [
             {
@@ -218,6 +246,15 @@ def _source(context: Context) -> dict[str, Any]:
                 **_place(context, f"loras[{index}]"),
             }
             for index, lora in enumerate(context.checkpoint.loras)
+        ]
+    if context.checkpoint.embeddings:
+        found["embeddings"] = [
+            {
+                **embedding.to_json(),
+                "files": {name: context.digests.get(name) for name in embedding.files},
+                **_place(context, f"embeddings[{embedding.number}]"),
+            }
+            for embedding in context.checkpoint.embeddings
         ]
     if origin is not None and origin.base is not None:
         place = {"repo": None, "commit": None, **_place(context, "base")}

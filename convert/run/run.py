@@ -73,6 +73,7 @@ def run(
     progress = progress or Silent()
     require_ours(out, plan)
     assert not plan.unmeasured, "mixed bits are measured before"
+    assert plan.precision.value is not None, "the VAE's precision is measured before"
     try:
         with discard_unless(out), Cache(out / ".cache") as cache:
             context = _context(plan, source, cache, progress)

@@ -28,7 +28,7 @@ from convert.source.hub import (
     quiet,
     require_space,
 )
-from convert.source.select import File, is_single, select_files, select_one
+from convert.source.select import File, is_single, select_files, select_one, select_vae
 from convert.source.snapshot import (
     RECORD,
     Select,
@@ -52,6 +52,9 @@ __all__ = ["CheckpointSource", "File", "Snapshot", "download", "parse_source", "
 _REPO = re.compile(r"\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 
+Taken = Literal["checkpoint", "checkpoint without vae", "vae"]
+
+
 @dataclass(frozen=True)
 class CheckpointSource:
     """Where a checkpoint, or another file of weights, comes from.
@@ -62,6 +65,7 @@ class CheckpointSource:
         file: the one of a repo that is meant; None for all that a checkpoint is.
         sha256: that the single file must have, in hex.
         url: the address, where it is one.
+        take: what of a folder or repo is meant.
     """
 
     kind: Literal["path", "repo", "url"]
@@ -70,6 +74,7 @@ class CheckpointSource:
     file: str | None = None
     sha256: str | None = None
     url: Url | None = None
+    take: Taken = "checkpoint"
 
 
 def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
@@ -77,20 +82,14 @@ def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
 
     Raises InputError if it is none of them, or a revision is given where none can be.
     """
-    try:
-        path = Path(text).expanduser()
-        require_target(path)
-        is_there = bool(text) and path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of nobody
-        raise InputError(f"cannot be a path: {reason(error)}", where=shown(text)) from None
-    if is_there:
+    if (found := local_source(text)) is not None:
         if revision is not None:
             raise InputError(
                 f"--revision {revision} given for a local path",
                 where=text,
                 hint="A revision belongs to a Hub repo. Leave it away, or give owner/name.",
             )
-        return CheckpointSource("path", str(path))
+        return found
     if _REPO.fullmatch(text) and "--" not in text and ".." not in text:
         return CheckpointSource("repo", text, revision)
     if re.match("https?://", text):
@@ -99,6 +98,17 @@ def parse_source(text: str, revision: str | None = None) -> CheckpointSource:
         f"no such folder or file, and not a Hub repo id: {text!r}",
         hint="Give an existing path, or owner/name as on huggingface.co.",
     )
+
+
+def local_source(text: str) -> CheckpointSource | None:
+    """The existing path that `text` is, if it is one; raises InputError if it cannot be any."""
+    try:
+        path = Path(text).expanduser()
+        require_target(path)
+        is_there = bool(text) and path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of nobody
+        raise InputError(f"cannot be a path: {reason(error)}", where=shown(text)) from None
+    return CheckpointSource("path", str(path)) if is_there else None
 
 
 _PAGES = {"tree": 2, "blob": 3, "resolve": 3}  # the Hub's; a file's has its path behind
@@ -165,21 +175,19 @@ def download(
         select = selection(source)
     if source.kind == "path":
         try:
-            return _expected(_local(Path(source.location), out, select), source)
+            return _expected(_local(source, out, select), source)
         except OSError as error:
             raise disk_error(error, out or source.location) from None
     if out is not None:
         claim(out, source.location)
         done = recorded(out)
         if done is not None and done.commit == source.revision and _is_all(done, select):
-            return _expected(
-                single(done, source.file), source
-            )  # a commit never changes: no need to ask
+            return _expected(meant(done, source), source)  # a commit never changes: no need to ask
     repo = Repo(source.location, source.revision, endpoint, cache_dir)
     with quiet():
         try:
             found = _from_hub(repo, out, select, progress or (lambda *_: None))
-            return _expected(single(found, source.file), source)
+            return _expected(meant(found, source), source)
         except InputError:
             raise
         except Exception as error:
@@ -260,7 +268,8 @@ def _offline(repo: Repo, out: Path | None, select: Select) -> Snapshot | None:
     except InputError:
         return None
     # The listing of a cache that was never filled looks like that of a repo with fewer parts.
-    parts = read_object(path / "model_index.json") if "model_index.json" in names else {}
+    whole = "model_index.json" in names and any(n.startswith("unet/") for n in names)
+    parts = read_object(path / "model_index.json") if whole else {}
     for part in ("text_encoder", "tokenizer"):
         wanted, is_there = parts.get(part), any(n.startswith(f"{part}/") for n in names)
         if isinstance(wanted, list) and any(wanted) and not is_there:
@@ -278,8 +287,9 @@ def _is_all(snapshot: Snapshot, select: Select) -> bool:
         return False
 
 
-def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
+def _local(source: CheckpointSource, out: Path | None, select: Select) -> Snapshot:
     """A folder or a single file as it lies, or linked into `out`."""
+    path = Path(source.location)
     if not path.exists():
         raise InputError("no such folder or file", where=path)
     if path.is_file():
@@ -290,11 +300,12 @@ def _local(path: Path, out: Path | None, select: Select) -> Snapshot:
     here = recorded(path)
     if out is None or out.resolve() == path.resolve():
         names = [name for name in file_names(path) if (path / name).exists()]
-        return single(here or Snapshot(path, None, None, tuple(file_at(path, n) for n in names)))
+        files = tuple(file_at(path, name) for name in names)
+        return meant(here or Snapshot(path, None, None, files), source)
     if here is None:
         names = select_local(path, select)
         here = Snapshot(path, None, None, tuple(file_at(path, n) for n in names))
-    return single(copy(here, out, str(path.resolve()), None))
+    return meant(copy(here, out, str(path.resolve()), None), source)
 
 
 def _expected(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
@@ -312,7 +323,18 @@ def _expected(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
 
 def selection(source: CheckpointSource) -> Select:
     """What is taken of a repo: the file that is meant, or else all that a checkpoint is."""
-    return select_files if source.file is None else partial(select_one, source.file)
+    if source.file is not None:
+        return partial(select_one, source.file)
+    if source.take == "vae":
+        return select_vae
+    return select_files if source.take == "checkpoint" else partial(select_files, without=("vae",))
+
+
+def meant(snapshot: Snapshot, source: CheckpointSource) -> Snapshot:
+    """The snapshot as its source means it; a VAE's folder is looked through when it is opened."""
+    if source.take == "vae" and source.file is None:
+        return snapshot
+    return single(snapshot, source.file)
 
 
 def single(snapshot: Snapshot, file: str | None = None) -> Snapshot:

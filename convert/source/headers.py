@@ -1,21 +1,73 @@
-"""The headers of a Hub repo: what a plan needs, a few hundred kilobytes of a checkpoint of many GB.
+"""The headers of a Hub repo or a URL: what a plan needs, some megabytes of a checkpoint of many GB.
 
-Configs and tokenizers are fetched; of each weight file only the header, in front of a hole of the
-file's true size. Such a folder opens like any checkpoint, but its weights must not be read.
+Configs and tokenizers are fetched; of each weight file only the headers (`convert.source.holes`).
+Such a checkpoint opens like any other, but its weights must not be read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from convert.errors import InputError
 from convert.files.disk import link
-from convert.source.download import CheckpointSource, selection, single
+from convert.process.progress import Progress
+from convert.source.download import CheckpointSource, fetch, meant, selection, single
+from convert.source.holes import write_headers
 from convert.source.hub import Repo, explain, is_unreachable, quiet
-from convert.source.select import File
+from convert.source.parts import fetch_url_headers
+from convert.source.select import SINGLE, File
 from convert.source.snapshot import Snapshot
+from convert.source.url import is_kept
 
-FIRST = 1 << 20  # bytes asked for at once; the header of SDXL's UNet has a fifth of that
+Get = Callable[[CheckpointSource], Snapshot]  # a source, on this disk
+
+
+@contextmanager
+def looking(progress: Progress, *, token: str | None = None) -> Iterator[Get]:
+    """Brings sources to this disk as far as opening them needs it; what is fetched goes again.
+
+    An error about such a file, in the block, names the source instead.
+
+    Args:
+        progress: told where a server sends no parts of files, before all of one is fetched.
+        token: for the server of a URL.
+    """
+    places: dict[Path, CheckpointSource] = {}
+    with TemporaryDirectory(prefix="sdxl-coreml-") as root:
+
+        def get(source: CheckpointSource) -> Snapshot:
+            folder = Path(root, str(len(places)))
+            places[folder] = source
+            return _look(source, folder, progress, token)
+
+        try:
+            yield get
+        except InputError as error:
+            for folder, source in places.items():
+                if error.where and Path(error.where).is_relative_to(folder):
+                    inside = Path(error.where).relative_to(folder).as_posix()
+                    place = source.location if source.url else f"{source.location}/{inside}"
+                    raise InputError(error.problem, where=place, hint=error.hint) from None
+            raise
+
+
+def _look(
+    source: CheckpointSource, folder: Path, progress: Progress, token: str | None
+) -> Snapshot:
+    if source.kind == "repo":
+        return fetch_headers(source, folder)
+    # A VAE is known by its digest.
+    if source.url is None or source.take == "vae" or is_kept(source.url, source.sha256):
+        return fetch(source, progress, token=token)
+    found = fetch_url_headers(source.url, folder, token=token)
+    if found is None:
+        why = "its headers cannot be had without the rest, which is fetched"
+        progress.done(f"{source.location}: {why}")
+        return fetch(source, progress, token=token)
+    return single(found, found.files[0].name)
 
 
 def fetch_headers(
@@ -51,7 +103,7 @@ def fetch_headers(
                     hint="Check the connection, or give --source a local checkpoint.",
                 ) from None
             raise explain(error, repo) from None
-    return single(Snapshot(folder, repo.name, commit, files), source.file)
+    return meant(Snapshot(folder, repo.name, commit, files), source)
 
 
 def _fetch(repo: Repo, commit: str, file: File, folder: Path) -> None:
@@ -59,20 +111,20 @@ def _fetch(repo: Repo, commit: str, file: File, folder: Path) -> None:
     cached = repo.cached(commit, file)
     if cached is not None:
         link(cached, target)
-    elif target.suffix == ".bin":
-        raise InputError(
-            f"{file.name} is a pickle, whose list of tensors cannot be fetched without the rest",
-            where=repo,
-            hint=f"Download the checkpoint first: sdxl-coreml download {repo.name} --out FOLDER",
-        )
-    elif target.suffix != ".safetensors":
-        repo.fetch(commit, file, target, folder / ".part" / file.etag, lambda done: None)
-    else:
-        start = repo.read(commit, file, FIRST)
-        length = 8 + int.from_bytes(start[:8], "little")
-        if length > len(start):
-            start = repo.read(commit, file, min(length, file.size))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as stream:
-            stream.write(start[:length])
-            stream.truncate(file.size)
+    elif target.suffix.lower() not in SINGLE:
+        _fetch_whole(repo, commit, file, folder)
+    elif not write_headers(
+        target, file.size, lambda start, count: repo.read(commit, file, count, start=start)
+    ):
+        if target.suffix != ".safetensors":
+            raise InputError(
+                f"{file.name} is a pickle of PyTorch before 1.6, whose list of tensors cannot be "
+                "fetched without the rest",
+                where=repo,
+                hint=f"Download it first: sdxl-coreml download {repo.name} --out FOLDER",
+            )
+        _fetch_whole(repo, commit, file, folder)
+
+
+def _fetch_whole(repo: Repo, commit: str, file: File, folder: Path) -> None:
+    repo.fetch(commit, file, folder / file.name, folder / ".part" / file.etag, lambda done: None)

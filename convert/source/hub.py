@@ -122,8 +122,8 @@ class Repo:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
-    def read(self, commit: str, file: File, count: int) -> bytes:
-        """The first `count` bytes of the file, or all of a shorter one."""
+    def read(self, commit: str, file: File, count: int, *, start: int = 0) -> bytes:
+        """`count` bytes of the file from `start` on, or all that there are of them."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -131,7 +131,7 @@ class Repo:
         headers = {
             **build_hf_headers(),
             "Accept-Encoding": "identity",
-            "Range": f"bytes=0-{min(count, file.size) - 1}",
+            "Range": f"bytes={start}-{min(start + count, file.size) - 1}",
         }
         response = get_session().get(url, headers=headers, follow_redirects=True, timeout=30)
         hf_raise_for_status(response)

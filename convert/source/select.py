@@ -61,10 +61,16 @@ class WeightFiles:
     weight_map: Mapping[str, str] = field(default_factory=dict)  # the index's: tensor → shard
 
 
-def select_files(siblings: Sequence[str], read: Read) -> list[str]:
+def select_files(
+    siblings: Sequence[str], read: Read, *, without: Collection[str] = ()
+) -> list[str]:
     """The files of an SDXL repo that a conversion reads, in one order for every listing.
 
-    Raises InputError if the listing is no diffusers SDXL layout or a folder lacks weights.
+    Args:
+        without: folders of networks that come from elsewhere.
+
+    Raises:
+        InputError: the listing is no diffusers SDXL layout, or a folder lacks weights.
     """
     names = set(siblings)
     if "model_index.json" not in names:
@@ -86,6 +92,8 @@ def select_files(siblings: Sequence[str], read: Read) -> list[str]:
     chosen = ["model_index.json", "scheduler/scheduler_config.json"]
     chosen += _texts(names)
     for folder, spec in SUBFOLDERS.items():
+        if folder in without:
+            continue
         if not spec.is_optional or any(n.startswith(f"{folder}/") for n in names):
             weights = weight_files(names, folder, read)
             chosen += [f"{folder}/config.json", weights.index or "", *weights.files]
@@ -111,6 +119,43 @@ def select_one(file: str, siblings: Sequence[str], read: Read) -> list[str]:
         f"no file {file} here; there are {', '.join(sorted(siblings)[:12]) or 'none'}",
         hint=f"Did you mean {near}?" if near else None,
     )
+
+
+def select_vae(siblings: Sequence[str], read: Read) -> list[str]:
+    """The files of a repo's VAE: of its folder, of the repo itself, or the only single file.
+
+    Repos that hold a VAE alone have config.json at the top, and often the same as single files.
+
+    Raises:
+        InputError: there is none, or there are several single files.
+    """
+    names = set(siblings)
+    folder = vae_folder(names)
+    if folder is not None:
+        place = f"{folder}/" if folder else ""
+        weights = weight_files(names, folder, read)
+        chosen = [f"{place}config.json", weights.index or "", *weights.files]
+        return sorted(names.intersection([*chosen, "model_index.json", *_texts(names)]))
+    singles = sorted(name for name in names if is_single(name))
+    if len(singles) == 1:
+        return [*singles, *_texts(names)]
+    found = ", ".join(singles[:12] or sorted(names)[:6]) or "nothing"
+    raise InputError(
+        f"{len(singles)} single files here, and no config.json of a VAE: {found}"
+        if singles
+        else f"no VAE here: neither config.json nor a folder vae/, found {found}",
+        hint="Give the path or the address of the file that is meant."
+        if singles
+        else "Give a .safetensors file, or a folder or repo that holds a VAE, such as "
+        "madebyollin/sdxl-vae-fp16-fix.",
+    )
+
+
+def vae_folder(names: Collection[str]) -> str | None:
+    """The folder of a listing that holds a VAE in diffusers' layout: vae, or "" for the top."""
+    if "vae/config.json" in names or "model_index.json" in names:
+        return "vae"
+    return "" if "config.json" in names else None
 
 
 def is_single(name: str) -> bool:

@@ -27,6 +27,7 @@ RECORD = ".sdxl-coreml.json"
 STAGING = ".sdxl-coreml.incomplete"
 
 BASE = "base/"  # what precedes the names of files that another checkpoint supplies
+OTHER_VAE = "other-vae/"  # the same of a VAE that takes the place of the checkpoint's own
 
 Select = Callable[[Sequence[str], Read], list[str]]
 

@@ -14,8 +14,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
@@ -106,9 +106,7 @@ def fetch_url(
         InputError: the server refuses, or sends a web page; a connection that brings nothing more;
             a file with another digest; no room; `out` holds something else.
     """
-    from huggingface_hub import constants
-
-    folder = out or Path(constants.HF_HOME) / "sdxl-coreml" / "files" / (sha256 or url.key)
+    folder = out or _place(url, sha256)
     download = _Download(url, folder, sha256, token, progress)
     try:
         with quiet(), ExitStack() as stack:
@@ -119,6 +117,30 @@ def fetch_url(
         if is_of_certificates(error):
             raise  # whoever reads the environment knows the variable that names them
         raise disk_error(error, folder) from None
+
+
+def is_kept(url: Url, sha256: str | None = None) -> bool:
+    """Whether our part of the Hub's cache has the file whole, so that `fetch_url` asks nobody."""
+    done = recorded(_place(url, sha256))
+    return done is not None and sha256 in (None, done.files[0].sha256)
+
+
+def _place(url: Url, sha256: str | None) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "sdxl-coreml" / "files" / (sha256 or url.key)
+
+
+@contextmanager
+def asking(url: Url) -> Iterator[None]:
+    """Raise InputError where nobody may be asked, for the environment says so."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        problem, hint = "not on this disk, and HF_HUB_OFFLINE is set", "Unset it."
+        raise InputError(problem, where=url, hint=hint) from None
 
 
 @dataclass(frozen=True)
@@ -158,21 +180,17 @@ class _Download:
 
     def _fetched(self, part: Path, answer: Path) -> str:
         """Make `part` the whole file; returns what it is called."""
-        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HTTPError
 
         while True:
             before = part.stat().st_size if part.is_file() else 0
             try:
-                return self._asked(part, answer)
-            except InputError:
-                raise
-            except OfflineModeIsEnabled:
-                problem, hint = "not on this disk, and HF_HUB_OFFLINE is set", "Unset it."
-                raise InputError(problem, where=self.url, hint=hint) from None
+                with asking(self.url):
+                    return self._asked(part, answer)
             except HTTPError as error:
                 if part.is_file() and part.stat().st_size > before:
                     continue  # a connection that drops is asked for the rest while bytes arrive
-                raise _unreachable(error, self.url) from None
+                raise unreachable(error, self.url) from None
 
     def _asked(self, part: Path, answer: Path) -> str:
         """One request for what is missing of `part`; returns what the file is called."""
@@ -189,16 +207,16 @@ class _Download:
         ) as response:
             if response.status_code == 416:
                 if response.headers.get("content-range") == f"bytes */{done}":
-                    return _name(response.headers, self.url)  # nothing is missing
+                    return file_name(response.headers, self.url)  # nothing is missing
                 part.unlink()
                 return self._asked(part, answer)
-            _require_file(response.status_code, response.headers, self.url)
+            require_file(response.status_code, response.headers, self.url)
             start = done if response.status_code == 206 and _starts_at(response, done) else 0
             length = int(response.headers.get("content-length") or 0)
             total = start + length if length else 0
-            name = _name(response.headers, self.url)
+            name = file_name(response.headers, self.url)
             require_space(self.folder, [File(name, total - start)] if total else [], [])
-            _write(answer, {"version": _version(response.headers)})
+            _write(answer, {"version": version_of(response.headers)})
             with part.open("r+b" if start else "wb") as stream:
                 stream.seek(start)
                 stream.truncate()
@@ -222,7 +240,7 @@ def _write(answer: Path, facts: Mapping[str, Any]) -> None:
         new.write_text(json.dumps(facts), "utf-8")
 
 
-def _version(headers: Mapping[str, str]) -> str | None:
+def version_of(headers: Mapping[str, str]) -> str | None:
     """What tells one version of a file from the next byte by byte; weak ETags do not."""
     etag = headers.get("etag")
     return etag if etag and not etag.startswith("W/") else headers.get("last-modified")
@@ -232,10 +250,11 @@ def _starts_at(response: Any, done: int) -> bool:
     return str(response.headers.get("content-range", "")).startswith(f"bytes {done}-")
 
 
-def _require_file(status: int, headers: Mapping[str, str], url: Url) -> None:
+def require_file(status: int, headers: Mapping[str, str], url: Url) -> None:
+    """Raise InputError unless the server has answered with a file, or a part of one."""
     if status in (200, 206):
         if headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
-            raise _page(url)
+            raise page(url)
         return
     hint = REFUSALS.get(status)
     if hint is None:
@@ -245,13 +264,19 @@ def _require_file(status: int, headers: Mapping[str, str], url: Url) -> None:
 
 def _require_no_page(part: Path, url: Url) -> None:
     with part.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        start = file.read(512)
+    if is_page(start):
         part.unlink()
-        raise _page(url)
+        raise page(url)
 
 
-def _page(url: Url) -> InputError:
+def is_page(start: bytes) -> bool:
+    """Whether a file that begins so is a web page."""
+    return start[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+
+
+def page(url: Url) -> InputError:
+    """What is wrong where a web page came instead of a file."""
     return InputError(
         "a web page, not a file",
         where=url,
@@ -259,7 +284,8 @@ def _page(url: Url) -> InputError:
     )
 
 
-def _unreachable(error: Exception, url: Url) -> InputError:
+def unreachable(error: Exception, url: Url) -> InputError:
+    """What an error of the connection means."""
     if type(error).__name__ == "TooManyRedirects":
         return InputError("redirects without an end", where=url, hint="Give another address.")
     return InputError(
@@ -269,7 +295,7 @@ def _unreachable(error: Exception, url: Url) -> InputError:
     )
 
 
-def _name(headers: Mapping[str, str], url: Url) -> str:
+def file_name(headers: Mapping[str, str], url: Url) -> str:
     """What the server calls the file, or else the address; one that can be a file's name here."""
     message = Message()
     message["content-disposition"] = headers.get("content-disposition", "")

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import pairwise
 
-from convert.tokenizer.bpe import merge
-from convert.tokenizer.clip import Merge, Tokenizer
+from convert.tokenizer.chain import Merge, pieces, ranks_of
+from convert.tokenizer.clip import Tokenizer
 
-WORD_END = "</w>"
 ADDED_VOCAB = "added_vocab.json"
 
 
@@ -51,7 +49,7 @@ def chained(tokenizers: Mapping[str, Tokenizer]) -> dict[str, Merge]:
     if not common:
         return {}
     vocab = first.ids
-    ranks = {pair: rank for rank, pair in enumerate(first.pairs) if not pair[0].startswith("#")}
+    ranks = ranks_of(first.pairs)
     made: dict[str, Merge] = {}
     for token in common:
         word = token.content.lower()  # apps lower prompts, and split them at spaces
@@ -64,14 +62,6 @@ def chained(tokenizers: Mapping[str, Tokenizer]) -> dict[str, Merge]:
             made[token.content] = pair
             ranks[pair] = len(first.pairs) + len(made)
     return made
-
-
-def pieces(word: str, ranks: Mapping[Merge, int]) -> list[str]:
-    """A word in the pieces that Apple's tokenizer makes of it: it knows neither bytes nor regex."""
-    found = [*word[:-1], word[-1] + WORD_END]
-    while known := [pair for pair in pairwise(found) if pair in ranks]:
-        found = merge(found, min(known, key=lambda pair: ranks[pair]))
-    return found
 
 
 def added_vocab(tokens: list[Mapping[str, object]]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+WORD_END = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

@@ -25,8 +25,8 @@ from convert.files.json_files import (
 )
 from convert.tokenizer.added_tokens import AddedToken, added_tokens, token_text
 from convert.tokenizer.bpe import END, START
+from convert.tokenizer.chain import Merge
 
-Merge = tuple[str, str]
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 AGAIN = "Download the checkpoint again, or copy the folder from the model that it was made from."
 

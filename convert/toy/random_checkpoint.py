@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from convert.files.appearing import appearing_folder
 from convert.process.progress import Advance, silent
 from convert.tokenizer.bpe import END, write_tokenizer
+from convert.toy.streamed import StreamedTensor, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Configs:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
+DTYPES = {"F16": np.float16, "F32": np.float32}
 SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
@@ -179,7 +182,11 @@ def _write(
         stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
         suffix = ".fp16" if dtype == "F16" else ""
         file = folder / name / f"{stem}{suffix}.safetensors"
-        _write_safetensors(file, shapes, dtype, seed, f"{name}.", advance)
+        tensors = {
+            key: StreamedTensor(dtype, shape, partial(_values, key, shape, dtype, seed, f"{name}."))
+            for key, shape in sorted(shapes.items())
+        }
+        write_safetensors(file, tensors, advance=advance)
     scheduler = {**SCHEDULER, **configs.scheduler}
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     (folder / "scheduler").mkdir()
@@ -230,33 +237,9 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_safetensors(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: str,
-    seed: int,
-    scope: str,
-    advance: Advance,
-) -> None:
-    stored = np.dtype({"F16": np.float16, "F32": np.float32}[dtype])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for key, shape in sorted(shapes.items()):
-        end = position + int(np.prod(shape, dtype=np.int64)) * stored.itemsize
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for key, shape in sorted(shapes.items()):
-            for block in _values(key, shape, seed, scope):
-                data = block.astype(stored)
-                file.write(data.tobytes())
-                advance(data.nbytes)
-
-
-def _values(key: str, shape: tuple[int, ...], seed: int, scope: str) -> Iterator[np.ndarray]:
+def _values(
+    key: str, shape: tuple[int, ...], dtype: str, seed: int, scope: str
+) -> Iterator[np.ndarray]:
     """Values that keep activations near unit scale: fan-in scaled weights, norms around one."""
     generator = np.random.Generator(
         np.random.Philox(key=[seed, zlib.crc32((scope + key).encode())])
@@ -271,5 +254,5 @@ def _values(key: str, shape: tuple[int, ...], seed: int, scope: str) -> Iterator
     left = int(np.prod(shape, dtype=np.int64))
     while left:
         block = generator.standard_normal(min(left, 1 << 22), np.float32)
-        yield mean + scale * block
+        yield (mean + scale * block).astype(DTYPES[dtype])
         left -= len(block)

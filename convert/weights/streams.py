@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.checkpoint.tensors import Tensor
+from convert.lora.merge import MergedTensor
 from convert.weights.compress import BLOCK
 from convert.weights.integers import Quantized, int4_per_block, int8_per_channel
 from convert.weights.palette import Histogram, Packer, Palette, fit, fit_groups, pack
@@ -22,12 +23,14 @@ PIECE = 2 << 20  # indices that are packed at once
 class PalettizedTensor:
     """A tensor's look-up table and packed indices, from one palette fitted when it is needed.
 
-    The tensor is read twice, in chunks: for its histogram, and for its indices.
+    The tensor is needed twice, in chunks: for its histogram, and for its indices. So it is read
+    twice, but merged only once: what LoRAs made of it is kept from the first time to the second.
     """
 
     def __init__(self, tensor: Tensor, bits: int) -> None:
         self.tensor, self.bits = tensor, bits
         self._palette: Palette | None = None
+        self._merged: list[np.ndarray] = []
 
     @property
     def lut(self) -> _LUT:
@@ -50,12 +53,19 @@ class PalettizedTensor:
             histogram = Histogram()
             for chunk in self.tensor.chunks(np.float16):
                 histogram.add(chunk)
+                if isinstance(self.tensor, MergedTensor):
+                    self._merged.append(chunk.copy())
             self._palette = fit(histogram, self.bits)
         return self._palette
 
+    def values(self) -> Iterator[np.ndarray]:
+        """The tensor as float16, in chunks, for the last time."""
+        merged, self._merged = self._merged, []
+        return iter(merged) if merged else self.tensor.chunks(np.float16)
+
     def forget(self) -> None:
         """Drop the palette; its tables would add up over a network's tensors."""
-        self._palette = None
+        self._palette, self._merged = None, []
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class _Indices:
 
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         palette, packer = self.of.palette(), Packer(self.of.bits)
-        for chunk in self.of.tensor.chunks(np.float16):
+        for chunk in self.of.values():
             yield packer.add(palette.indices(chunk))
         yield packer.finish()
 
@@ -135,10 +145,11 @@ class _GroupedLUT:
 
 
 class QuantizedTensor:
-    """A tensor's integers and their scales; the tensor is read whole, twice."""
+    """A tensor's integers and their scales; it is read whole."""
 
     def __init__(self, tensor: Tensor, bits: int) -> None:
         self.tensor, self.bits = tensor, bits
+        self._scale: np.ndarray | None = None
 
     @property
     def blocks(self) -> int:
@@ -156,9 +167,16 @@ class QuantizedTensor:
         return _Scale(self)
 
     def quantized(self) -> Quantized:
-        """The integers and scales, in the checkpoint's shape."""
+        """The integers and scales, in the checkpoint's shape; these are kept for `take_scale`."""
         weight = self.tensor.read(np.float16)
-        return int4_per_block(weight, BLOCK) if self.bits == 4 else int8_per_channel(weight)
+        found = int4_per_block(weight, BLOCK) if self.bits == 4 else int8_per_channel(weight)
+        self._scale = found.scale
+        return found
+
+    def take_scale(self) -> np.ndarray:
+        """The scales, which are not kept any longer."""
+        scale, self._scale = self._scale, None
+        return self.quantized().scale if scale is None else scale
 
 
 @dataclass(frozen=True)
@@ -175,4 +193,4 @@ class _Scale:
     of: QuantizedTensor
 
     def chunks(self, dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield self.of.quantized().scale.reshape(-1).astype(dtype, copy=False)
+        yield self.of.take_scale().reshape(-1).astype(dtype, copy=False)

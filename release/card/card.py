@@ -265,9 +265,14 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
         "</details>",
         "Versions: " + ", ".join(f"{escape(n)} {escape(v)}" for n, v in versions.items()) + ".",
     ]
+    if source.get("vae"):
+        parts.append(_vae(source["vae"]))
     if source.get("loras"):
         parts.append("Merged into the weights, in this order:")
         parts.append(bullets([_lora(lora) for lora in source["loras"]]))
+    if source.get("embeddings"):
+        parts.append("Embeddings (textual inversions) in the text encoders:")
+        parts.append(bullets([_embedding(embedding) for embedding in source["embeddings"]]))
     checked = first.get("verification")
     if checked:
         parts.append(
@@ -280,6 +285,18 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _vae(vae: Mapping[str, Any]) -> str:
+    """The VAE in place of the checkpoint's own: where it is from, whose it is, its digests."""
+    commit = f" at commit {code(vae['commit'])}" if vae.get("commit") else ""
+    known = f", which is {escape(vae['known'])}" if vae.get("known") else ""
+    license_ = f" (licence: {escape(vae['license'])})" if vae.get("license") else ""
+    digests = ", ".join(code(digest) for digest in vae["files"].values() if digest)
+    return (
+        f"In place of the checkpoint's own VAE: {code(vae['name'])}{commit}{known}{license_}, "
+        f"SHA-256 {digests}."
+    )
+
+
 def _lora(lora: Mapping[str, Any]) -> str:
     """A LoRA that was merged: its file, strengths and digest, and what of it was not applied."""
     strengths = f"strength {lora['scale']}"
@@ -289,6 +306,16 @@ def _lora(lora: Mapping[str, Any]) -> str:
     digest = f", SHA-256 {code(lora['sha256'])}" if lora["sha256"] else ""
     ignored = "".join(f"; not applied: {escape(what)}" for what in lora["ignored"])
     return f"{code(name)} ({escape(', '.join(lora['kinds']))}), {strengths}{digest}{ignored}"
+
+
+def _embedding(embedding: Mapping[str, Any]) -> str:
+    """An embedding that was added: how it is written, and its files' digests."""
+    files = [
+        code(name.rpartition("/")[2]) + (f", SHA-256 {code(digest)}" if digest else "")
+        for name, digest in embedding["files"].items()
+    ]
+    notes = "".join(f"; {prose(note)}" for note in embedding["notes"])
+    return f"{code(' '.join(embedding['words']))} ({'; '.join(files)}){notes}"
 
 
 def _copied(source: SourceCard, base: str | None) -> list[str]:

@@ -64,9 +64,25 @@ def facts(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
             "Without a negative prompt, apps encode an empty one, where diffusers' pipeline takes "
             "zeros: their images differ then."
         )
+    found += _precisions(archives)
+    if not any("clip skip" in text.lower() for text in recipe.release.advice):
+        found.append(
+            "**Clip skip**: nothing to set. What model cards call clip skip 2 is what SDXL always "
+            "does, and so do these files."
+        )
     found += _notices(archives)
     found.append("Not everything that the original model does works in Core ML.")
     return found
+
+
+def _precisions(archives: Sequence[ArchiveEntry]) -> list[str]:
+    """What the VAE computes in where that was found out, and by what."""
+    told = [
+        (a["manifest"]["vae_precision"], why)
+        for a in archives
+        if (why := a["manifest"].get("vae_precision_because"))
+    ]
+    return [f"The VAE computes in {value}: {prose(why)}." for value, why in dict.fromkeys(told)]
 
 
 def _zeros(archives: Sequence[ArchiveEntry]) -> bool:

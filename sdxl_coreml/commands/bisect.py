@@ -11,10 +11,12 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmbeddingOption,
     JsonOption,
     LoraOption,
     PredictionOption,
     Quiet,
+    VaeOption,
     out_option,
 )
 from sdxl_coreml.steps import require_new_folder, url_token
@@ -25,7 +27,9 @@ def bisect(
     path: Annotated[Path, typer.Argument(help="An artifact folder, or one .mlpackage.")],
     source: Annotated[str, typer.Option("--source", help="The checkpoint it was made from.")],
     base: BaseOption = None,
+    vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     case: Annotated[
@@ -83,7 +87,7 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, lora or (), prediction).ingredients()
+    added = Added(base, vae, lora or (), embedding or (), prediction).ingredients()
     checkpoint = open_source(parse_source(source), terminal, added, token=url_token())
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None

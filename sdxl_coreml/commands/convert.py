@@ -10,11 +10,13 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmbeddingOption,
     Jobs,
     JsonOption,
     LoraOption,
     PredictionOption,
     Quiet,
+    VaeOption,
     out_option,
 )
 from sdxl_coreml.steps import make, results_shown, url_token
@@ -49,11 +51,13 @@ def convert(
     ] = None,
     deployment_target: Annotated[str, typer.Option(help="Oldest system to run on.")] = "macOS14",
     vae_precision: Annotated[
-        str, typer.Option(help="float32, or float16 for a VAE made for it.")
+        str, typer.Option(help="float32, float16 for a VAE made for it, or auto: what it fits in.")
     ] = "float32",
     engine: Annotated[str, typer.Option(help="native, or apple for comparison.")] = "native",
     base: BaseOption = None,
+    vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
@@ -78,7 +82,7 @@ def convert(
     require_components(component or [])
     require_ours(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, lora or (), prediction)
+    added = Added(base, vae, lora or (), embedding or (), prediction)
     recipe = recipe_from_options(
         source,
         name=name,

@@ -13,12 +13,14 @@ from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     BaseOption,
     Device,
+    EmbeddingOption,
     JsonOption,
     LoraOption,
     PredictionOption,
     Quiet,
     RuntimeOption,
     SchedulerOption,
+    VaeOption,
     out_option,
 )
 from sdxl_coreml.steps import require_new_folder, require_writable, url_token
@@ -123,7 +125,9 @@ def record(
     scheduler: Annotated[str | None, typer.Option(help="Such as euler_a.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     base: BaseOption = None,
+    vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
@@ -168,7 +172,7 @@ def record(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     wanted = parse_source(source, revision)
     ingredients = (parsed.source if parsed else NOTHING).updated(
-        Added(base, lora or (), prediction).ingredients()
+        Added(base, vae, lora or (), embedding or (), prediction).ingredients()
     )
     gathered = gather(wanted, terminal, ingredients, spare_base=base is None, token=url_token())
     checkpoint = gathered.checkpoint
@@ -182,7 +186,12 @@ def record(
             device=device,
             say=say,
         )
-        settings = settings_for(asked, kinds_of(checkpoint.components), seed=seed)
+        settings = settings_for(
+            asked,
+            kinds_of(checkpoint.components),
+            seed=seed,
+            embeddings=checkpoint.embeddings,
+        )
         traces = trace_all(checkpoint, settings, size, device=device, say=say)
         known = gathered.snapshot.digests
         digests = {n: known[path] for n, path in checkpoint.files.items() if path in known}

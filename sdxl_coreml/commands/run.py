@@ -45,7 +45,8 @@ def plan(
     from convert.recipe.builtin import read_recipe
 
     terminal = Terminal(as_json=as_json)
-    plan = prepare(read_recipe(recipe), source, terminal, only=only, looking=True).plan
+    parsed = read_recipe(recipe)
+    plan = prepare(parsed, source, terminal, only=only, looking=True, token=url_token()).plan
     document = plan_document(plan)
     terminal.result(document, plan_table(plan, document))
 

@@ -11,7 +11,15 @@ import typer
 
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
-from sdxl_coreml.options import BaseOption, LoraOption, PredictionOption, Quiet, Strict
+from sdxl_coreml.options import (
+    BaseOption,
+    EmbeddingOption,
+    LoraOption,
+    PredictionOption,
+    Quiet,
+    Strict,
+    VaeOption,
+)
 from sdxl_coreml.steps import require_writable, url_token, write_report
 from sdxl_coreml.terminal import Terminal
 
@@ -29,7 +37,9 @@ def verify(
         str | None, typer.Option("--source", help="The checkpoint it was made from.")
     ] = None,
     base: BaseOption = None,
+    vae: VaeOption = None,
     lora: LoraOption = None,
+    embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
     golden: Annotated[
         Path | None,
@@ -157,7 +167,9 @@ def verify(
         checkpoint = open_source(
             parse_source(source),
             terminal,
-            recipes.updated(Added(base, lora or (), prediction).ingredients()),
+            recipes.updated(
+                Added(base, vae, lora or (), embedding or (), prediction).ingredients()
+            ),
             spare_base=base is None,
             token=url_token(),
         )

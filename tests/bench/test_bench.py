@@ -14,7 +14,9 @@ from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents
 from bench.measure import Measured, Memory, measure
 from bench.run import Disk, Measurements, Row, disk_use, run_tasks
-from bench.table import END, START, markdown
+from bench.sources import __main__ as sources
+from bench.sources.peer import make_peer
+from bench.table import end, kept, markdown, put, start
 from bench.tasks import Setup, Task, choose, make_tasks
 from convert.errors import CannotExecute, InputError
 
@@ -176,19 +178,98 @@ def test_the_table_has_ratios_spreads_and_reasons() -> None:
     assert "The 18 artifacts take 7.00 GB on disk, 1.17 × the weights of one (6.00 GB)" in text
 
 
-def test_the_readme_gets_the_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_gets_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, page = tmp_path / "RESULTS.md", tmp_path / "README.md"
     arguments = ["--results", str(results), "--readme", str(page)]
-    results.write_text(f"# Measurements\n{START}\n| new \\1 |\n{END}\nmore\n")
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+
+    def text(one: str, two: str) -> str:
+        parts = [f"{start(n)}\n{v}\n{end(n)}" for n, v in {"bench": one, "sources": two}.items()]
+        return f"before\n{parts[0]}\nbetween\n{parts[1]}\nafter\n"
+
+    results.write_text(text("| new \\1 |", "| newer |"))
+    page.write_text(text("old", "older"))
     assert readme.main([*arguments, "--check"]) == 1
-    assert "old" in page.read_text()
+    assert "older" in page.read_text()
     assert readme.main(arguments) == 0
-    assert page.read_text() == f"before\n{START}\n| new \\1 |\n{END}\nafter\n"
+    assert page.read_text() == text("| new \\1 |", "| newer |")
     assert readme.main([*arguments, "--check"]) == 0
-    page.write_text("no markers\n")
+    page.write_text(f"{start('bench')}\n{end('bench')}\n")
     assert readme.main(arguments) == 2
-    assert f"README.md: has 0 parts between {START} and {END}" in capsys.readouterr().err
+    missing = f"README.md: has 0 parts between {start('sources')} and {end('sources')}"
+    assert missing in capsys.readouterr().err
+
+
+def test_each_program_writes_its_own_part(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+
+    def part(name: str, text: str) -> str:
+        return f"{start(name)}\n{text}\n{end(name)}\n"
+
+    results.write_text("# Measurements\n\n" + part("bench", "a") + "\n- what it means\n")
+    put("verification", part("verification", "b"), results)
+    put("sources", part("sources", "c"), results)
+    put("verification", part("verification", "d"), results)
+    assert results.read_text().count("<!-- ") == 6
+    assert "- what it means" in results.read_text()
+    assert kept(results) == part("sources", "c") + "\n" + part("verification", "d")
+    assert kept(tmp_path / "none") == ""
+
+
+def test_sources_are_judged_beside_the_folder() -> None:
+    def row(name: str, wall: float, anonymous: int, digest: str) -> Row:
+        memory = Memory(anonymous=anonymous)
+        runs = [Measured(0, wall, wall, wall, anonymous, memory, 9, "", "")]
+        disk = Disk(1, 1, 1, 1, 1)
+        return Row(Task(name, name, (), Path()), runs, disk, None, {"Unet/weight.bin": digest})
+
+    rows = [
+        row("folder", 10, 100, "a"),
+        row("single", 10.9, 119, "a"),
+        row("ckpt", 11, 121, "a"),
+        row("loras", 16.5, 2 << 30, "b"),
+    ]
+    text = sources.section(Measurements(rows, "warm", None, 1), {"loras": 15.0}, ["2 cores"])
+    assert "| loras | 16.5 s | 1.65 | 16.5 s | 1.65 | 2.15 GB |" in text
+    assert "| 0.91 |" in text  # what `plan` says of it
+    over = next(line for line in text.splitlines() if line.startswith("Over the limits: "))
+    assert [part.rpartition(": ")[2] for part in over.split("; ")] == [
+        "1.21 × the folder's memory, more than 1.2",
+        "1.65 × the folder's time, more than 1.6",
+        "more than 1.07 GB of memory.",
+    ]
+    assert "All 1 files of the packages (weights and graphs) are the same bytes" in text
+    rows[1].packages["Unet/weight.bin"] = "c"
+    text = sources.section(Measurements(rows, "warm", None, 1), {}, ["2 cores"])
+    assert "Packages DIFFER between folder, single file (.safetensors), .ckpt." in text
+
+
+def test_what_runs_once_runs_in_the_last_round(toy: Path, tmp_path: Path) -> None:
+    tasks = [
+        Task("often", "", ("sh", "-c", f"echo a >> {tmp_path / 'log'}"), tmp_path / "one"),
+        Task("once", "", ("sh", "-c", f"echo b >> {tmp_path / 'log'}"), tmp_path / "two", rounds=1),
+    ]
+    setup = Setup(toy, tmp_path, ["128x128"])
+    found = run_tasks(setup, tasks, repeat=3, interval=0.05, cold=False, say=lambda _: None)
+    assert [len(row.runs) for row in found.rows] == [3, 1]
+    assert (tmp_path / "log").read_text().split() == ["a", "a", "a", "b"]
+
+
+def test_a_peer_that_is_not_there_is_said(toy: Path, tmp_path: Path) -> None:
+    for python in (tmp_path / "none", Path(sys.executable)):
+        with pytest.raises(InputError, match="coreml-diffusion is not installed there") as caught:
+            make_peer(python, tmp_path / "home", toy)
+        assert "pip install coreml-diffusion" in str(caught.value.hint)
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.slow
+def test_every_source_is_converted(toy: Path, tmp_path: Path) -> None:
+    options = ["--quick", "--folder", str(tmp_path), "--checkpoint", str(toy)]
+    rows = [f"--only={name}" for name in ("folder", "ckpt-old", "loras")]
+    assert sources.main([*options, *rows]) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert len(re.findall(r"^\| .* s \| ", text, re.M)) == 3
+    assert "are the same bytes from folder, .ckpt" in text
 
 
 @pytest.mark.slow
@@ -245,11 +326,9 @@ def test_the_part_on_verification_is_replaced_and_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     results = tmp_path / "RESULTS.md"
     results.write_text("# Measurements\n\nothers\n")
-    verification.put(text.replace("57.1", "50.0"), results)
-    verification.put(text, results)
+    put(verification.PART, text.replace("57.1", "50.0"), results)
+    put(verification.PART, text, results)
     assert results.read_text() == f"# Measurements\n\nothers\n\n{text}"
-    assert verification.kept(results) == text
-    assert verification.kept(tmp_path / "none") == ""
 
 
 @pytest.mark.slow

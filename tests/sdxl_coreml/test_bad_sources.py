@@ -187,6 +187,8 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_is(
     is_other = what in OTHERS
     as_lora = "is a checkpoint, not a LoRA" if is_other else problem
     require_one_sentence(command("convert", toy, "--lora", file, *out), as_lora)
+    for option in ("--vae", "--embedding"):
+        require_one_sentence(command("convert", toy, option, file, *out), file_name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -310,3 +312,21 @@ def test_a_server_that_sends_no_checkpoint_is_one_sentence(
             assert sorted(p.name for p in tmp_path.iterdir()) in (["home", "r.toml"], ["r.toml"])
     if what != "another family":
         assert not [p for p in home.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_a_server_that_dies_midway_leaves_what_the_next_run_goes_on_from(
+    command: Run, toy: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    content, out = single.read_bytes(), tmp_path / "out"
+    with FileServer() as server:
+        headers = {"ETag": '"1"'}
+        server.answers["/toy.safetensors"] = Answer(content, headers=headers, drops=[99_999, 0, 0])
+        words = ["convert", f"{server.url}/toy.safetensors", "--base", toy, "--out", out]
+        words += ["--component", "text_encoder", "--resolution", "64x64"]
+        require_one_sentence(command(*words), "it goes on where it stopped")
+        assert not out.exists()
+        server.answers["/toy.safetensors"] = Answer(content, headers=headers)
+        code, _, err = command(*words)
+        assert code == 0, err
+        assert server.requests[-1][1]["range"] == "bytes=99999-"

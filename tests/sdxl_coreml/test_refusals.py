@@ -168,3 +168,12 @@ def test_a_size_that_the_vae_cannot_make_is_refused_before_a_text_encoder_runs(
 def test_the_names_of_recorded_runs_are_known_before(recording: Recording) -> None:
     for component, cases in recording.cases.items():
         assert case_names(component) == tuple(case.name for case in cases)
+
+
+def test_clip_skip_as_an_option_is_explained(command: Run, tmp_path: Path) -> None:
+    code, _, err = command("generate", tmp_path, "a cat", "--out", "p.png", "--clip-skip", "2")
+    assert code == 2
+    assert "No such option" in err
+    assert "SDXL always has what model cards call clip skip 2" in err
+    _, _, err = command("generate", tmp_path, "a cat", "--out", "p.png", "--clipping", "2")
+    assert "clip skip" not in err

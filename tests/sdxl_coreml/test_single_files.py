@@ -187,3 +187,34 @@ def test_a_file_behind_a_url_becomes_the_packages_that_it_becomes_as_a_path(
     assert texts
     assert not any(b"secret" in text for text in texts)
     assert "secret" not in err
+
+
+def test_inspect_and_plan_of_a_url_fetch_headers_and_name_the_url(
+    command: Run, file: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SDXL_COREML_TOKEN", "hush")
+    for module in ("holes", "parts"):
+        monkeypatch.setattr(f"convert.source.{module}.FIRST", 1 << 16)
+    with FileServer() as server:
+        server.answers["/mine.safetensors"] = Answer(file.read_bytes())
+        address = f"{server.url}/mine.safetensors"
+        code, out, err = command("inspect", f"{address}?token=hush", "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert (found["path"], found["kind"], found["missing"]) == (address, "base", [])
+        text = recipe(tmp_path, file, str(toy)).read_text()
+        (tmp_path / "url.toml").write_text(text.replace(f'path = "{file}"', f'url = "{address}"'))
+        assert "url =" in (tmp_path / "url.toml").read_text()
+        code, out, err = command("plan", tmp_path / "url.toml", "--json")
+        assert code == 0, err
+        assert server.sent < file.stat().st_size / 10
+        assert {headers["authorization"] for _, headers in server.requests} == {"Bearer hush"}
+        _, wanted, _ = command("plan", recipe(tmp_path, file, str(toy)), "--json")
+        assert json.loads(out)["bytes"] == json.loads(wanted)["bytes"]
+
+        server.answers["/bad.safetensors"] = Answer(b"GGUF" + bytes(1 << 17))
+        code, _, err = command("inspect", f"{server.url}/bad.safetensors?token=hush")
+        assert code == 2
+        assert f"{server.url}/bad.safetensors: is a GGUF file" in err
+        assert "hush" not in err

@@ -260,12 +260,14 @@ def write_component(
     attention: str = "original",
     deployment: DeploymentTarget = "macOS14",
     bits: str = "16",
+    vae_dtype: type = np.float32,
 ) -> Path:
     """Convert one component into the package `path`: UNet and text encoders fp16, the VAE fp32.
 
     Args:
         size: (width, height) of the image in pixels.
         bits: of the weights that can be compressed.
+        vae_dtype: of the VAE instead.
     """
 
     from convert.networks.build import build_network
@@ -277,7 +279,7 @@ def write_component(
         component,
         resolution=Resolution(*size),
         attention=attention,
-        dtype=np.float32 if component.startswith("vae") else np.float16,
+        dtype=vae_dtype if component.startswith("vae") else np.float16,
         deployment=deployment,
         compression=Compression.uniform(checkpoint.component_tensors(component), bits),
     )

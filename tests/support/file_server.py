@@ -33,6 +33,7 @@ class FileServer:
 
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # path, headers
+    sent: int = 0  # bytes of files, in all answers
 
     def __enter__(self) -> FileServer:
         self.servers = TwoServers(_handler(self))
@@ -63,12 +64,15 @@ def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
             asked = self.headers.get("Range")
             version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
             headers = dict(answer.headers)
-            if asked and answer.ranges and self.headers.get("If-Range") == version:
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            is_same = self.headers.get("If-Range", version) == version
+            if asked and answer.ranges and is_same and status == 200:
+                first, last = asked.removeprefix("bytes=").split("-")
+                start, end = int(first), min(int(last or len(content)), len(content) - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+                content = content[: end + 1]
                 status = 206
-                if start >= len(content):
-                    status, headers["Content-Range"] = 416, f"bytes */{len(content)}"
+                if start >= len(answer.content):
+                    status, headers["Content-Range"] = 416, f"bytes */{len(answer.content)}"
             body = b"" if status == 416 else content[start:]
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -78,5 +82,6 @@ def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
                 body = body[: answer.drops.pop(0)]
                 self.close_connection = True
             self.wfile.write(body)
+            files.sent += len(body)
 
     return Handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import InputError
 from convert.files.appearing import appearing
 from convert.networks.graph import Network
 from convert.package.mlpackage import MODEL, WEIGHTS, Description, assemble, serialise
+from convert.plan.plan import make_plan
+from convert.recipe.recipe import parse_recipe
+from convert.run.run import run
+from convert.source.download import Snapshot
 from convert.values import Format
 from convert.weights.weight_file import layout, write
 from verify.judge.checks import Results
@@ -31,6 +37,25 @@ def write_package(
         weights = Path(folder) / "weight.bin"
         write(weights, plan)
         assemble(new, serialise(network, plan, description, format=format), weights)
+
+
+def packages(
+    checkpoint: Checkpoint, out: Path, components: tuple[str, ...] = (), bits: str = "16"
+) -> dict[str, str]:
+    """The digests of what is in the packages of an artifact, by path."""
+    text = f"""
+    name = "x"
+    source.path = "x"
+    matrix = {{ attention = ["original"], resolution = ["64x64"], bits = ["{bits}"] }}
+    """
+    plan = make_plan(parse_recipe(text, where="test"), checkpoint, components=components)
+    (result,) = run(plan, Snapshot(checkpoint.path, None, None, ()), out, jobs=1)
+    files = sorted(result.path.glob("*.mlpackage/**/*"))
+    return {
+        str(file.relative_to(result.path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }
 
 
 def json_of(results: Results) -> Any:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from convert.opening.door import open_checkpoint
 from convert.toy.single_file import PREFIXES, ldm_arrays
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import SHAPES, make_checkpoint
 
 Weights = dict[str, torch.Tensor]
 FileLayout = Literal["whole", "bare", "prefixed", "diffusers"]
@@ -26,6 +26,15 @@ KNOWABLE: dict[str, dict[str, Any]] = {
     "vae": {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 32},
     "text": {"hidden_size": 64, "num_attention_heads": 1, "projection_dim": 64},
     "text_2": {"hidden_size": 128, "num_attention_heads": 2},
+}
+# The same of a refiner, beside KNOWABLE.
+REFINER: dict[str, Any] = {
+    "refiner": True,
+    "unet": {
+        **SHAPES["refiner"]["unet"],
+        "block_out_channels": (32, 64, 128, 128),
+        "attention_head_dim": (1, 1, 2, 2),
+    },
 }
 
 

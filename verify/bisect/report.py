@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.origin import AppliedEmbedding
 from convert.errors import InputError
 from convert.process.progress import Say, silent
 from verify.artifact.artifact import open_artifact
@@ -15,7 +16,7 @@ from verify.bisect.bisect import Bisection, bisect
 from verify.bisect.minimal import write_minimal
 from verify.judge.metrics import SNR
 from verify.mil import Program, load_program, require_weights
-from verify.reference.recording import SMALLEST, case_names, record
+from verify.reference.recording import EMBEDDED_CASE, SMALLEST, case_names, record
 
 Found = list[tuple[Program, Bisection]]
 CAUSES = {
@@ -52,7 +53,7 @@ def bisect_artifact(
     """
     artifact = open_artifact(path, checkpoint, components)
     for component in artifact.packages:
-        require_case(case, (component,))
+        require_case(case, (component,), checkpoint.embeddings)
     found: Found = []
     for component, file in artifact.packages.items():
         program = load_program(file)
@@ -78,10 +79,20 @@ def bisect_artifact(
     return found
 
 
-def require_case(case: str | None, components: Collection[str]) -> None:
-    """Raise InputError if none of the components has a recorded run of that name."""
-    names = list(dict.fromkeys(name for c in components for name in case_names(c)))
-    if case not in (None, *names):
+def require_case(
+    case: str | None,
+    components: Collection[str],
+    embeddings: Sequence[AppliedEmbedding] | None = None,
+) -> None:
+    """Raise InputError if none of the components has a recorded run of that name.
+
+    Args:
+        embeddings: of the checkpoint; each has a run of its own. None: it is not opened yet.
+    """
+    own = [case_names(component, embeddings=embeddings or ()) for component in components]
+    names = list(dict.fromkeys(name for of_component in own for name in of_component))
+    may_be = embeddings is None and str(case).startswith(EMBEDDED_CASE)
+    if case not in (None, *names) and not may_be:
         raise InputError(
             f"no recorded run `{case}` of {' or '.join(components)}; there are {', '.join(names)}",
             near=(str(case), names),

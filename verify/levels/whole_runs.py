@@ -46,9 +46,10 @@ def require_traces(traces: Sequence[Trace], subject: Subject) -> None:
 
 def traces_for(subject: Subject, question: Question, *, say: Say = silent) -> tuple[Trace, ...]:
     """Run the reference, of every kind that the artifact can do. Raises as `trace_all` does."""
+    kinds, embeddings = kinds_of(subject.artifact.packages), subject.source.embeddings
     return trace_all(
         subject.source,
-        settings_for(question.recipe, kinds_of(subject.artifact.packages)),
+        settings_for(question.recipe, kinds, embeddings=embeddings),
         subject.resolution or SMALLEST,
         device=question.device,
         say=say,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.errors import InputError
 from convert.lora.adapter import LoraAdapter
 from convert.lora.merge import LoraChange, MergedTensor
+from convert.process.interrupts import require_uninterrupted
 
 _READ = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_", "unet.", "text_encoder")
 _FORGOTTEN = "lora_unet_add_embedding"
@@ -89,7 +91,35 @@ def _why_not(checkpoint: Checkpoint) -> str | None:
     for path, found in alphas.items():
         if len(found) > 1:
             return f"diffusers mistakes the alphas of {path.name}, which differ by module"
+        if not _is_read(path, path.stat().st_mtime_ns):
+            return f"diffusers cannot read {path.name}"
     return None
+
+
+@lru_cache(8)
+def _is_read(path: Path, _changed: int) -> bool:
+    """Whether diffusers understands the names of a LoRA file: it raises whatever it likes."""
+    from diffusers import StableDiffusionXLPipeline as Pipeline
+    from diffusers.utils import (
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_peft,
+        convert_unet_state_dict_to_peft,
+    )
+
+    try:
+        state, _ = Pipeline.lora_state_dict(
+            path.parent, weight_name=path.name, local_files_only=True
+        )
+        for part in dict.fromkeys(name.partition(".")[0] for name in state):
+            own = {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(part)}
+            if part == "unet":
+                convert_unet_state_dict_to_peft(own)
+            else:
+                convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+    except Exception:
+        require_uninterrupted()
+        return False
+    return True
 
 
 def _alpha(adapter: LoraAdapter) -> float:

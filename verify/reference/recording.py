@@ -11,7 +11,7 @@ a model's interface is float16 or float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,14 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.configs import LatentSize
 from convert.checkpoint.latents import SCALING_FACTOR
+from convert.checkpoint.origin import AppliedEmbedding
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS, MAX_TOKENS
 from convert.errors import InputError
 from convert.process.interrupts import require_uninterrupted
 from convert.process.progress import Say, silent
 from convert.values import Resolution
+from verify.reference.embeddings import token
 from verify.reference.reference import Reference, quiet
 from verify.reference.schedule import TIMESTEPS, euler, step
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
+EMBEDDED_CASE = "embedding "
+EMBEDDED = "{} and a horse, golden hour"
 # More than any CLIP tokenizer gets into 75 tokens.
 LONG_PROMPT = " ".join(f"{word} and" for word in (PROMPT + ", " + NEGATIVE_PROMPT).split() * 4)
 GUIDANCE = 5.0
@@ -102,14 +106,24 @@ class Recording:
         }
 
 
-def case_names(component: str, timesteps: Sequence[int] = TIMESTEPS) -> tuple[str, ...]:
-    """What `record` calls the cases of a component."""
+def case_names(
+    component: str,
+    timesteps: Sequence[int] = TIMESTEPS,
+    embeddings: Sequence[AppliedEmbedding] = (),
+) -> tuple[str, ...]:
+    """What `record` calls the cases of a component of a checkpoint with these embeddings."""
+    own = [embedded_case(one) for one in embeddings if component in one.text_encoders]
     return {
-        "text_encoder": ("prompt", "negative prompt", "empty prompt", "full prompt"),
+        "text_encoder": ("prompt", "negative prompt", "empty prompt", "full prompt", *own),
         "unet": tuple(f"t={timestep}" for timestep in timesteps),
         "vae_decoder": ("final latents",),
         "vae_encoder": ("decoded image",),
     }[COMPONENTS[component].kind]
+
+
+def embedded_case(embedding: AppliedEmbedding) -> str:
+    """What `record` calls the case of an embedding."""
+    return EMBEDDED_CASE + embedding.words[0]
 
 
 def record(
@@ -143,7 +157,7 @@ def record(
     for encoder in checkpoint.text_encoders:
         more = {"empty prompt": "", "full prompt": LONG_PROMPT} if encoder in components else {}
         if denoise or more:
-            cases[encoder] = run.text_encoder(encoder, texts | more)
+            cases[encoder] = run.text_encoder(encoder, texts | more, embeddings=bool(more))
     if denoise:
         cases["unet"], latents = run.unet(cases)
     if any(COMPONENTS[name].part == "vae" for name in components):
@@ -180,13 +194,29 @@ class _Run:
                 )
         return Case(name, given, outputs)
 
-    def text_encoder(self, component: str, texts: dict[str, str]) -> tuple[Case, ...]:
+    def text_encoder(
+        self, component: str, texts: dict[str, str], *, embeddings: bool
+    ) -> tuple[Case, ...]:
         ids = token_ids(self.checkpoint, component, list(texts.values()))
         with self.reference(component) as model:
-            return tuple(
+            found = tuple(
                 self.case(model, name, {"input_ids": row[None].float()})
                 for name, row in zip(texts, ids, strict=True)
             )
+            return (*found, *self.embeddings(model)) if embeddings else found
+
+    def embeddings(self, model: Reference) -> Iterator[Case]:
+        """A text with each embedding: in our words for the model, in diffusers' for the reference.
+
+        Both are in our ids. They are the same if our words are read as they should be.
+        """
+        for one in self.checkpoint.embeddings:
+            if model.component not in one.text_encoders or model.tokens is None:
+                continue
+            ours = token_ids(self.checkpoint, model.component, [EMBEDDED.format(one.text)])
+            theirs = model.tokens.ids(EMBEDDED.format(token(one.words[0])))
+            case = self.case(model, embedded_case(one), {"input_ids": theirs.float()})
+            yield replace(case, inputs={"input_ids": ours.float()})
 
     def unet(self, cases: Mapping[str, tuple[Case, ...]]) -> tuple[tuple[Case, ...], Tensor]:
         """The denoising run, and the latents it ends with."""

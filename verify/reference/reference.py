@@ -2,8 +2,8 @@
 
 The libraries' own `from_pretrained` loads the checkpoint's folder; our reader says no more than the
 variant. Single files are read in `verify.reference.single_file`, LoRAs merged in
-`verify.reference.loras`. So a wrong choice of files, or a
-mistake in our reader or networks, shows as a difference.
+`verify.reference.loras`, embeddings added in `verify.reference.embeddings`. So a wrong choice of
+files, or a mistake in our reader or networks, shows as a difference.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
 from convert.process.interrupts import require_uninterrupted
+from verify.reference.embeddings import LibraryTokens
 from verify.reference.loras import merge_into, unmerged
 from verify.reference.single_file import load_single
 
@@ -64,7 +65,7 @@ class Reference:
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
-        merged = checkpoint.parts[COMPONENTS[component].part]
+        merged = (checkpoint.bare or checkpoint).parts[COMPONENTS[component].part]
         part = unmerged(merged)
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
@@ -78,6 +79,10 @@ class Reference:
         if merged is not part:
             with quiet():
                 merge_into(model, checkpoint, merged)
+        self.tokens: LibraryTokens | None = None  # of a text encoder with embeddings
+        if checkpoint.embeddings and self._kind == "text_encoder":
+            with quiet():
+                self.tokens = LibraryTokens(model, checkpoint, merged.name)
         _replace(model, weights or {})
         self._model: Any = model.to(self.device)
 

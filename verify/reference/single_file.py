@@ -16,7 +16,6 @@ from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint, Part
 from convert.checkpoint.derived import Rows, Transposed
-from convert.checkpoint.layout import FilePart
 from convert.checkpoint.tensors import StoredTensor
 from convert.components import COMPONENTS
 from convert.errors import InputError
@@ -161,7 +160,7 @@ def _file_weights(part: Part) -> Weights:
     """The part's tensors as the library opens its file, by the names after its prefix."""
     single = part.single
     assert single is not None
-    wanted = {_full_name(single, name): name for name in single.tensors}
+    wanted = {single.full_name(name): name for name in single.tensors}
     if _is_safetensors(part):
         from safetensors import safe_open
 
@@ -171,10 +170,6 @@ def _file_weights(part: Part) -> Weights:
     while isinstance(held, Mapping) and "state_dict" in held:
         held = held["state_dict"]
     return {name: held[full] for full, name in wanted.items()}
-
-
-def _full_name(single: FilePart, name: str) -> str:
-    return single.prefix + name
 
 
 def _is_safetensors(part: Part) -> bool:

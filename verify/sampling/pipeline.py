@@ -264,7 +264,7 @@ class HiddenStates:
         if index != -2:
             raise InputError(
                 f"hidden state {index} was asked for; the Core ML text encoders give -2",
-                hint="Leave out clip_skip: it is fixed when a model is converted.",
+                hint="Leave out clip_skip: -2 is what model cards call clip skip 2.",
             )
         return self.penultimate
 

@@ -7,7 +7,7 @@ encoders, UNet and VAE differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.origin import AppliedEmbedding
 from convert.checkpoint.pipeline import pipeline_config
 from convert.checkpoint.small_files import library_folder
 from convert.components import COMPONENTS
@@ -86,9 +87,21 @@ class Trace:
 
 
 def settings_for(
-    asked: Verify, kinds: Iterable[PipelineKind], *, seed: int = 0
+    asked: Verify,
+    kinds: Iterable[PipelineKind],
+    *,
+    seed: int = 0,
+    embeddings: Sequence[AppliedEmbedding] = (),
 ) -> tuple[Settings, ...]:
-    """What a recipe's [verify] asks for: every prompt, in every kind."""
+    """What a recipe's [verify] asks for: every prompt, in every kind.
+
+    Args:
+        embeddings: of the checkpoint; the first prompt begins with those that none has.
+    """
+    prompts = list(asked.prompts)
+    written = [f" {text} " for text in (*prompts, asked.negative_prompt)]
+    unused = [e.text for e in embeddings if not any(f" {e.text} " in text for text in written)]
+    prompts[0] = " ".join([*unused, prompts[0]])
     return tuple(
         Settings(
             kind=kind,
@@ -102,7 +115,7 @@ def settings_for(
             strength=STRENGTH if kind == "image-to-image" else None,
         )
         for kind in kinds
-        for number, prompt in enumerate(asked.prompts, 1)
+        for number, prompt in enumerate(prompts, 1)
     )
 
 

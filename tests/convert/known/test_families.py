@@ -9,6 +9,7 @@ import pytest
 from convert.checkpoint.layout import recognise
 from convert.checkpoint.tensors import StoredTensor, Tensor
 from convert.errors import InputError
+from tests.support.loras import MAKERS, NEEDS_KERNEL, tensors_of
 
 UNET = "model.diffusion_model."
 OTHERS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
@@ -85,3 +86,15 @@ def test_other_files_are_refused_by_what_they_are(name: str) -> None:
     with pytest.raises(InputError, match=problem) as error:
         recognise(tensors, Path("x.safetensors"))
     assert error.value.hint
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+@pytest.mark.parametrize("module", ["lora_unet_middle_block_0_in_layers_2", "unet.conv_in"])
+def test_a_lora_of_any_kind_is_called_one(kind: str, module: str) -> None:
+    shape = (32, 32, 3, 3) if kind in NEEDS_KERNEL else (32, 32)
+    tensors: dict[str, Tensor] = {
+        f"{module}{n}": StoredTensor(f"{module}{n}", "F16", tuple(value.shape), Path("x"), 0)
+        for n, value in tensors_of(kind, shape).items()
+    }
+    with pytest.raises(InputError, match="is a LoRA or one of its kin, no checkpoint"):
+        recognise(tensors, Path("x.safetensors"))

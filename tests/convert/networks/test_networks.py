@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convert.networks.attention import ATTENTION
 from convert.opening.door import open_checkpoint
 from convert.values import Resolution
 from tests.support.checkpoints import SHAPES, write_component
+from tests.support.vaes import scaled_vae
 from verify.judge.metrics import compare
 from verify.reference.recording import Case, Recording, record
 from verify.runtime.runtimes import TorchRuntime
@@ -83,3 +86,21 @@ def test_text_encoders_and_vae_compute_what_the_libraries_do(
         path = tmp_path / f"{component}.mlpackage"
         write_component(path, checkpoint, component, size=size)
         assert_close(path, component, cases[component])
+
+
+@pytest.mark.parametrize("factor", [1, 100])
+def test_a_vae_in_float16_computes_what_pytorch_does_there(
+    factor: float, shapes: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """SDXL's VAEs made for float16 have activations of thousands, whose squares it cannot hold."""
+    path = Path(shutil.copytree(shapes["base"], tmp_path / "scaled"))
+    scaled_vae(path / "vae", {"encoder": factor, "decoder": factor})
+    checkpoint, vae = open_checkpoint(path), ("vae_decoder", "vae_encoder")
+    cases = record(checkpoint, vae, resolution=Resolution(64, 96), fp16=vae).cases
+    for component in vae:
+        package = tmp_path / f"{component}.mlpackage"
+        write_component(package, checkpoint, component, vae_dtype=np.float16)
+        (case,) = cases[component]
+        for name, output in TorchRuntime().load(package)(case.inputs).items():
+            theirs = compare(case.outputs[name], case.fp16[name]).snr_db
+            assert compare(case.outputs[name], output).snr_db >= theirs - 2 * BELOW_FP16, component

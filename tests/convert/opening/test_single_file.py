@@ -16,21 +16,13 @@ from convert.opening.door import open_checkpoint
 from convert.tokenizer.clip import read_tokenizer
 from tests.support.checkpoints import SHAPES
 from tests.support.single_files import (
+    REFINER,
     Weights,
     ldm_weights,
     make_knowable,
     single_file,
     write_file,
 )
-
-REFINER = {
-    "refiner": True,
-    "unet": {
-        **SHAPES["refiner"]["unet"],
-        "block_out_channels": (32, 64, 128, 128),
-        "attention_head_dim": (1, 1, 2, 2),
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +237,29 @@ def test_marks_and_metadata_tell_of_v_prediction(
         tmp_path / "two.safetensors", ldm_weights(folder), {"modelspec.predict_key": "v"}
     )
     assert open_checkpoint(said, base=opened).scheduler["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('model:\n  params:\n    parameterization: "v"\n', "v_prediction"),
+        (
+            "    scaling_config:\n      target: sgm.modules.denoiser_scaling.VScaling\n",
+            "v_prediction",
+        ),
+        ("    parameterization: eps\n    view: VScalings\n", "epsilon"),
+    ],
+)
+def test_settings_beside_the_file_tell_of_v_prediction(
+    tmp_path: Path, folder: Path, opened: Checkpoint, text: str, said: str
+) -> None:
+    file = single_file(tmp_path / "one.v2.safetensors", folder, "bare")
+    (tmp_path / "one.v2.yaml").write_text(text)
+    found = open_checkpoint(file, base=opened)
+    assert found.scheduler["prediction_type"] == said
+    assert found.files["one.v2.yaml"] == tmp_path / "one.v2.yaml"  # and so its digest is recorded
+    if said != "epsilon" and found.origin is not None:
+        assert found.origin.prediction == (said, "one.v2.yaml beside the file")
 
 
 def test_a_folder_with_one_file_is_that_file(

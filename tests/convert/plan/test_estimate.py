@@ -10,12 +10,20 @@ from pathlib import Path
 import pytest
 
 from convert.errors import InputError
+from convert.lora.apply import Lora, apply
 from convert.opening.door import open_checkpoint
-from convert.plan.estimate import available_memory, count_ops, estimate
+from convert.plan.estimate import (
+    CHANGED_PER_SECOND,
+    MERGED_PER_SECOND,
+    available_memory,
+    count_ops,
+    estimate,
+)
 from convert.plan.plan import Plan, make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
+from tests.support.loras import tensors_of, write_lora
 
 RECIPE = """
 name = "toy"
@@ -78,6 +86,31 @@ def test_shared_weights_count_once(plan: Plan) -> None:
     all_unets = estimate(plan, [j for j in plan.jobs if j.component == "unet"])
     assert all_unets.weight_bytes == one.weight_bytes
     assert all_unets.graph_seconds > 5 * one.graph_seconds
+
+
+def test_merging_takes_time_by_weights_and_loras(toy: Path, tmp_path: Path) -> None:
+    module = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
+    checkpoint = open_checkpoint(toy)
+    tensor = checkpoint.part("unet").tensors[f"{module}.weight"]
+    lora = Lora(
+        write_lora(
+            tmp_path / "a.safetensors",
+            {f"unet.{module}": tensors_of("DoRA of outputs", tensor.shape)},
+        )
+    )
+    recipe = parse_recipe(RECIPE, where="test")
+
+    def more(*loras: Lora) -> float:
+        merged = make_plan(recipe, apply(checkpoint, loras)[0])
+        expected = estimate(merged, merged.jobs)
+        assert expected.longest_seconds == expected.compute_seconds  # of the UNet alone, and once
+        return expected.seconds(1) - plain
+
+    plain = 0.0
+    plain = more()
+    one, two = more(lora), more(lora, lora)
+    assert one == pytest.approx(tensor.size * (1 / MERGED_PER_SECOND + 1 / CHANGED_PER_SECOND))
+    assert two - one == pytest.approx(tensor.size / CHANGED_PER_SECOND)
 
 
 def test_too_little_memory_is_refused_before_any_work(

@@ -20,6 +20,7 @@ from convert.source.download import parse_source
 from convert.toy import write_toy_file
 from tests.support.file_server import Answer, FileServer
 from tests.support.loras import tensors_of, write_lora
+from tests.support.vaes import bare_ldm
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -110,3 +111,76 @@ def test_the_user_knows_best_what_a_unet_predicts(
     told = found.origin.prediction if found.origin else ("v_prediction", "the recipe")
     assert told[0] == "v_prediction"
     assert "the recipe" in told[1]
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def done(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_looking_at_urls_fetches_headers_of_file_base_and_lora(
+    server: FileServer, toy: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("holes", "parts"):
+        monkeypatch.setattr(f"convert.source.{module}.FIRST", 1 << 16)
+    write_toy_file(tmp_path / "toy.safetensors")
+    content = (tmp_path / "toy.safetensors").read_bytes()
+    server.answers["/toy.safetensors"] = Answer(content, headers={"ETag": '"1"'})
+    server.answers["/detail.safetensors"] = Answer(lora.read_bytes())
+    added = Added(base=str(toy), loras=[f"{server.url}/detail.safetensors=0.5"]).ingredients()
+    source, told = parse_source(f"{server.url}/toy.safetensors"), Told()
+    found = gather(source, told, added, looking=True, token="hush").checkpoint
+    assert server.sent < len(content) // 20
+    assert told.lines == []
+    path = str(tmp_path / "toy.safetensors")
+    wanted = gather(parse_source(path), Silent(), added).checkpoint
+    for name, part in wanted.parts.items():
+        assert {k: (t.shape, t.dtype) for k, t in part.tensors.items()} == {
+            k: (t.shape, t.dtype) for k, t in found.parts[name].tensors.items()
+        }
+    assert [one.kinds for one in found.loras] == [one.kinds for one in wanted.loras]
+    assert not list((tmp_path / "home").rglob("toy.safetensors"))
+    before = server.sent
+    gather(source, Silent(), added)  # what is kept whole is not asked for again
+    assert server.sent - before == len(content)
+    gather(source, Silent(), added, looking=True)
+    assert server.sent - before == len(content)
+
+
+def test_where_a_server_sends_no_parts_that_is_said_and_all_is_fetched(
+    server: FileServer, toy: Path, tmp_path: Path
+) -> None:
+    write_toy_file(tmp_path / "toy.safetensors")
+    content = (tmp_path / "toy.safetensors").read_bytes()
+    server.answers["/toy.safetensors"] = Answer(content, ranges=False)
+    source, told = parse_source(f"{server.url}/toy.safetensors?token=hush"), Told()
+    gather(source, told, Added(base=str(toy)).ingredients(), looking=True)
+    (line,) = told.lines
+    assert "its headers cannot be had without the rest" in line
+    assert "hush" not in line
+    assert list((tmp_path / "home").rglob("toy.safetensors"))
+
+
+def test_a_vae_comes_from_a_url_whose_secret_is_nowhere(
+    server: FileServer, toy: Path, tmp_path: Path
+) -> None:
+    write_toy_file(tmp_path / "one.safetensors")
+    vae = bare_ldm(tmp_path, toy)
+    server.answers["/brighter.safetensors"] = Answer(vae.read_bytes())
+    added = Added(base=str(toy), vae=f"{server.url}/brighter.safetensors?token=secret")
+    assert "secret" not in json.dumps(added.values())
+    source = parse_source(str(tmp_path / "one.safetensors"))
+    found = gather(source, Silent(), added.ingredients())
+    other = found.checkpoint.other_vae
+    assert other is not None
+    assert other.name == "brighter.safetensors"
+    assert "secret" not in repr(other)
+    (name,) = other.files
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert found.snapshot.digests[found.checkpoint.files[name]] == digest
+    assert found.checkpoint.vae.groups == 4  # as the base's, which no file says

@@ -25,6 +25,7 @@ ENTRIES: dict[CodePart, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "apple": (("convert.peer.engine", "convert.run.packages"), ("convert.package.native",)),
     # the checks for the libraries' versions
     "calibrate": (("verify.reference.calibration",), ("verify.judge.checks",)),
+    "precision": (("verify.reference.vae_precision",), ("verify.judge.checks",)),
     "measure": (("verify.batch",), ()),
     "judge": (("verify.reports.recheck", "verify.judge.policy"), ()),
     # Whether a report still counts decides on an archive, not on its bytes; figures are beside it.

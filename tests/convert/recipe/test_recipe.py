@@ -96,6 +96,12 @@ BAD_RECIPES = [
         "bogus = 1",
         "source.bogus: unknown key; the keys here are repo, path, url, revision, file, sha256",
     ),
+    (
+        "clip_skip = 2",
+        "source.clip_skip: is no setting: SDXL always has what model cards call clip",
+    ),
+    ("[verify]\nCLIP-skip = 2", "verify.CLIP-skip: is no setting: SDXL always has"),
+    ("[target]\nclip_skip = 1", "target.clip_skip: 1 cannot be had, only the layer that SDXL is"),
     ("[matrx]", "matrx: unknown key; did you mean `matrix`?"),
     ("bits = ['8']", "source.bits: unknown key; `bits` belongs in [matrix]"),
     ("name = 'y'", "source.name: unknown key; `name` belongs at the top"),
@@ -109,7 +115,11 @@ BAD_RECIPES = [
     ("loras = [{ path = 'x', file = 'y' }]", "source.loras[0].file: belongs to repo; a path is"),
     ("loras = [{ path = 'x', scale = 'y' }]", "source.loras[0].scale: must be a number"),
     ("loras = [{ path = 'x', scale = inf }]", "source.loras[0].scale: "),
-    ("vae = 'a/b'", "source.vae: cannot be used by this version; apply it with diffusers"),
+    ("refiner = 'a/b'", "source.refiner: cannot be used by this version; convert it by a recipe"),
+    (
+        "vae = 'https://example.com/x?token=y'",
+        "source.vae: holds `token`, and recipes are recorded",
+    ),
     ("url = 'https://example.com/x'", "source: needs exactly one of repo, path, url; not repo and"),
     ("sha256 = 'abc'", 'source.sha256: "abc" is not a SHA-256: 64 digits from 0 to f'),
     (f"sha256 = '{'a' * 64}'", "source.sha256: is of a single file, which `file` names in a repo"),
@@ -136,7 +146,8 @@ BAD_RECIPES = [
     ("[target]\ndeployment = 'macos14'", "did you mean `macOS14`?"),
     (
         "[target]\nvae_precision = 'float23'",
-        'target.vae_precision: "float23" is not one of float32, float16; did you mean `float32`?',
+        'target.vae_precision: "float23" is not one of float32, float16, auto; did you mean '
+        "`float32`?",
     ),
     (
         "[matrix]\nbits = ['8', '3']",
@@ -293,18 +304,22 @@ def test_paths_start_at_the_recipes_folder_and_the_digest_does_not_know_it(tmp_p
         [source]
         path = "a.safetensors"
         base = "my/base"
+        vae = "my/vae"
         loras = [{ path = "../b.safetensors" }, { path = "/c.safetensors" }]
     """
     (tmp_path / "x.toml").write_text(text)
     recipe = load_recipe(tmp_path / "x.toml")
     assert recipe.source.path == str(tmp_path / "a.safetensors")
-    assert recipe.source.base == "my/base"  # a repository, as there is no such folder
+    places = recipe.source.base, recipe.source.vae
+    assert places == ("my/base", "my/vae")  # repositories, as there are no such folders
     assert [lora.path for lora in recipe.source.loras] == [
         str(tmp_path / "../b.safetensors"),
         "/c.safetensors",
     ]
-    (tmp_path / "my" / "base").mkdir(parents=True)
-    assert load_recipe(tmp_path / "x.toml").source.base == str(tmp_path / "my" / "base")
+    for key in ("base", "vae"):
+        (tmp_path / "my" / key).mkdir(parents=True)
+        found = getattr(load_recipe(tmp_path / "x.toml").source, key)
+        assert found == str(tmp_path / "my" / key)
     assert recipe.text == text
     assert recipe.digest == parse(text).digest
     for path, found in (("../b", str(tmp_path / "../b")), ("/c", "/c")):

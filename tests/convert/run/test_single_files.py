@@ -15,11 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.opening.door import open_checkpoint
-from convert.plan.plan import make_plan
-from convert.recipe.recipe import parse_recipe
 from convert.run.manifest import read as read_manifest
-from convert.run.run import run
-from convert.source.download import Snapshot
+from tests.support.packages import packages
 from tests.support.single_files import FileLayout, Weights, ldm_weights, single_file, write_file
 
 SHAPE_NAMES = ("base", "refiner", "inpainting", "no_mid_attention")
@@ -27,25 +24,6 @@ BOTH = ("text_encoder_2", "unet")
 # Where each layout is most its own; of the base, both networks where both are in the file.
 OF_TEXT = ("bf16", "ckpt", "legacy ckpt", "comfy")
 WITH_BOTH = ("fp32", "bf16", "legacy ckpt")
-
-
-def packages(
-    checkpoint: Checkpoint, out: Path, components: tuple[str, ...] = (), bits: str = "16"
-) -> dict[str, str]:
-    """The digests of what is in the packages of an artifact, by path."""
-    text = f"""
-    name = "x"
-    source.path = "x"
-    matrix = {{ attention = ["original"], resolution = ["64x64"], bits = ["{bits}"] }}
-    """
-    plan = make_plan(parse_recipe(text, where="test"), checkpoint, components=components)
-    (result,) = run(plan, Snapshot(checkpoint.path, None, None, ()), out, jobs=1)
-    files = sorted(result.path.glob("*.mlpackage/**/*"))
-    return {
-        str(file.relative_to(result.path)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.is_file()
-    }
 
 
 def opened(file: Path, base: Path) -> Checkpoint:

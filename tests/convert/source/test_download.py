@@ -563,15 +563,39 @@ def test_local_single_file(tmp_path: Path) -> None:
     assert download(parse_source(str(folder)), tmp_path / "two").path == tmp_path / "two/model.ckpt"
 
 
-def test_a_plan_of_pickles_asks_for_them(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+def pickled(toy: Path, *, old: bool) -> dict[str, bytes]:
+    """The files of the toy, whose UNet PyTorch has written."""
+    import io
+
+    import torch
+    from safetensors.torch import load
+
     files = {str(p.relative_to(toy)): p.read_bytes() for p in toy.rglob("*") if p.is_file()}
-    name = "unet/diffusion_pytorch_model"
-    hub.push("me/toy", {f"{name}.bin": files.pop(f"{name}.safetensors"), **files})
-    with pytest.raises(InputError, match=rf"{name}\.bin is a pickle") as error:
+    data, name = io.BytesIO(), "unet/diffusion_pytorch_model"
+    tensors = load(files.pop(f"{name}.safetensors"))
+    torch.save(tensors, data, _use_new_zipfile_serialization=not old)
+    return {f"{name}.bin": data.getvalue(), **files}
+
+
+def test_a_plan_of_old_pickles_asks_for_them(hub: HubServer, toy: Path, tmp_path: Path) -> None:
+    hub.push("me/toy", pickled(toy, old=True))
+    with pytest.raises(InputError, match=r"model\.bin is a pickle of PyTorch before 1\.6") as error:
         fetch_headers(
             parse_source("me/toy"), tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache"
         )
     assert "sdxl-coreml download me/toy" in str(error.value.hint)
+
+
+def test_a_plan_of_pickles_fetches_what_lists_their_tensors(
+    hub: HubServer, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.source.holes.FIRST", 1 << 17)
+    files = pickled(toy, old=False)
+    hub.push("me/toy", files)
+    source, cache = parse_source("me/toy"), tmp_path / "cache"
+    found = fetch_headers(source, tmp_path / "o", endpoint=hub.url, cache_dir=cache).path
+    assert hub.bytes_sent() < sum(map(len, files.values())) // 4
+    assert open_checkpoint(found).part("unet").size == open_checkpoint(toy).part("unet").size
 
 
 def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) -> None:
@@ -583,3 +607,48 @@ def test_a_plan_fetches_headers_only(hub: HubServer, toy: Path, tmp_path: Path) 
     recipe = parse_recipe('name = "t"\n[source]\nrepo = "me/toy"\n', where="test")
     plan = make_plan(recipe, open_checkpoint(snapshot.path))
     assert plan.weight_files == make_plan(recipe, open_checkpoint(toy)).weight_files
+
+
+# A VAE alone
+
+VAE_REPO = {
+    "config.json": b'{"_class_name": "AutoencoderKL"}',
+    "diffusion_pytorch_model.safetensors": b"fix",
+    "diffusion_pytorch_model.bin": b"fix as a pickle",
+    "sdxl_vae.safetensors": b"fix as a single file",
+    "README.md": b"---\nlicense: mit\n---\n",
+}
+
+
+def test_of_a_vaes_repo_no_more_than_its_vae_is_fetched(hub: HubServer, tmp_path: Path) -> None:
+    hub.push("owner/fix", VAE_REPO)
+    hub.push(REPO, sdxl_repo(FULL))
+    fetch(hub, tmp_path)
+    cache = tmp_path / "cache"
+    wanted = CheckpointSource("repo", "owner/fix", take="vae")
+    snapshot = download(wanted, endpoint=hub.url, cache_dir=cache)
+    names = {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert {file.name for file in snapshot.files} == files_in(snapshot.path) == names
+    of_checkpoint = CheckpointSource("repo", REPO, take="vae")
+    found = download(of_checkpoint, endpoint=hub.url, cache_dir=tmp_path / "another")
+    assert {f.name for f in found.files if "/" in f.name} == {
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    rest = CheckpointSource("repo", REPO, take="checkpoint without vae")
+    found = download(rest, endpoint=hub.url, cache_dir=tmp_path / "a third")
+    assert not any(name.startswith("vae/") for name in files_in(found.path))
+    hub.stop()
+    assert download(of_checkpoint, endpoint=hub.url, cache_dir=cache).path.is_dir()  # of the first
+
+
+def test_a_plan_knows_a_vae_by_the_hubs_digest_without_its_weights(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    weights = (8).to_bytes(8, "little") + b"{}      "
+    hub.push("owner/fix", {**VAE_REPO, "diffusion_pytorch_model.safetensors": weights})
+    wanted = CheckpointSource("repo", "owner/fix", take="vae")
+    snapshot = fetch_headers(wanted, tmp_path / "o", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert snapshot.path.is_dir()
+    file = snapshot.path / "diffusion_pytorch_model.safetensors"
+    assert snapshot.digests[file] == hashlib.sha256(weights).hexdigest()

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from convert.checkpoint.weights import read_weights
 from convert.errors import InputError
-from convert.source.select import WeightFiles, weight_files
+from convert.source.select import WeightFiles, select_files, select_vae, weight_files
 from verify.reference.reference import quiet
 
 Form = Literal["safetensors", "bin"]
@@ -217,3 +217,46 @@ def test_what_lies_there_instead_of_weights_is_told(names: list[str], hint: str)
 def test_safetensors_go_before_bin() -> None:
     both = [f"{S}.bin", f"{S}.bin.index.json", f"{S}.safetensors"]
     assert choose(both).files == (f"{S}.safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (  # as madebyollin/sdxl-vae-fp16-fix: the same thing three times
+            ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors",
+             "sdxl.vae.safetensors", "sdxl_vae.safetensors", "README.md", "images/orig.png"],
+            ["README.md", "config.json", "diffusion_pytorch_model.safetensors"],
+        ),
+        (
+            ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+             "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "sdxl.safetensors"],
+            ["model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
+        ),
+        (["vae/config.json", "vae/diffusion_pytorch_model.bin"],
+         ["vae/config.json", "vae/diffusion_pytorch_model.bin"]),
+        (["sdxl_vae.safetensors", "LICENSE"], ["sdxl_vae.safetensors", "LICENSE"]),
+    ],
+)  # fmt: skip
+def test_of_a_repo_only_its_vae_is_taken(names: list[str], chosen: list[str]) -> None:
+    assert select_vae(names, lambda _: b"") == chosen
+
+
+def test_a_vae_that_is_not_there_or_there_twice_is_told() -> None:
+    for names, problem in (
+        (["a.safetensors", "b.ckpt"], "2 single files here"),
+        (["README.md"], "no VAE here"),
+        (["model_index.json", "unet/config.json"], "vae/ has no complete weights"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            select_vae(names, lambda _: b"")
+
+
+def test_a_checkpoint_that_gets_another_vae_is_taken_without_its_own() -> None:
+    names = [f"{folder}/config.json" for folder in ("unet", "vae", "text_encoder_2")]
+    names += ["model_index.json", "unet/diffusion_pytorch_model.safetensors"]
+    names += ["text_encoder_2/model.safetensors"]
+    names += ["tokenizer_2/vocab.json", "tokenizer_2/merges.txt"]
+    with pytest.raises(InputError, match="vae/ has no complete weights"):
+        select_files(names, lambda _: b"")
+    chosen = select_files(names, lambda _: b"", without=["vae"])
+    assert sorted(set(names) - set(chosen)) == ["vae/config.json"]

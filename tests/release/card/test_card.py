@@ -106,6 +106,57 @@ def test_loras_are_named_with_strengths_and_digests(animagine: dict[str, Any]) -
     )
 
 
+def test_embeddings_are_named_with_words_and_digests(animagine: dict[str, Any]) -> None:
+    embedding = {
+        "files": {"embeddings/negative.safetensors": "a" * 64},
+        "words": ["negxl", "negxlb"],
+        "text_encoders": ["text_encoder", "text_encoder_2"],
+        "notes": ["`negxl` because `neg` can be no word"],
+    }
+    plain = html(compose(animagine))
+    source = {**animagine["source"], "embeddings": [embedding]}
+    card = html(compose({**animagine, "source": source}))
+    assert "Embeddings" not in plain
+    assert (
+        "<code>negxl negxlb</code> (<code>negative.safetensors</code>, SHA-256 "
+        f"<code>{'a' * 64}</code>); <code>negxl</code> because" in card
+    )
+
+
+def test_clip_skip_is_explained_once(animagine: dict[str, Any]) -> None:
+    assert "clip skip 2 is what SDXL always does" in html(compose(animagine))
+    pony = {"name": "pony-v6-xl", "digest": "0" * 64, "text": builtin_recipe_text("pony-v6-xl")}
+    text, _, _ = compose({**animagine, "recipe": pony}).partition("<summary>recipe.toml")
+    assert text.lower().count("clip skip 2") == 1
+
+
+def test_another_vae_is_named_with_its_digest_and_what_it_computes_in(
+    animagine: dict[str, Any],
+) -> None:
+    vae = {
+        "name": "madebyollin/sdxl-vae-fp16-fix",
+        "files": {"other-vae/diffusion_pytorch_model.safetensors": "a" * 64},
+        "layout": "a VAE's folder in diffusers' layout",
+        "known": "madebyollin/sdxl-vae-fp16-fix",
+        "license": "mit",
+        "commit": "b" * 40,
+    }
+    plain = html(compose(animagine))
+    because = "its config.json says `force_upcast`: false"
+    archives = [
+        {**a, "manifest": {**a["manifest"], "vae_precision": "float16",
+                           "vae_precision_because": because}}
+        for a in animagine["archives"]
+    ]  # fmt: skip
+    source = {**animagine["source"], "vae": vae}
+    card = html(compose({**animagine, "source": source, "archives": archives}))
+    assert "In place of the checkpoint" not in plain
+    assert "The VAE computes in" not in plain
+    assert f"SHA-256 <code>{'a' * 64}</code>" in card
+    assert "(licence: mit)" in card
+    assert card.count("The VAE computes in float16: its config.json says") == 1
+
+
 def test_every_file_has_its_row(animagine: dict[str, Any]) -> None:
     page = html(compose(animagine))
     rows = {

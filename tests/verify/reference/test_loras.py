@@ -90,6 +90,17 @@ def test_modules_that_the_libraries_leave_out_are_our_values(
     assert same(merged, "text_encoder") == 0
 
 
+def test_a_spelling_that_the_libraries_refuse_is_no_error_of_the_users(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    """diffusers: "Could not automatically infer state dict type"."""
+    shape = base.part("text_encoder").tensors[f"{TEXT[0]}.weight"].shape
+    mixed = {TEXT_SPELLINGS["diffusers"](1, name): tensors_of("LoRA", shape) for name in TEXT}
+    merged, _ = apply(base, [Lora(write_lora(tmp_path / "mixed.safetensors", mixed))])
+    assert how_merged(merged).endswith("because diffusers cannot read mixed.safetensors")
+    assert same(merged, "text_encoder") == 0
+
+
 def test_a_lora_that_is_merged_twice_counts_twice(base: Checkpoint, tmp_path: Path) -> None:
     file = lora(base, tmp_path / "x.safetensors")
     merged, _ = apply(base, [Lora(file, 0.5), Lora(file, 0.5)])

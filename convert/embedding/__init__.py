@@ -1,0 +1,1 @@
+"""Textual inversions: rows of the token embeddings, and the words that reach them."""
