@@ -46,6 +46,11 @@ def check_weights(
 
     Another converter names, folds and rounds some in its own way: what it has folded is told.
     """
+    if not source.part(component).tensors:
+        text = "needs the checkpoint, of whose weights a recording has none"
+        gate = GATES["tensors"]
+        yield Check("weights", component, "tensors", gate, "indeterminate", message=text)
+        return
     tensors = source.component_tensors(component)
     found = find_weights(program, tensors)
     is_ours = found.is_ours
