@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import CannotExecute, InputError
 from convert.files.disk import digest_file
 from convert.process.progress import Say, silent
 from verify.artifact import probe
 from verify.bisect.ops import worst_ops_of
+from verify.equivalence.sizes import small_size
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.judge.checks import Check, Results, failed, versions
 from verify.levels.components import check_components, recording_for, require_recording
@@ -48,8 +51,9 @@ def verify(
     path, question, evidence = Path(path), question or Question(), Evidence.of(evidence)
     require_possible(path, question, golden=evidence.golden is not None)
     runner = question.runner  # or an error before anything is read
-    scope = runner.scope + _proviso(evidence, question)
     subject = _fitting(path, evidence, question)
+    question = _at_its_size(question, subject, evidence)
+    scope = runner.scope + _proviso(evidence, question)
     rules = question.rules(subject.bits, where=path)
     checks: list[Check] = []
     if "structure" in question.levels:
@@ -122,6 +126,20 @@ def _fitting(path: Path, evidence: Evidence, question: Question) -> Subject:
         digests = {name: digest_file(file) for name, file in source.files.items()}
         require_same_checkpoint(golden, digests, source.name)
     return subject
+
+
+def _at_its_size(question: Question, subject: Subject, evidence: Evidence) -> Question:
+    """The question with a size to probe at by which programs can be told from one another.
+
+    That matters to the level `graph`, and where nothing was recorded for another size.
+    """
+    if question.probe is None or "graph" not in question.levels or evidence.recorded is not None:
+        return question
+    try:
+        size = small_size(subject.source, {n: [p] for n, p in subject.programs.items()})
+    except (CannotExecute, InputError):
+        return question  # the level says why
+    return replace(question, probe=size)
 
 
 def _check_structure(subject: Subject, say: Say) -> Iterator[Check]:

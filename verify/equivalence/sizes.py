@@ -192,28 +192,36 @@ def small_size(source: Checkpoint, programs: Mapping[str, Sequence[Program]]) ->
             matter.
 
     Raises:
-        CannotExecute: there is none: sizes of unlike kinds (a side of latents that is odd at one
-            level in one and even in another), or too many numbers are taken.
+        CannotExecute: as `small_size_for`.
     """
-    wanted = [
-        (name, resolution, constants)
-        for name, found in programs.items()
-        if COMPONENTS[name].has_resolution
-        for constants in [constant_integers(name, source, found)]
-        for program in found
-        if (resolution := infer_resolution(program, name, source)) is not None
-    ]
+    wanted: dict[tuple[str, Resolution], Collection[int]] = {}
+    for component, found in programs.items():
+        constants = constant_integers(component, source, found)
+        sizes = (infer_resolution(program, component, source) for program in found)
+        wanted |= {(component, size): constants for size in sizes if size is not None}
+    return small_size_for(source, wanted)
+
+
+def small_size_for(
+    source: Checkpoint, wanted: Mapping[tuple[str, Resolution], Collection[int]]
+) -> Resolution:
+    """The same for components at sizes, with the numbers of each network that are no sizes.
+
+    Raises:
+        CannotExecute: there is none: nothing has a size, sizes are of unlike kinds (a side of
+            latents that is odd at one level in one and even in another), or too many numbers are
+            taken.
+    """
     if not wanted:
         raise CannotExecute("nothing here has a size")
-    sizes = {(name, size): constants for name, size, constants in wanted}
-    kinds = {(r.width % step(source), r.height % step(source)) for _, r in sizes}
+    kinds = {(r.width % step(source), r.height % step(source)) for _, r in wanted}
     if len(kinds) > 1:
-        text = ", ".join(sorted({str(r) for _, r in sizes}))
+        text = ", ".join(sorted({str(r) for _, r in wanted}))
         raise CannotExecute(f"no one size stands for all of {text}: some halve to odd sides")
     for candidate in _candidates(*kinds.pop(), step(source)):
         try:
-            for (name, shipped), constants in sizes.items():
-                size_map(name, source, candidate, shipped, constants)
+            for (component, shipped), constants in wanted.items():
+                size_map(component, source, candidate, shipped, constants)
         except Ambiguous:
             continue
         return candidate

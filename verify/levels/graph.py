@@ -8,7 +8,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ from verify.equivalence.sizes import (
     SizeMap,
     constant_integers,
     size_map,
-    small_size,
+    small_size_for,
 )
 from verify.judge.checks import Check, failed, passed
 from verify.levels.subject import Subject
@@ -135,8 +135,11 @@ def _check(
     except InputError as error:
         return [failed("graph", component, "interface", "a size of images", error.problem)]
     try:
-        other = _counterpart(program, component, source, claims, executed)
-        sizes = _size_map(program, component, source, size, other)
+        constants = constant_integers(component, source, [program])
+        other = _counterpart(program, component, source, claims, executed, size, constants)
+        sizes = SAME
+        if size is not None and other.size is not None:
+            sizes = size_map(component, source, other.size, size, constants)
     except (InputError, CannotExecute, Ambiguous) as error:
         problem = error.problem if isinstance(error, InputError | CannotExecute) else str(error)
         return [_no_verdict(component, f"there is nothing to compare it with: {problem}")]
@@ -205,8 +208,14 @@ def _counterpart(
     source: Checkpoint,
     claims: Mapping[str, str],
     executed: Program | None,
+    shipped: Resolution | None,
+    constants: Collection[int],
 ) -> Counterpart:
     """What the program is compared with: what was executed, or else made now.
+
+    Args:
+        shipped: the size that the program must be for.
+        constants: the numbers of the network that are no sizes.
 
     Raises:
         InputError: the checkpoint does not fit its config, or its weights are not there.
@@ -219,8 +228,8 @@ def _counterpart(
     if not source.part(component).tensors:
         raise InputError("a program to compare it with needs the checkpoint")
     size = None
-    if COMPONENTS[component].has_resolution:
-        size = small_size(source, {component: [program]})
+    if shipped is not None:
+        size = small_size_for(source, {(component, shipped): constants})
     made = made_at(program, component, source, size, claims)
     # It is made around the program's own weights, so where both are in one place they are one.
     places = frozenset((weight_file(program), weight_file(made)))
@@ -245,19 +254,6 @@ def made_at(
     compression = infer_compression(program, source, component)
     network = our_network(program, source, component, size, target, compression, claims=claims)
     return our_program(network, component, target)
-
-
-def _size_map(
-    program: Program,
-    component: str,
-    source: Checkpoint,
-    shipped: Resolution | None,
-    other: Counterpart,
-) -> SizeMap:
-    if shipped is None or other.size is None:
-        return SAME
-    constants = constant_integers(component, source, [program])
-    return size_map(component, source, other.size, shipped, constants)
 
 
 def _size(
