@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.configs import UNetConfig
-from convert.components import COMPONENTS
+from convert.components import BATCH, COMPONENTS
 from convert.errors import CannotExecute
 from convert.values import RESOLUTION_STEP, Resolution
 from verify.artifact.interface import infer_resolution
@@ -63,7 +63,8 @@ def size_map(
     """The map from the program for `small` to that for `shipped`.
 
     Args:
-        constants: numbers of the network that are no sizes, by `constant_integers`.
+        constants: numbers of the network that are no sizes, by `constant_integers`, and others
+            that are not to be taken for sizes.
 
     Raises:
         Ambiguous: two sizes are the same number in the small program, or one is a constant, or is
@@ -133,40 +134,55 @@ def _has_attention(config: UNetConfig, level: int) -> bool:
     return any("CrossAttn" in kind for kind in kinds)
 
 
-def constant_integers(component: str, source: Checkpoint, programs: Sequence[Program]) -> set[int]:
-    """Numbers that a small program may have beside its sizes.
+def constant_integers(component: str, source: Checkpoint, program: Program) -> set[int]:
+    """The numbers of a network that are no sizes, whatever its size is.
 
-    Those of the programs that are no sizes of theirs, and what follows from the weights' shapes and
-    the config, in case that a program lacks one: widths, widths of groups and of heads, where heads
-    begin and end.
+    By the weights' shapes and the config: widths, those of groups and of heads, where heads begin
+    and end. By the program, only the shapes of what is in weight files, which are for all sizes.
     """
-    found = {0, 1, 2, 3, 4}  # axes, and pads and strides of convolutions
+    found = {0, 1, 2, 3, 4, 5, 8, BATCH}  # axes and how many, their pads on either side
     for tensor in source.component_tensors(component).values():
         found |= {*tensor.shape}
+    for shapes in source.shapes(component, None):
+        found |= {n for shape in shapes.values() for n in shape}
     kind = COMPONENTS[component].kind
     if kind in ("unet", "vae_decoder", "vae_encoder"):
         groups = source.unet.groups if kind == "unet" else source.vae.groups
         found |= {groups} | {width // groups for width in found if width % groups == 0}
     if kind == "unet":
-        for width, heads in zip(source.unet.channels, source.unet.heads, strict=True):
-            found |= {heads} | {width // heads * head for head in range(1, heads + 1)}
-    for shapes in source.shapes(component, None):
-        found |= {n for shape in shapes.values() for n in shape}
+        found |= {*_unet_integers(source.unet)}
+    for constant in _constants(program):
+        if constant.file is not None:
+            found |= {*constant.type.shape}
+    return found
+
+
+def _unet_integers(config: UNetConfig) -> Iterator[int]:
+    """Of attentions, and of the embeddings of the timestep and of sizes and crops."""
+    for width, heads in zip(config.channels, config.heads, strict=True):
+        yield heads
+        yield from (width // heads * head for head in range(1, heads + 1))
+    dim = config.addition_time_embed_dim
+    yield from (config.channels[0] // 2, dim, dim // 2)
+    yield from (BATCH * config.time_ids, config.time_ids * dim)
+
+
+def taken_integers(component: str, source: Checkpoint, programs: Sequence[Program]) -> set[int]:
+    """Numbers that no size of a small program should have: of the network, and of programs.
+
+    Those of programs that are no sizes of theirs: no fault is to look like a size by chance.
+    """
+    found: set[int] = set()
     for program in programs:
         own = infer_resolution(program, component, source)
         sizes = sizes_of(component, source, own).values() if own else ()
         found |= {*integers(program)}.difference(sizes)
+        found |= constant_integers(component, source, program)
     return found
 
 
 def integers(program: Program) -> Iterator[int]:
     """Every integer of a program that is written in it: of types, and of constants."""
-
-    def of(constant: Constant) -> Iterator[int]:
-        yield from constant.type.shape
-        if constant.file is None and constant.array().dtype.kind in "iu":
-            yield from constant.array().reshape(-1).tolist()
-
     for feature in (*program.inputs, *program.outputs):
         yield from feature.shape
     for type_ in program.main.inputs.values():
@@ -174,12 +190,17 @@ def integers(program: Program) -> Iterator[int]:
     for op in program.ops:
         for _, type_ in op.outputs:
             yield from type_.shape
-        for constant in op.attributes.values():
-            yield from of(constant)
+    for constant in _constants(program):
+        yield from constant.type.shape
+        if constant.file is None and constant.array().dtype.kind in "iu":
+            yield from constant.array().reshape(-1).tolist()
+
+
+def _constants(program: Program) -> Iterator[Constant]:
+    for op in program.ops:
+        yield from op.attributes.values()
         for values in op.inputs.values():
-            for value in values:
-                if isinstance(value, Constant):
-                    yield from of(value)
+            yield from (value for value in values if isinstance(value, Constant))
 
 
 def small_size(source: Checkpoint, programs: Mapping[str, Sequence[Program]]) -> Resolution:
@@ -196,7 +217,7 @@ def small_size(source: Checkpoint, programs: Mapping[str, Sequence[Program]]) ->
     """
     wanted: dict[tuple[str, Resolution], Collection[int]] = {}
     for component, found in programs.items():
-        constants = constant_integers(component, source, found)
+        constants = taken_integers(component, source, found)
         sizes = (infer_resolution(program, component, source) for program in found)
         wanted |= {(component, size): constants for size in sizes if size is not None}
     return small_size_for(source, wanted)
@@ -205,7 +226,7 @@ def small_size(source: Checkpoint, programs: Mapping[str, Sequence[Program]]) ->
 def small_size_for(
     source: Checkpoint, wanted: Mapping[tuple[str, Resolution], Collection[int]]
 ) -> Resolution:
-    """The same for components at sizes, with the numbers of each network that are no sizes.
+    """The same for components at sizes, with the numbers that no size may have.
 
     Raises:
         CannotExecute: there is none: nothing has a size, sizes are of unlike kinds (a side of

@@ -8,7 +8,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -34,6 +34,7 @@ from verify.equivalence.sizes import (
     constant_integers,
     size_map,
     small_size_for,
+    taken_integers,
 )
 from verify.judge.checks import Check, failed, passed
 from verify.levels.subject import Subject
@@ -135,10 +136,10 @@ def _check(
     except InputError as error:
         return [failed("graph", component, "interface", "a size of images", error.problem)]
     try:
-        constants = constant_integers(component, source, [program])
-        other = _counterpart(program, component, source, claims, executed, size, constants)
+        other = _counterpart(program, component, source, claims, executed, size)
         sizes = SAME
         if size is not None and other.size is not None:
+            constants = constant_integers(component, source, other.program)
             sizes = size_map(component, source, other.size, size, constants)
     except (InputError, CannotExecute, Ambiguous) as error:
         problem = error.problem if isinstance(error, InputError | CannotExecute) else str(error)
@@ -209,13 +210,11 @@ def _counterpart(
     claims: Mapping[str, str],
     executed: Program | None,
     shipped: Resolution | None,
-    constants: Collection[int],
 ) -> Counterpart:
     """What the program is compared with: what was executed, or else made now.
 
     Args:
         shipped: the size that the program must be for.
-        constants: the numbers of the network that are no sizes.
 
     Raises:
         InputError: the checkpoint does not fit its config, or its weights are not there.
@@ -229,7 +228,8 @@ def _counterpart(
         raise InputError("a program to compare it with needs the checkpoint")
     size = None
     if shipped is not None:
-        size = small_size_for(source, {(component, shipped): constants})
+        taken = taken_integers(component, source, [program])
+        size = small_size_for(source, {(component, shipped): taken})
     made = made_at(program, component, source, size, claims)
     # It is made around the program's own weights, so where both are in one place they are one.
     places = frozenset((weight_file(program), weight_file(made)))
