@@ -144,7 +144,7 @@ def _norm(call: Shaped) -> Shape:
     return x
 
 
-@_op("reduce_mean", "reduce_sum", "reduce_max")
+@_op("reduce_mean", "reduce_sum", "reduce_max", "reduce_min")
 def _reduce(call: Shaped) -> Shape:
     return _without(call.shape(), call.value("axes"), call.value("keep_dims", False))
 
