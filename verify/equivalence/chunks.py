@@ -26,7 +26,7 @@ from verify.equivalence.nodes import (
 from verify.mil import Constant, TensorType
 
 AXIS = 3  # of queries, in [B, C, 1, S] and in [B, T, 1, S]
-SLICE = {"x", "begin", "end", "end_mask"}  # what a slice of queries is made by
+SLICE = dict.fromkeys(("x", "begin", "end", "end_mask"), 1)  # what a slice of queries takes
 # The parameter, and the place in it, through which queries go on along the same axis.
 CHUNKED = {"mul": ("x", 0), "softmax": ("x", 0), "einsum": ("values", 1)}
 
@@ -47,7 +47,7 @@ def whole_attentions(graph: OpGraph) -> OpGraph:
 def uncut(graph: OpGraph) -> Iterator[Difference]:
     """The attentions that take more queries at once than `split_einsum_v2` does."""
     for node in graph.nodes:
-        shape = node.outputs[0].shape if node.type == "softmax" else ()
+        shape = node.outputs[0].shape if node.type == "softmax" and node.outputs else ()
         if len(shape) == 4 and shape[AXIS] > QUERY_CHUNK:
             what = f"takes {shape[AXIS]} queries at once, a chunk has at most {QUERY_CHUNK}"
             yield Difference("ops", str(node), what)
@@ -63,7 +63,7 @@ def same_constant(one: Constant, other: Constant) -> bool:
 
 
 def _joins_queries(node: Node) -> bool:
-    if node.type != "concat" or len(node.outputs[0].shape) != 4:
+    if node.type != "concat" or not node.outputs or len(node.outputs[0].shape) != 4:
         return False
     axis = node.value("axis")
     return axis is not None and axis.item() in (AXIS, AXIS - 4)
@@ -89,6 +89,8 @@ class _Merger:
 
     def whole(self, parts: Sequence[Operand], user: Node) -> Operand:
         """What the parts are together, which are what `user` takes; or that they all are."""
+        if not parts:
+            raise _malformed(user, "joins nothing")
         if all(part == parts[0] for part in parts):
             return parts[0]
         rows = [p.node for p in parts if isinstance(p, Output) and p.index == 0]
@@ -106,6 +108,9 @@ class _Merger:
     def tiled(self, slices: Sequence[Node]) -> Operand:
         """What the slices are of; together they are all of it."""
         first = slices[0]
+        for node in slices:
+            if {name: len(values) for name, values in node.arguments.items()} != SLICE:
+                raise _malformed(node, "is no plain slice of queries")
         source = first.arguments["x"][0]
         if any(node.arguments["x"][0] != source for node in slices):
             other = next(node for node in slices if node.arguments["x"][0] != source)
@@ -200,7 +205,7 @@ class _Merger:
 def _bounds(node: Node, shape: tuple[int, ...]) -> tuple[int, int]:
     """Where a slice of queries begins and ends; it takes all of every other axis."""
     begin, end, mask = (node.value(name) for name in ("begin", "end", "end_mask"))
-    if node.arguments.keys() != SLICE or begin is None or end is None or mask is None:
+    if begin is None or end is None or mask is None or node.attributes:
         raise _malformed(node, "is no plain slice of queries")
     first, last = begin.item(), end.item()
     if mask.item() != [True, True, True, False] or len(first) != 4 or len(last) != 4:

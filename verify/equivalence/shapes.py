@@ -72,7 +72,7 @@ def false_types(graph: OpGraph) -> tuple[list[Difference], Counter[str]]:
         except Unfit as error:
             found.append(Difference("types", str(node), str(error)))
             continue
-        except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             found.append(Difference("types", str(node), "its arguments do not go together"))
             continue
         shapes = result if isinstance(result, list) else [result]

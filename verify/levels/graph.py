@@ -276,8 +276,8 @@ def _attention(program: Program, claims: Mapping[str, str]) -> str:
         return found
     if not any(op.type == "einsum" for op in program.ops):
         return "original"
-    softmaxes = (op.outputs[0][1].shape for op in program.ops if op.type == "softmax")
-    cut = any(len(shape) == 4 and shape[3] < shape[1] for shape in softmaxes)
+    shapes = (t.shape for op in program.ops if op.type == "softmax" for _, t in op.outputs)
+    cut = any(len(shape) == 4 and shape[3] < shape[1] for shape in shapes)
     return "split_einsum_v2" if cut else "split_einsum"
 
 

@@ -21,7 +21,7 @@ from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
 from convert.values import ATTENTIONS, DeploymentTarget, Resolution
-from convert.weights.compress import Compression
+from convert.weights.compress import BLOCK, Compression, Method, is_compressible
 from release.compile.mlmodelc import compile_package
 from release.pack.aliases import aliased
 from tests.support.checkpoints import edit_checkpoint, make_checkpoint, write_component
@@ -114,6 +114,39 @@ def test_a_sound_program_of_any_size_is_the_small_one(checkpoint: Checkpoint, nu
     assert judged(our_program(network, component, deployment), component, checkpoint) == {}
 
 
+def test_weights_stored_in_many_ways_are_told_by_their_places(checkpoint: Checkpoint) -> None:
+    """Mixed bits, palettes for groups of channels, integers: a tensor each."""
+    rng = random.Random(0)
+    methods = [Method("4", 4), Method("2"), Method("6"), Method("int8"), Method("int4"), None]
+    tensors = checkpoint.component_tensors("unet")
+    wanted = {
+        name: rng.choice(methods)
+        for name, tensor in tensors.items()
+        if is_compressible(name, tensor) and tensor.shape[1] % BLOCK == 0
+    }
+    assert len({*wanted.values()}) == len(methods)
+    network = build_network(
+        checkpoint, "unet", resolution=Resolution(*SIZE), attention="split_einsum",
+        dtype=np.float16, deployment="macOS15", compression=Compression.of(wanted),
+    )  # fmt: skip
+    assert judged(our_program(network, "unet", "macOS15"), "unet", checkpoint) == {}
+
+
+@pytest.mark.parametrize("component", ["vae_decoder", "vae_encoder"])
+def test_the_scale_of_latents_is_part_of_the_graph(
+    checkpoint: Checkpoint, component: str, tmp_path: Path
+) -> None:
+    source = edit_checkpoint(checkpoint, tmp_path, "vae", config={"scaling_factor": 0.2})
+    network = build_network(
+        source, component, resolution=Resolution(*SIZE), attention=None, dtype=np.float16,
+        deployment="macOS14",
+    )  # fmt: skip
+    program = our_program(network, component, "macOS14")
+    assert judged(program, component, source) == {}
+    found = judged(program, component, checkpoint)
+    assert "more than expected" in found["ops"] or "is expected" in found["ops"]
+
+
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
 def test_a_text_encoder_is_the_one_made_anew(
     checkpoint: Checkpoint, component: str, tmp_path: Path
@@ -132,6 +165,9 @@ def test_an_executed_program_stands_in_the_small_ones_place(
     checks = check_graph(load_program(package), "unet", checkpoint, executed=small)
     assert {check.verdict for check in checks} == {"pass"}
     assert any("the executed program for" in check.gate for check in checks)
+    # Small enough, split_einsum is split_einsum_v2 with one chunk; its weights have the same bytes.
+    other = probed(packages("split_einsum", "6"), checkpoint, tmp_path / "other")
+    assert judged(load_program(package), "unet", checkpoint, executed=other) == {}
     # One whose weight file is another one, of the same bytes or not.
     away = Path(shutil.copytree(tmp_path / "near", tmp_path / "away"))
     (copied,) = away.iterdir()
