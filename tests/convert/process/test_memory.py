@@ -10,11 +10,13 @@ from convert.process.memory import uncollected
 
 
 def test_collection_goes_on_as_it_was() -> None:
-    assert gc.isenabled()
-    with pytest.raises(KeyError), uncollected():
-        assert not gc.isenabled()
+    def fail() -> None:
         with uncollected():
-            pass
-        assert not gc.isenabled()
-        raise KeyError
+            with uncollected():
+                pass
+            assert not gc.isenabled()
+            raise KeyError
+
+    assert gc.isenabled()
+    pytest.raises(KeyError, fail)
     assert gc.isenabled()
