@@ -18,5 +18,6 @@ def test_collection_goes_on_as_it_was() -> None:
             raise KeyError
 
     assert gc.isenabled()
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert gc.isenabled()
