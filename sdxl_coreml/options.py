@@ -66,6 +66,10 @@ EmbeddingOption = Annotated[
         "Hub repo or URL; may repeat.",
     ),
 ]
+EmaOption = Annotated[
+    bool,
+    typer.Option("--ema", help="Take the EMA weights of a single file's UNet, not the plain ones."),
+]
 PredictionOption = Annotated[
     str | None,
     typer.Option(

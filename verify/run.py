@@ -180,10 +180,9 @@ def _proviso(evidence: Evidence, question: Question) -> str:
         made_by = evidence.golden.versions
         told = ", ".join(f"{name} {made_by.get(name)}" for name in ("torch", "diffusers"))
         text += f"; the reference is a recording, made with {told}"
-    if evidence.golden is None and (told := how_loaded(evidence.reference)):
-        text += f"; {told}"
-    if evidence.golden is None and (told := how_merged(evidence.reference)):
-        text += f"; {told}"
-    if evidence.golden is None and (told := how_added(evidence.reference)):
-        text += f"; {told}"
+    if evidence.golden is None:
+        source = evidence.reference
+        bare = source.bare or source  # what is read before embeddings are added
+        ways = (how_loaded(bare), how_merged(bare), how_added(source))
+        text += "".join(f"; {told}" for told in ways if told)
     return text

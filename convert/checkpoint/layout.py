@@ -30,6 +30,7 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("clip_l.transformer.", "text_encoder"),
     ("clip_g.transformer.", "text_encoder_2"),
 )
+UNET = ("unet", "model.diffusion_model.")
 REFINERS = "conditioner.embedders.0.model."
 _BARE: tuple[tuple[str, str], ...] = (  # text encoders are told apart by their size
     (
@@ -42,6 +43,9 @@ _BARE: tuple[tuple[str, str], ...] = (  # text encoders are told apart by their 
     (r"text_projection(\.weight)?$", "text"),
     (r"(encoder|decoder|quant_conv|post_quant_conv)\.", "vae"),
 )
+# What precedes EMA weights in LDM's checkpoints; behind it is the plain one's name without `model.`
+# and its dots. Source: generative-models, `sgm.modules.ema.LitEma`.
+_EMA, _PLAIN = "model_ema.", "model."
 # Tensors that shape nothing, and why; the first that matches counts.
 _IGNORED: tuple[tuple[str, str], ...] = (
     (r"model_ema\.", "EMA weights; the plain ones are used"),
@@ -75,7 +79,7 @@ class FilePart:
 
     def full_name(self, name: str) -> str:
         """What the file calls the tensor of that name."""
-        return self.prefix + name
+        return self.tensors[name].name
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,11 @@ class FileLayout:
         return frozenset(n for names in self.ignored.values() for n in names) & {"v_pred", "ztsnr"}
 
 
-def recognise(tensors: Mapping[str, Tensor], where: Path) -> FileLayout:
+def recognise(tensors: Mapping[str, Tensor], where: Path, *, ema: bool = False) -> FileLayout:
     """The parts of SDXL among a file's tensors.
+
+    Args:
+        ema: take the UNet's EMA weights in place of the plain ones.
 
     Raises:
         InputError: the file is of another family or kind, which is named; a tensor belongs to no
@@ -103,11 +110,18 @@ def recognise(tensors: Mapping[str, Tensor], where: Path) -> FileLayout:
         raise InputError(
             f"is {other.what}, not SDXL: tensor `{other.sign}` tells", where=where, hint=other.hint
         )
+    averaged = _averaged(tensors, where) if ema else {}
+    taken = {tensor.name for tensor in averaged.values()}
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     ignored: dict[str, list[str]] = {}
     lost: list[str] = []
     for name, tensor in tensors.items():
-        if (why := _why_ignored(name)) is not None:
+        if name in averaged:
+            ignored.setdefault("plain weights; the EMA ones are used", []).append(name)
+            found.setdefault(UNET, {})[name.removeprefix(UNET[1])] = averaged[name]
+        elif name in taken:
+            continue
+        elif (why := _why_ignored(name)) is not None:
             ignored.setdefault(why, []).append(name)
         elif (place := _place(name)) is not None:
             found.setdefault(place, {})[name.removeprefix(place[1])] = tensor
@@ -139,6 +153,22 @@ def recognise(tensors: Mapping[str, Tensor], where: Path) -> FileLayout:
             )
         parts[name] = FilePart(name, _spelling(name, held), prefix, held)
     return FileLayout(parts, {why: tuple(names) for why, names in ignored.items()})
+
+
+def _averaged(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The UNet's EMA weights by the names of the plain ones; InputError if one is missing."""
+    plain = [name for name in tensors if name.startswith(UNET[1])]
+    flat = {name: _EMA + name.removeprefix(_PLAIN).replace(".", "") for name in plain}
+    lacking = [name for name in plain if flat[name] not in tensors]
+    if lacking or not plain:
+        which = f" of `{lacking[0]}`" if 0 < len(lacking) < len(plain) else ""
+        raise InputError(
+            f"holds no EMA weights{which}",
+            where=where,
+            hint="Leave out --ema, or `ema` in the recipe's [source]: the plain weights are what "
+            "most tools draw with.",
+        )
+    return {name: tensors[flat[name]] for name in plain}
 
 
 def _why_ignored(name: str) -> str | None:

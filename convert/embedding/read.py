@@ -119,9 +119,6 @@ def holds_embedding(path: Path) -> bool:
 def read_embedding(path: Path) -> EmbeddingFile:
     """Read a file of textual inversions in any of the spellings that we know.
 
-    The two files that diffusers' script for SDXL writes, one with `_2` at the end of its name, are
-    read as one.
-
     Raises:
         InputError: none is in it, vectors of other shapes, or what is in it is for another family.
     """
@@ -163,19 +160,26 @@ def read_both(path: Path) -> EmbeddingFile:
     """
     given = read_embedding(path)
     stem = path.stem.removesuffix("_2")
+    if not stem or not _is_half(given):
+        return given
     first, second = path.with_stem(stem), path.with_stem(f"{stem}_2")
     if not (first.is_file() and second.is_file()):
         return given
     sides = []
     for file in (first, second):
         read = given if file == path else read_embedding(file)
-        if [list(found.vectors) for found in read.inversions] != [[""]]:
-            return given  # both encoders are in one file: the names mean nothing
+        if not _is_half(read):
+            return given
         sides.append(read.inversions[0])
     if sides[0].count != sides[1].count:
         return given
     vectors = {"text_encoder": sides[0].vectors[""], "text_encoder_2": sides[1].vectors[""]}
     return EmbeddingFile(first, (Inversion(sides[0].name, vectors),), given.facts)
+
+
+def _is_half(file: EmbeddingFile) -> bool:
+    """Whether a file has vectors for one text encoder, and does not say for which."""
+    return [list(found.vectors) for found in file.inversions] == [[""]]
 
 
 def _bundled(key: str) -> tuple[str, str]:

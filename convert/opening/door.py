@@ -20,6 +20,7 @@ def open_checkpoint(
     name: str | None = None,
     base: Checkpoint | None = None,
     without: Collection[str] = (),
+    ema: bool = False,
 ) -> Checkpoint:
     """Open a local SDXL checkpoint: headers and configs, no weights.
 
@@ -29,17 +30,24 @@ def open_checkpoint(
         base: an opened checkpoint that supplies what a single file lacks.
         without: networks that are not wanted of it, and need not be there: `vae`, of which
             `convert.opening.vae.with_vae` gives another.
+        ema: take the EMA weights of a single file's UNet in place of the plain ones.
 
     Raises:
         InputError: nothing is there, it is not SDXL, a part is missing, a weight file is damaged
-            or incomplete, or `base` is given where nothing is lacking.
+            or incomplete, or `base` is given where nothing is lacking; or there are no EMA weights.
     """
     require_target(path)
     if not path.exists():
         raise InputError("no such folder or file", where=path)
     single = path if path.is_file() else alone(path)
     if single is not None:
-        return open_single_file(single, name=name, base=base, without=without)
+        return open_single_file(single, name=name, base=base, without=without, ema=ema)
+    if ema:
+        raise InputError(
+            "is a folder in diffusers' layout, which has one set of weights",
+            where=path,
+            hint="EMA weights are in single files: leave out --ema, or `ema` in the recipe.",
+        )
     if base is not None:
         raise InputError(
             "is a folder in diffusers' layout, which lacks nothing that a base could supply",

@@ -41,10 +41,11 @@ def open_single_file(
     name: str | None = None,
     base: Checkpoint | None = None,
     without: Collection[str] = (),
+    ema: bool = False,
 ) -> Checkpoint:
     """Open the checkpoint in a single file; as `convert.opening.door.open_checkpoint`."""
     file = read_weights(path)
-    return _Assembly(file, recognise(file.tensors, path), base, without).checkpoint(name)
+    return _Assembly(file, recognise(file.tensors, path, ema=ema), base, without).checkpoint(name)
 
 
 @dataclass(frozen=True)

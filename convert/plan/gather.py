@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,8 +19,7 @@ from convert.opening.vae import with_vae
 from convert.process.progress import Progress
 from convert.recipe.source import EmbeddingSource, FileSource, Ingredients, LoraSource, Source
 from convert.source.download import CheckpointSource, Snapshot, fetch, local_source, parse_source
-from convert.source.headers import Get
-from convert.source.headers import looking as looking_at
+from convert.source.headers import Get, looking
 
 NOTHING = Ingredients()
 
@@ -39,7 +38,6 @@ def gather(
     ingredients: Ingredients = NOTHING,
     *,
     spare_base: bool = False,
-    looking: bool = False,
     token: str | None = None,
 ) -> Gathered:
     """The checkpoint at a source, with its ingredients, downloaded if need be.
@@ -48,20 +46,36 @@ def gather(
         ingredients: what is put into it.
         spare_base: leave a base away where the source is a folder, which lacks nothing, rather than
             refuse it: the base of a recipe whose own source is another.
-        looking: nothing but headers will be read, so those of what is not on this disk will do.
         token: for the server of a URL.
 
     Raises:
         InputError: as `download`, `open_checkpoint` and `apply`.
     """
-    how = (
-        looking_at(progress, token=token)
-        if looking
-        else nullcontext(partial(fetch, progress=progress, token=token))
-    )
-    with how as get:
+    get = partial(fetch, progress=progress, token=token)
+    snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
+    return Gathered(snapshot, _opened(snapshot, ingredients))
+
+
+@contextmanager
+def looked_at(
+    source: CheckpointSource,
+    progress: Progress,
+    ingredients: Ingredients = NOTHING,
+    *,
+    spare_base: bool = False,
+    token: str | None = None,
+) -> Iterator[Gathered]:
+    """The same for whoever reads no weights: of what is not on this disk, headers, for the block.
+
+    Args:
+        ingredients, spare_base, token: as `gather` takes them.
+
+    Raises:
+        InputError: as `gather`.
+    """
+    with looking(progress, token=token) as get:
         snapshot = _fetched(source, ingredients, get, spare_base=spare_base)
-        return Gathered(snapshot, _opened(snapshot, ingredients))
+        yield Gathered(snapshot, _opened(snapshot, ingredients))
 
 
 def open_source(
@@ -140,7 +154,9 @@ def _opened(snapshot: Snapshot, ingredients: Ingredients) -> Checkpoint:
         base = open_checkpoint(found.path, name=found.name)
     vae = snapshot.ingredients.get("vae")
     without = () if vae is None else ("vae",)
-    checkpoint = open_checkpoint(snapshot.path, name=snapshot.name, base=base, without=without)
+    checkpoint = open_checkpoint(
+        snapshot.path, name=snapshot.name, base=base, without=without, ema=ingredients.ema
+    )
     if vae is not None:
         found_in = vae.path.name if vae.path.is_file() else None
         name = "/".join(filter(None, (vae.repo, found_in)))

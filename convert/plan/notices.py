@@ -181,7 +181,7 @@ def _trained_tokens(tokenizers: Mapping[str, Tokenizer]) -> Iterator[Notice]:
 def _embeddings(checkpoint: Checkpoint) -> Iterator[Notice]:
     for one in checkpoint.embeddings:
         text = f"the embedding {one.name} is written `{one.text}` in prompts"
-        effect = f"between spaces: with a comma right behind it, {APPLES} read another word"
+        effect = f"between spaces, for with a comma right behind it {APPLES} read another word"
         yield Notice("note", "tokenizer_2", "embeddings", text, effect)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convert.plan.engines import Engine
-from convert.plan.gather import gather, source_of
+from convert.plan.gather import Gathered, gather, looked_at, source_of
 from convert.plan.plan import Plan, make_plan, wanted_artifacts
 from convert.process.progress import Progress
 from convert.recipe.recipe import Recipe
@@ -42,7 +42,7 @@ def prepare(
             only taken from the recipe's base if it is a single file.
         only, components, engine: as `convert.plan.plan.make_plan` takes them.
         ingredients: instead of the recipe's; those if None.
-        looking: the plan will not be carried out, so the headers of a Hub repo's weights will do.
+        looking: the plan will not be carried out, so headers of what is not on this disk will do.
         token: for the server of a URL.
 
     Raises:
@@ -54,20 +54,21 @@ def prepare(
         source = source_of(recipe.source)
     elif isinstance(source, str):
         source = parse_source(source)
-    found = gather(
-        source,
-        progress,
-        recipe.source if ingredients is None else ingredients,
-        spare_base=is_another,
-        looking=looking,
-        token=token,
-    )
-    plan = make_plan(
-        recipe,
-        found.checkpoint,
-        only=only,
-        components=components,
-        engine=engine,
-        digests=found.snapshot.digests,
-    )
-    return Prepared(plan, source, found.snapshot)
+    if ingredients is None:
+        ingredients = recipe.source
+
+    def prepared(found: Gathered) -> Prepared:
+        plan = make_plan(
+            recipe,
+            found.checkpoint,
+            only=only,
+            components=components,
+            engine=engine,
+            digests=found.snapshot.digests,
+        )
+        return Prepared(plan, source, found.snapshot)
+
+    if not looking:
+        return prepared(gather(source, progress, ingredients, spare_base=is_another, token=token))
+    with looked_at(source, progress, ingredients, spare_base=is_another, token=token) as found:
+        return prepared(found)

@@ -32,6 +32,7 @@ OPTIONS = {
     "source.loras": "--lora",
     "source.embeddings": "--embedding",
     "source.prediction": "--prediction",
+    "source.ema": "--ema",
     "source": "SOURCE",
     "matrix.attention": "--attention",
     "matrix.resolution": "--resolution",
@@ -112,6 +113,7 @@ class Added:
     loras: Sequence[str] = ()
     embeddings: Sequence[str] = ()
     prediction: str | None = None
+    ema: bool = False
 
     def values(self) -> dict[str, Any]:
         """The values of a recipe's [source]; of URLs without what they hold of secrets."""
@@ -125,6 +127,8 @@ class Added:
             found["embeddings"] = [embedding_values(text) for text in self.embeddings]
         if self.prediction is not None:
             found["prediction"] = self.prediction
+        if self.ema:
+            found["ema"] = True
         return found
 
     def ingredients(self) -> Ingredients:

@@ -160,6 +160,11 @@ class Ingredients(Section):
         description="Embeddings (textual inversions) to add, each written as words of its own.",
         examples=[[{"path": "style.safetensors", "token": "mystyle"}]],
     )
+    ema: bool = Field(
+        default=False,
+        description="Take the EMA weights of a single file's UNet in place of the plain ones.",
+        examples=[True],
+    )
     prediction: Prediction = Field(
         default="auto",
         description="What the UNet predicts: epsilon or v; auto is what the checkpoint says.",

@@ -3,8 +3,9 @@
 Apple's Swift package, and so MochiDiffusion and Swift Core ML Diffusers, know a token only as the
 end of a chain of merges. Where a trained token's word falls into two pieces, one merge more makes
 it of them, and only of words that end in it. More pieces would need tokens in between, which the
-text encoders have no embeddings of. Guernika reads trained tokens from `added_vocab.json` inside
-of a compiled text encoder, so `release.pack.bundle` puts them there.
+text encoders have no embeddings of; those of embeddings that are added do
+(`convert.embedding.apply`), and are in the vocabulary itself. Guernika reads trained tokens from
+`added_vocab.json` inside of a compiled text encoder, so `release.pack.bundle` puts them there.
 
 Sources: apple/ml-stable-diffusion e12202c, tokenizer/BPETokenizer.swift; GuernikaKit 922f0c0,
 Tokenizer/BPETokenizer.swift.

@@ -11,7 +11,9 @@ import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from convert.errors import InputError
@@ -42,9 +44,9 @@ class Tokenizer:
     max_length: float | None = None  # `model_max_length`; 1e30 and the like where nobody says
 
     @property
-    def ids(self) -> dict[str, int]:
+    def ids(self) -> Mapping[str, int]:
         """The vocabulary, without the added tokens."""
-        return dict(json.loads(self.vocab))
+        return _ids(self.vocab)
 
     @property
     def pairs(self) -> tuple[Merge, ...]:
@@ -55,6 +57,11 @@ class Tokenizer:
     def size(self) -> int:
         """How many tokens there are, the added ones among them."""
         return len(self.ids) + len(self.added)
+
+
+@lru_cache(maxsize=8)  # SDXL's has a megabyte, is asked for often, and most checkpoints have it
+def _ids(vocab: str) -> Mapping[str, int]:
+    return MappingProxyType(json.loads(vocab))
 
 
 def read_tokenizers(checkpoint: Path, rows: Mapping[str, int]) -> dict[str, Tokenizer]:

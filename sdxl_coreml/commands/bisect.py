@@ -11,6 +11,7 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmaOption,
     EmbeddingOption,
     JsonOption,
     LoraOption,
@@ -31,6 +32,7 @@ def bisect(
     lora: LoraOption = None,
     embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
+    ema: EmaOption = False,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     case: Annotated[
         str | None, typer.Option(help="Which recorded run, such as t=500; the first by default.")
@@ -87,7 +89,7 @@ def bisect(
             for place in findings_folders(out, name):
                 require_new_folder(place)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, vae, lora or (), embedding or (), prediction).ingredients()
+    added = Added(base, vae, lora or (), embedding or (), prediction, ema).ingredients()
     checkpoint = open_source(parse_source(source), terminal, added, token=url_token())
     with ExitStack() as stack:
         folder = stack.enter_context(probe_folder(path)) if probe else None

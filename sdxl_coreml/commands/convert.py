@@ -10,6 +10,7 @@ import typer
 from convert.errors import InputError
 from sdxl_coreml.options import (
     BaseOption,
+    EmaOption,
     EmbeddingOption,
     Jobs,
     JsonOption,
@@ -59,6 +60,7 @@ def convert(
     lora: LoraOption = None,
     embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
+    ema: EmaOption = False,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -82,7 +84,7 @@ def convert(
     require_components(component or [])
     require_ours(out)
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    added = Added(base, vae, lora or (), embedding or (), prediction)
+    added = Added(base, vae, lora or (), embedding or (), prediction, ema)
     recipe = recipe_from_options(
         source,
         name=name,

@@ -43,14 +43,14 @@ def inspect(
     """
     terminal, token = Terminal(as_json=as_json), url_token()
     if vae or lora or embedding:
-        from convert.plan.gather import gather
+        from convert.plan.gather import looked_at
         from convert.recipe.options import Added
         from convert.source.download import parse_source
 
         source = parse_source(path)
         added = Added(vae=vae, loras=lora or (), embeddings=embedding or ()).ingredients()
-        found = gather(source, terminal, added, looking=True, token=token)
-        checkpoint = found.checkpoint
+        with looked_at(source, terminal, added, token=token) as gathered:
+            checkpoint = gathered.checkpoint
         other, merged, words = checkpoint.other_vae, checkpoint.loras, checkpoint.embeddings
         document: dict[str, Any] = {
             "schema": 1,

@@ -13,6 +13,7 @@ from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     BaseOption,
     Device,
+    EmaOption,
     EmbeddingOption,
     JsonOption,
     LoraOption,
@@ -129,6 +130,7 @@ def record(
     lora: LoraOption = None,
     embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
+    ema: EmaOption = False,
     revision: Annotated[str | None, typer.Option(help="Of a Hub repo.")] = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -172,7 +174,7 @@ def record(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     wanted = parse_source(source, revision)
     ingredients = (parsed.source if parsed else NOTHING).updated(
-        Added(base, vae, lora or (), embedding or (), prediction).ingredients()
+        Added(base, vae, lora or (), embedding or (), prediction, ema).ingredients()
     )
     gathered = gather(wanted, terminal, ingredients, spare_base=base is None, token=url_token())
     checkpoint = gathered.checkpoint

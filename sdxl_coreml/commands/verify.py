@@ -13,6 +13,7 @@ from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     BaseOption,
+    EmaOption,
     EmbeddingOption,
     LoraOption,
     PredictionOption,
@@ -41,6 +42,7 @@ def verify(
     lora: LoraOption = None,
     embedding: EmbeddingOption = None,
     prediction: PredictionOption = None,
+    ema: EmaOption = False,
     golden: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="What `record` wrote: replayed instead of the reference."),
@@ -168,7 +170,7 @@ def verify(
             parse_source(source),
             terminal,
             recipes.updated(
-                Added(base, vae, lora or (), embedding or (), prediction).ingredients()
+                Added(base, vae, lora or (), embedding or (), prediction, ema).ingredients()
             ),
             spare_base=base is None,
             token=url_token(),

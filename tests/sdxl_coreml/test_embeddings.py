@@ -106,7 +106,9 @@ def test_plan_and_inspect_say_how_to_write_them(
     assert json.loads(out)["embeddings"][0]["text_encoders"]["text_encoder"] == [2, 24]
 
 
-def test_the_manifest_names_them_with_digests_and_words(artifact: Path, files: list[Path]) -> None:
+def test_the_manifest_names_them_with_digests_and_words(
+    command: Run, artifact: Path, files: list[Path]
+) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     found = manifest["source"]["embeddings"]
     assert [one["words"] for one in found] == [WORDS.split(), ["mystyle"]]
@@ -114,6 +116,8 @@ def test_the_manifest_names_them_with_digests_and_words(artifact: Path, files: l
         ((name, digest),) = one["files"].items()
         assert name == f"embeddings/{file.name}"
         assert digest == manifest["source"]["files"][name]
+    _, out, _ = command("inspect", artifact)
+    assert f"embedding, written between spaces: {WORDS}\n" in out
     assert "added_tokens" not in manifest["pipeline"]  # they are in the vocabulary itself
 
 

@@ -204,8 +204,10 @@ def test_inspect_and_plan_of_a_url_fetch_headers_and_name_the_url(
         found = json.loads(out)
         assert (found["path"], found["kind"], found["missing"]) == (address, "base", [])
         text = recipe(tmp_path, file, str(toy)).read_text()
-        (tmp_path / "url.toml").write_text(text.replace(f'path = "{file}"', f'url = "{address}"'))
-        assert "url =" in (tmp_path / "url.toml").read_text()
+        text = text.replace(f'path = "{file}"', f'url = "{address}"')
+        assert "url =" in text
+        # of the VAE too all that is asked beforehand
+        (tmp_path / "url.toml").write_text(f'{text}target.vae_precision = "auto"\n')
         code, out, err = command("plan", tmp_path / "url.toml", "--json")
         assert code == 0, err
         assert server.sent < file.stat().st_size / 10

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert import units
 from verify.artifact.layers import layer_table
@@ -25,10 +25,21 @@ def lines(inspection: Inspection, width: int = 100) -> list[str]:
         name = (inspection.manifest or {}).get("artifact")
         title = name if isinstance(name, str) else inspection.path.resolve().name
         count, size = len(inspection.files), units.size(sum(inspection.files.values()))
-        out += [f"{title}: {count} model{'s' * (count != 1)}, {size}", ""]
+        out += [f"{title}: {count} model{'s' * (count != 1)}, {size}"]
+        out += [*_embeddings(inspection.manifest or {}), ""]
     for model in models:
         out += [*_model(model, width), ""]
     return out[:-1]
+
+
+def _embeddings(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """How to write the embeddings that an artifact has, where its manifest tells."""
+    source = manifest.get("source")
+    found = source.get("embeddings") if isinstance(source, dict) else None
+    for one in found if isinstance(found, list) else ():
+        words = one.get("words") if isinstance(one, dict) else None
+        if isinstance(words, list):
+            yield f"embedding, written between spaces: {' '.join(map(str, words))}"
 
 
 def _model(model: ModelFacts, width: int) -> list[str]:

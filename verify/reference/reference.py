@@ -65,7 +65,8 @@ class Reference:
         self.folded = folded
         self.dtype = dtype
         self.device = torch.device(device)
-        merged = (checkpoint.bare or checkpoint).parts[COMPONENTS[component].part]
+        bare = checkpoint.bare or checkpoint
+        merged = bare.parts[COMPONENTS[component].part]
         part = unmerged(merged)
         on_cpu = self.device.type == "cpu"  # accelerators have their own ways to save memory
         half = all(value.dtype == torch.float16 for value in (weights or {}).values())
@@ -78,7 +79,7 @@ class Reference:
                 model = load_single(part, component, stored)
         if merged is not part:
             with quiet():
-                merge_into(model, checkpoint, merged)
+                merge_into(model, bare, merged)
         self.tokens: LibraryTokens | None = None  # of a text encoder with embeddings
         if checkpoint.embeddings and self._kind == "text_encoder":
             with quiet():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.embedding.read import holds_embedding, read_both, read_embedding
+from convert.embedding.read import KEYS, holds_embedding, read_both, read_embedding
 from convert.errors import InputError
 from tests.support.embeddings import FORMATS, vectors
 
@@ -43,6 +49,40 @@ def test_either_of_diffusers_two_files_finds_the_other(base: Checkpoint, tmp_pat
     assert {*read_both(second).inversions[0].vectors} == {"text_encoder", "text_encoder_2"}
     file.unlink()
     assert [*read_both(second).inversions[0].vectors] == [""]
+
+
+def test_other_files_beside_one_mean_nothing(base: Checkpoint, tmp_path: Path) -> None:
+    file = FORMATS["kohya"][1](tmp_path / "style.safetensors", vectors(base))
+    (tmp_path / "style_2.safetensors").write_bytes(b"something else")
+    assert {*read_both(file).inversions[0].vectors} == {"text_encoder", "text_encoder_2"}
+    save_file({"emb_params": torch.zeros(1, 24)}, tmp_path / "_2.safetensors")
+    assert read_both(tmp_path / "_2.safetensors").inversions[0].name == "_2"
+
+
+NAMES = st.one_of(
+    st.sampled_from([*KEYS, "t5xxl", "<a>", "x.lora_up.weight", "conv.weight", "bundle_emb."]),
+    st.builds("bundle_emb.{}{}".format, st.text(max_size=6), st.sampled_from(["", ".clip_l"])),
+    st.text(max_size=8),
+)
+SHAPES = st.lists(st.integers(0, 3), max_size=4)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(NAMES, SHAPES, max_size=4))
+def test_any_tensors_are_read_or_refused(shapes: dict[str, list[int]]) -> None:
+    header = {}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "e.safetensors")
+        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(at))
+        holds_embedding(file)
+        with suppress(InputError):
+            assert read_both(file).inversions
 
 
 def test_several_inside_a_lora_are_told_apart_by_names_with_dots(tmp_path: Path) -> None:

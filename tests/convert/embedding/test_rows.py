@@ -66,6 +66,7 @@ def test_keys_say_what_determines_the_values(tables: dict[str, Tensor]) -> None:
         Stacked.of(table, vectors).reshape((1, 700_002, 4)).key(digests),
         MeanRows.of(table, ((1, 2),)).key(digests),
         MeanRows.of(table, ((1,), (2,))).key(digests),
+        MeanRows.of(table, ((1, 3),)).key(digests),
         MeanRows.of(vectors, ((1, 2),)).key(digests),
     ]
     assert len({repr(key) for key in keys}) == len(keys)

@@ -351,3 +351,39 @@ def test_a_bare_part_replaces_the_bases(
     for name, tensor in opened.parts[part].tensors.items():
         values = found.parts[part].tensors[name].read(np.float16)
         np.testing.assert_array_equal(values, tensor.read(np.float16))
+
+
+def test_ema_weights_are_taken_where_they_are_asked_for(
+    tmp_path: Path, folder: Path, opened: Checkpoint
+) -> None:
+    weights = ldm_weights(folder)
+    unet = [name for name in weights if name.startswith("model.diffusion_model.")]
+    averaged = {name: weights[name] * 0.5 for name in unet}
+    flat = {
+        "model_ema." + n.removeprefix("model.").replace(".", ""): v for n, v in averaged.items()
+    }
+    path = write_file(
+        tmp_path / "m.safetensors", {**weights, **flat, "model_ema.decay": weights[unet[0]]}
+    )
+    wanted = open_checkpoint(
+        write_file(tmp_path / "a.safetensors", {**weights, **averaged}), base=opened
+    )
+    found = open_checkpoint(path, base=opened, ema=True)
+    require_same(found, wanted)
+    assert found.origin is not None
+    assert "plain weights; the EMA ones are used" in "\n".join(found.origin.lines())
+    part = found.part("unet")
+    assert part.single is not None
+    names = {part.single.full_name(name) for name in part.single.tensors}
+    assert names == flat.keys()  # what the libraries will read, too
+
+    del flat[next(iter(flat))]
+    for spoilt, problem in (
+        ({**weights, **flat}, "no EMA weights of `model"),
+        (weights, "no EMA weights\n"),
+    ):
+        path = write_file(tmp_path / "spoilt.safetensors", spoilt)
+        with pytest.raises(InputError, match=problem):
+            open_checkpoint(path, base=opened, ema=True)
+    with pytest.raises(InputError, match="one set of weights"):
+        open_checkpoint(folder, ema=True)

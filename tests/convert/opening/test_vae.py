@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,3 +276,21 @@ def test_what_is_no_vae_for_sdxl_is_refused_by_name(
     with pytest.raises(InputError) as caught:
         with_vae(open_checkpoint(own), path)
     assert problem in str(caught.value)
+
+
+ODD: tuple[Any, ...] = (None, True, 0, -1, 10**40, 0.5, "x", "", [], [1], {"a": 1})
+
+
+def test_whatever_a_vaes_config_says_it_is_used_or_refused(
+    own: Path, other: Path, tmp_path: Path
+) -> None:
+    folder, checkpoint = folder_alone(tmp_path, other), open_checkpoint(own)
+    said = json.loads((folder / "config.json").read_text())
+    used = 0
+    for key in (*said, "shift_factor", "latents_mean", "latents_std"):
+        for value in ODD:
+            write_json(folder / "config.json", {**said, key: value})
+            with suppress(InputError):
+                holds_vae_alone(folder)
+                used += with_vae(checkpoint, folder).vae.latent_channels == 4
+    assert used > 20

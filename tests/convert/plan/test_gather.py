@@ -12,7 +12,7 @@ import pytest
 from convert.checkpoint.small_files import library_folder
 from convert.errors import InputError
 from convert.opening.door import open_checkpoint
-from convert.plan.gather import gather, open_source
+from convert.plan.gather import gather, looked_at, open_source
 from convert.process.progress import Silent
 from convert.recipe.options import Added
 from convert.recipe.source import Ingredients
@@ -134,7 +134,9 @@ def test_looking_at_urls_fetches_headers_of_file_base_and_lora(
     server.answers["/detail.safetensors"] = Answer(lora.read_bytes())
     added = Added(base=str(toy), loras=[f"{server.url}/detail.safetensors=0.5"]).ingredients()
     source, told = parse_source(f"{server.url}/toy.safetensors"), Told()
-    found = gather(source, told, added, looking=True, token="hush").checkpoint
+    with looked_at(source, told, added, token="hush") as gathered:
+        found = gathered.checkpoint
+        assert all(file.exists() for file in found.files.values())
     assert server.sent < len(content) // 20
     assert told.lines == []
     path = str(tmp_path / "toy.safetensors")
@@ -148,8 +150,8 @@ def test_looking_at_urls_fetches_headers_of_file_base_and_lora(
     before = server.sent
     gather(source, Silent(), added)  # what is kept whole is not asked for again
     assert server.sent - before == len(content)
-    gather(source, Silent(), added, looking=True)
-    assert server.sent - before == len(content)
+    with looked_at(source, Silent(), added):
+        assert server.sent - before == len(content)
 
 
 def test_where_a_server_sends_no_parts_that_is_said_and_all_is_fetched(
@@ -159,8 +161,8 @@ def test_where_a_server_sends_no_parts_that_is_said_and_all_is_fetched(
     content = (tmp_path / "toy.safetensors").read_bytes()
     server.answers["/toy.safetensors"] = Answer(content, ranges=False)
     source, told = parse_source(f"{server.url}/toy.safetensors?token=hush"), Told()
-    gather(source, told, Added(base=str(toy)).ingredients(), looking=True)
-    (line,) = told.lines
+    with looked_at(source, told, Added(base=str(toy)).ingredients()):
+        (line,) = told.lines
     assert "its headers cannot be had without the rest" in line
     assert "hush" not in line
     assert list((tmp_path / "home").rglob("toy.safetensors"))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.files import cache
 from convert.opening.door import open_checkpoint
 from convert.run.manifest import read as read_manifest
 from tests.support.packages import packages
@@ -32,13 +33,22 @@ def opened(file: Path, base: Path) -> Checkpoint:
 
 @pytest.mark.parametrize("shape", SHAPE_NAMES)
 def test_every_shape_gives_the_same_packages(
-    tmp_path: Path, shapes: Mapping[str, Path], shape: str
+    tmp_path: Path, shapes: Mapping[str, Path], shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shapes[shape]
     file = single_file(tmp_path / "one.safetensors", folder)
     bits = "int8" if shape == "base" else "16"
     wanted = packages(open_checkpoint(folder, name="x"), tmp_path / "a", bits=bits)
+    hashed: list[Path] = []
+    original = cache.digest_file
+
+    def counted(path: Path, *more: Any) -> str:
+        hashed.append(path)
+        return original(path, *more)
+
+    monkeypatch.setattr(cache, "digest_file", counted)
     found = packages(opened(file, folder), tmp_path / "b", bits=bits)
+    assert hashed.count(file) == 1  # for all of the networks in it
     assert len([name for name in wanted if name.endswith("weight.bin")]) >= 4
     assert found == wanted
 

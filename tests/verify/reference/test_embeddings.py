@@ -13,11 +13,18 @@ from torch import Tensor
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.embedding.apply import TABLE, Embedding, apply
 from convert.embedding.rows import Stacked
-from tests.support.checkpoints import EOS
+from convert.lora.apply import Lora
+from convert.lora.apply import apply as with_loras
+from convert.opening.door import open_checkpoint
+from tests.support.checkpoints import EOS, write_component
 from tests.support.embeddings import FORMATS, vectors, write_embedding
+from tests.support.loras import tensors_of, write_lora
+from tests.support.single_files import single_file
+from verify.question import Question
 from verify.reference.embeddings import how_added
 from verify.reference.recording import SMALLEST, record, token_ids
 from verify.reference.reference import Reference, quiet
+from verify.run import verify
 from verify.sampling.schedulers import make_scheduler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,3 +159,29 @@ def test_what_the_libraries_do_not_read_is_said(
         table = reference.parameters()[TABLE].detach().numpy()
     assert (table == made.parts["text_encoder"].tensors[TABLE].read(np.float32)).all()
     assert how_added(base) == ""
+
+
+def test_a_single_file_with_a_lora_has_its_embeddings_added_last(
+    base: Checkpoint, style: Path, tmp_path: Path
+) -> None:
+    file = open_checkpoint(single_file(tmp_path / "one.safetensors", base.path), base=base)
+    name = "encoder.layers.0.self_attn.q_proj"
+    shape = base.parts["text_encoder_2"].tensors[f"{name}.weight"].shape
+    modules = {f"text_encoder_2.{name}": tensors_of("DoRA of outputs", shape)}
+    merged, _ = with_loras(file, [Lora(write_lora(tmp_path / "lora.safetensors", modules))])
+    made = apply(merged, [Embedding(style)])
+    for encoder in ENCODERS:
+        with Reference(made, encoder) as reference, Reference(merged, encoder) as before:
+            found, plain = reference.parameters(), before.parameters()
+            assert found.keys() == plain.keys()
+            for key in found.keys() - {TABLE}:
+                assert torch.equal(found[key], plain[key]), key
+            rows = made.parts[encoder].tensors[TABLE].read(np.float32)
+            assert (found[TABLE].detach().numpy() == rows).all()
+    artifact = tmp_path / "TextEncoder2.mlpackage"
+    write_component(artifact, made, "text_encoder_2")
+    results = verify(artifact, made, Question(components=["text_encoder_2"]))
+    assert results.verdict == "pass"
+    assert "text_encoder, text_encoder_2 by diffusers' own converters" in results.scope
+    assert "has the merged values of this tool's reader, because" in results.scope
+    assert results.scope.endswith("the reference has its embeddings added by diffusers")
