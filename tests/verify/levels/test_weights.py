@@ -38,7 +38,7 @@ def artifacts(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) 
     """Artifact folders by their bits."""
     found = {}
     for target, bits in STORED.items():
-        group = "compress.group_size = 16\n" if target == "groups" else ""
+        group = "compress.group_size = 8\n" if target == "groups" else ""
         recipe = parse_recipe(
             f'name = "a"\nsource.path = "a"\n{group}'
             f'target.deployment = "{"macOS15" if target == "groups" else target}"\n'
