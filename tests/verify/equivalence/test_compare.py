@@ -68,6 +68,12 @@ def _changes(
     """One change of an op, of a kind chosen at random; nothing if it has no place for it."""
     kind = rng.choice(("constant", "constant", "source", "source", "type", "dtype", "argument"))
     name, type_ = op.outputs[0]
+    if op.attributes:  # a decoder of weights
+        parameter = rng.choice(sorted(op.attributes))
+        new = changed(op.attributes[parameter], rng)
+        if new is not None:
+            yield parameter, replace(op, attributes={**op.attributes, parameter: new})
+        return
     parameter = rng.choice(sorted(op.inputs))
     values = list(op.inputs[parameter])
     place = rng.randrange(len(values))
@@ -90,8 +96,9 @@ def _changes(
     elif kind == "source" and isinstance(value, str):
         before = [n for o in program.ops[:number] if o.type != "const" for n, _ in o.outputs]
         others = [n for n in (*program.main.inputs, *before) if n != value]
-        values[place] = rng.choice(others)
-        yield f"{kind} {parameter}", replace(op, inputs={**op.inputs, parameter: values})
+        if others:
+            values[place] = rng.choice(others)
+            yield f"{kind} {parameter}", replace(op, inputs={**op.inputs, parameter: values})
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -168,6 +168,20 @@ def test_an_executed_program_stands_in_the_small_ones_place(
     # Small enough, split_einsum is split_einsum_v2 with one chunk; its weights have the same bytes.
     other = probed(packages("split_einsum", "6"), checkpoint, tmp_path / "other")
     assert judged(load_program(package), "unet", checkpoint, executed=other) == {}
+    # With few queries it has one chunk itself, and says no more than that it is split_einsum.
+    few = build_network(
+        checkpoint, "unet", resolution=Resolution(80, 112), attention="split_einsum_v2",
+        dtype=np.float16, deployment="macOS14",
+    )  # fmt: skip
+    cut = build_network(
+        checkpoint, "unet", resolution=Resolution(208, 176), attention="split_einsum_v2",
+        dtype=np.float16, deployment="macOS14",
+    )  # fmt: skip
+    one, other = (our_program(network, "unet", "macOS14") for network in (few, cut))
+    for constant in (*dict(one.constants()).values(), *dict(other.constants()).values()):
+        if constant.file is not None:
+            constant.file.path = other.path  # one weight file, which is nowhere
+    assert judged(one, "unet", checkpoint, executed=other) == {}
     # One whose weight file is another one, of the same bytes or not.
     away = Path(shutil.copytree(tmp_path / "near", tmp_path / "away"))
     (copied,) = away.iterdir()
