@@ -16,7 +16,9 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 QUERY_CHUNK = 512  # queries that split_einsum_v2 takes at a time
 
 # What is verified; verify/judge/checks.py says what each level means.
-Level = Literal["structure", "conversion", "compression", "generation", "sanity"]
+Level = Literal[
+    "structure", "weights", "graph", "conversion", "compression", "generation", "sanity"
+]
 LEVELS: tuple[Level, ...] = get_args(Level)
 # Without whole runs, which take the reference and the artifact dozens of steps for every picture.
 COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")

@@ -46,6 +46,8 @@ convert.run            jobs → artifacts, in worker processes
 verify                 what scripts need
 verify.mil             an ML Program as data
 verify.artifact        what was shipped, told without judging
+verify.weights         weights beside the checkpoint's, element by element
+verify.equivalence     whether two programs are one network at two sizes
 verify.runtime         what runs a program: the evaluator, Core ML
 verify.judge           measures, gates, the policy
 verify.reports         results kept, summed up, judged again, compared
@@ -55,7 +57,7 @@ verify.bisect          the first op that diverges
 verify.sampling        whole runs: diffusers' pipelines around any networks
 verify.golden          what the reference did, kept for machines without it
 verify.question        what is asked, and what there is to compare with
-verify.levels          structure, conversion, compression, generation, sanity
+verify.levels          structure, graph, conversion, compression, generation, sanity
 verify.run             one artifact
 verify.batch           all artifacts of a run
 release                what scripts need

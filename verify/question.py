@@ -18,7 +18,6 @@ from convert.errors import InputError
 from convert.recipe.sections import Verify
 from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
 from verify.artifact.artifact import LONE
-from verify.artifact.probe import not_probeable
 from verify.judge.checks import PICTURE_LEVELS
 from verify.judge.gates import Gate, recipe_gates
 from verify.judge.policy import Policy, load_policy
@@ -184,8 +183,6 @@ def require_possible(path: Path, question: Question, *, golden: bool = False) ->
             "a probe compares components; it makes no pictures and needs no golden bundle",
             hint="Leave out --probe, or --golden and the levels generation and sanity.",
         )
-    if probe and path.suffix == ".mlmodelc":
-        raise not_probeable(path)
     if question.timesteps is not None and (golden or not question.compares):
         why = "a golden bundle has its own" if golden else "no level compares the UNet"
         raise InputError(f"timesteps are asked for; {why}", hint="Leave out --timestep.")

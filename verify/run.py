@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import CannotExecute, InputError
 from convert.files.disk import digest_file
 from convert.process.progress import Say, silent
 from verify.artifact import probe
 from verify.bisect.ops import worst_ops_of
+from verify.equivalence.sizes import small_size
 from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.judge.checks import Check, Results, failed, versions
 from verify.levels.components import check_components, recording_for, require_recording
 from verify.levels.generation import Generation
+from verify.levels.graph import check_graphs
 from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
+from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
 from verify.reference.embeddings import how_added
@@ -46,15 +51,23 @@ def verify(
     path, question, evidence = Path(path), question or Question(), Evidence.of(evidence)
     require_possible(path, question, golden=evidence.golden is not None)
     runner = question.runner  # or an error before anything is read
-    scope = runner.scope + _proviso(evidence, question)
     subject = _fitting(path, evidence, question)
+    question = _at_its_size(question, subject, evidence)
+    scope = runner.scope + _proviso(evidence, question)
     rules = question.rules(subject.bits, where=path)
     checks: list[Check] = []
     if "structure" in question.levels:
         checks += _check_structure(subject, say)
+    if "weights" in question.levels:
+        for component, program in subject.programs.items():
+            checks += check_weights(program, component, subject.source, say=say)
+    if "graph" in question.levels and not (question.compares and question.probe):
+        checks += check_graphs(subject, say=say)
     recording = evidence.recorded
     if question.compares and subject.programs:
         with probed(subject, question.probe) as compared:
+            if "graph" in question.levels and question.probe:
+                checks += check_graphs(subject, executed=compared.programs, say=say)
             if recording is None:
                 recording = recording_for(compared, question, say=say)
             broken = _broken(checks)
@@ -113,6 +126,20 @@ def _fitting(path: Path, evidence: Evidence, question: Question) -> Subject:
         digests = {name: digest_file(file) for name, file in source.files.items()}
         require_same_checkpoint(golden, digests, source.name)
     return subject
+
+
+def _at_its_size(question: Question, subject: Subject, evidence: Evidence) -> Question:
+    """The question with a size to probe at by which programs can be told from one another.
+
+    That matters to the level `graph`, and where nothing was recorded for another size.
+    """
+    if question.probe is None or "graph" not in question.levels or evidence.recorded is not None:
+        return question
+    try:
+        size = small_size(subject.source, {n: [p] for n, p in subject.programs.items()})
+    except (CannotExecute, InputError):
+        return question  # the level says why
+    return replace(question, probe=size)
 
 
 def _check_structure(subject: Subject, say: Say) -> Iterator[Check]:

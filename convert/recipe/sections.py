@@ -206,7 +206,7 @@ class Verify(Section):
         default=COMPONENT_LEVELS,
         description="What is checked. Generation and sanity make every prompt's image with the "
         "reference and with each artifact, as text-to-image and as image-to-image.",
-        examples=[["structure", "conversion", "compression", "generation", "sanity"]],
+        examples=[["structure", "graph", "conversion", "compression", "generation", "sanity"]],
     )
     gates: ManyOrNone[CompressionGate] = Field(
         default=(),

@@ -54,8 +54,9 @@ def verify(
     level: Annotated[
         list[str] | None,
         typer.Option(
-            help="structure, conversion and compression by default; generation and sanity make "
-            "whole pictures with the reference and the artifact, which takes long at full size."
+            help="structure, conversion and compression by default; graph compares programs op by "
+            "op with those of a small size; generation and sanity make whole pictures with the "
+            "reference and the artifact, which takes long at full size."
         ),
     ] = None,
     recipe: Annotated[
@@ -115,7 +116,7 @@ def verify(
     from convert.recipe.sections import Verify
     from convert.run.manifest import read as read_manifest
     from convert.source.download import parse_source
-    from convert.values import LEVELS
+    from convert.values import COMPONENT_LEVELS
 
     with deferred_interrupt():
         from rich.console import Group
@@ -124,6 +125,7 @@ def verify(
         from verify.artifact.artifact import artifact_name
         from verify.artifact.folder import SUFFIXES
         from verify.artifact.probe import PROBE
+        from verify.judge.checks import PICTURE_LEVELS
         from verify.judge.policy import load_policy
         from verify.question import Evidence, Question, require_possible
         from verify.reports import diff_text as diff_report
@@ -160,7 +162,7 @@ def verify(
     before = None if baseline is None else read_baseline(baseline, artifact_name(path))
     recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
-        question = replace(question, levels=LEVELS)
+        question = replace(question, levels=(*COMPONENT_LEVELS, *PICTURE_LEVELS))
     checkpoint, unlike = None, ""
     if source is not None:
         recipes = parsed.source if parsed else NOTHING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,7 +133,6 @@ def test_the_command_line_refuses_at_once(
 def test_verification_refuses_what_does_not_fit(
     base: Checkpoint,
     base_artifact: Path,
-    artifact: Path,
     recording: Recording,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,10 +149,6 @@ def test_verification_refuses_what_does_not_fit(
         verify(base_artifact, base, Question(levels=["sanity"], components=["unet"]))
     with pytest.raises(InputError, match="no pictures were recorded"):
         verify(base_artifact, Evidence(base, traces=()), Question(levels=["structure", "sanity"]))
-    compiled = artifact / "Unet.mlmodelc"
-    shutil.copytree(artifact / "Unet.mlpackage", compiled)
-    with pytest.raises(InputError, match=r"only \.mlpackage models can"):
-        verify(compiled, base, Question(probe=Resolution(64, 64)))
 
 
 @pytest.mark.usefixtures("idle")

@@ -27,7 +27,6 @@ TIMED = {"timesteps": (999,)}
     [
         (FOLDER, {**PROBED, "levels": ["sanity"]}, False, "makes no pictures"),
         (FOLDER, PROBED, True, "needs no golden bundle"),
-        (COMPILED, PROBED, False, r"only \.mlpackage models can"),
         (FOLDER, TIMED, True, "a golden bundle has its own"),
         (FOLDER, {**TIMED, "levels": ["structure"]}, False, "no level compares the UNet"),
         (PACKAGE, {"levels": ["generation"]}, False, "one package makes no pictures"),

@@ -27,29 +27,36 @@ from verify.mil import Constant, Program, load_program
 PROBE = Resolution(256, 256)
 TIMESTEPS = (999, 500, 37)  # both ends and the middle: a probe is to be quick
 SHORT_CHECK = "Leave out --probe; `verify --timestep 999` is a short check at the true size."
+WEIGHTS_BESIDE = Path("weights") / WEIGHTS.name  # a compiled model's program
 SCOPE = "the same weights at {}, in a graph made anew for it, instead of the packages' own size"
 
 
 def probe_package(
-    program: Program, component: str, source: Checkpoint, folder: Path, *, size: Resolution = PROBE
+    program: Program,
+    component: str,
+    source: Checkpoint,
+    folder: Path,
+    *,
+    size: Resolution = PROBE,
+    claims: Mapping[str, str] | None = None,
 ) -> Path:
     """A package with the weights of `program` and a graph for another size.
 
     Args:
         folder: where it goes; must be on the weights' disk to cost no room.
+        claims: what a manifest says of the program, as `our_network` takes it.
 
     Raises:
-        InputError: the package's weights are not arranged as our converter does it.
+        InputError: the program's weights are not arranged as our converter does it.
         CannotExecute: its attention or its format is not known.
     """
-    shipped = Path(program.path)
-    weights = shipped / WEIGHTS
+    shipped, weights = Path(program.path), weight_file(program)
     require_probeable({component: program})
-    target = _target(program)
+    target = target_for(program)
     compression = infer_compression(program, source, component)
-    network = our_network(program, source, component, size, target, compression)
+    network = our_network(program, source, component, size, target, compression, claims=claims)
     plan = layout(network.blobs.values())
-    offsets = _offsets(program)
+    offsets = weight_places(program)
     elsewhere = [
         blob.name
         for blob in plan.blobs
@@ -86,16 +93,19 @@ def probe_programs(
 
 
 def require_probeable(programs: Mapping[str, Program]) -> None:
-    """Raise InputError for a model whose size matters and that is no `.mlpackage`."""
+    """Raise InputError for a model whose size matters and whose weights are not where they go."""
     for name, program in programs.items():
-        if COMPONENTS[name].has_resolution and not (Path(program.path) / WEIGHTS).is_file():
-            raise not_probeable(program.path)
+        if COMPONENTS[name].has_resolution and not weight_file(program).is_file():
+            problem = f"cannot be probed: it has no {weight_file(program).name} where it goes"
+            raise InputError(problem, where=program.path, hint=SHORT_CHECK)
 
 
-def not_probeable(path: Path | str) -> InputError:
-    """Why a compiled model cannot be probed."""
-    problem = "cannot be probed: only .mlpackage models can"
-    return InputError(problem, where=path, hint=SHORT_CHECK)
+def weight_file(program: Program) -> Path:
+    """Where the weights of a program go, by the form that it comes in."""
+    path = Path(program.path)
+    if path.suffix == ".mlpackage":
+        return path / WEIGHTS
+    return (path if path.suffix == ".mlmodelc" else path.parent) / WEIGHTS_BESIDE
 
 
 @contextmanager
@@ -107,7 +117,8 @@ def probe_folder(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _target(program: Program) -> DeploymentTarget:
+def target_for(program: Program) -> DeploymentTarget:
+    """The first system that reads the program's format; raises CannotExecute if there is none."""
     version = program.specification_version
     if (target := target_of(program.opset, version)) is not None:
         return target
@@ -115,7 +126,7 @@ def _target(program: Program) -> DeploymentTarget:
     raise CannotExecute(f"no system's format: {found}", where=program.path)
 
 
-def _offsets(program: Program) -> dict[str, int]:
+def weight_places(program: Program) -> dict[str, int]:
     """Where the program's weights are in its file, by the names that our converter gives them."""
     found = dict(program.constants())
     for op in program.ops:

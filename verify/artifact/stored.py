@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.weights.compress import Compression, Method
+from convert.weights.compress import PALETTES, Compression, Method
 from verify.mil import Constant, Op, Program
 
 LOSSLESS = "constexpr_cast"
@@ -58,9 +58,8 @@ def infer_compression(program: Program, checkpoint: Checkpoint, component: str) 
 def _method(op: Op, channels: int) -> Method | None:
     palettes = palettes_of(op)
     if palettes is not None:
-        return Method(
-            str(palettes.bits), channels // palettes.groups if palettes.groups > 1 else None
-        )
+        grouped = channels // palettes.groups if palettes.groups > 1 else None
+        return Method(str(palettes.bits), grouped) if str(palettes.bits) in PALETTES else None
     if op.type == "constexpr_affine_dequantize":
         return Method("int8")
     if op.type == "constexpr_blockwise_shift_scale":

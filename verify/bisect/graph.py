@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
-from convert.values import ATTENTIONS, FORMATS, Resolution, target_of
+from convert.values import ATTENTIONS, Resolution, target_of
 from verify.artifact.graph import infer_attention
 from verify.artifact.stored import ADDED
-from verify.mil import Constant, Op, Program, load_program
+from verify.mil import Constant, Op, Program
 
 
 def clean_graph(
     program: Program, checkpoint: Checkpoint, component: str, resolution: Resolution | None
 ) -> Program | None:
     """The graph that our converter makes, without its weights; None if it makes no such graph."""
-    from convert.package.mlpackage import Description, serialise
-    from convert.weights.weight_file import layout
-    from verify.artifact.ours import our_network
+    from verify.artifact.ours import our_network, our_program
 
     target = target_of(program.opset)
     attention = infer_attention(program) if COMPONENTS[component].has_attention else None
@@ -31,13 +27,7 @@ def clean_graph(
         network = our_network(program, checkpoint, component, resolution, target)
     except InputError:
         return None
-    about = COMPONENTS[component]
-    description = Description("", "", "", "", *about.texts)
-    model = serialise(network, layout(network.blobs.values()), description, format=FORMATS[target])
-    with tempfile.TemporaryDirectory(prefix="sdxl-bisect-") as folder:
-        file = Path(folder) / "model.mlmodel"
-        file.write_bytes(model)
-        return load_program(file)
+    return our_program(network, component, target)
 
 
 def differences(op: Op, program: Program, clean: Program) -> str:

@@ -166,10 +166,19 @@ class WeightFile:
             InputError: as `check`.
             CannotExecute: a dtype that nothing here computes with.
         """
-        start, size = self.check(offset, dtype, shape)
+        packed = self.packed(offset, dtype, shape)
         if dtype in UNREADABLE:
             raise CannotExecute(f"a constant of type {dtype} cannot be read", where=self.path)
-        return decode(self._open()[start : start + size], dtype, shape)
+        return decode(packed, dtype, shape)
+
+    def packed(self, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The bytes of the blob whose record is at `offset`: a view of the file.
+
+        Raises:
+            InputError: as `check`.
+        """
+        start, size = self.check(offset, dtype, shape)
+        return self._open()[start : start + size]
 
     def check(self, offset: int, dtype: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Where the data of the blob is whose record is at `offset`, and its size in bytes.

@@ -15,6 +15,7 @@ from convert.errors import CannotExecute, InputError
 from convert.files.documents import Document, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_json, shown
+from convert.process.memory import uncollected
 from verify.mil.blob import NUMPY_DTYPES, REMEDY, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import (
     Block,
@@ -80,7 +81,8 @@ def package_functions(path: Path) -> Functions:
                 f"function {name!r} has no block for its opset {function.opset!r}",
                 where=model_file,
             )
-        main = reader.block(function.block_specializations[function.opset])
+        with uncollected():
+            main = reader.block(function.block_specializations[function.opset])
         main.inputs = {i.name: reader.type(i.type) for i in function.inputs}
         return Program(
             path=path,
@@ -157,8 +159,15 @@ class _Reader:
         self.model_file = model_file
         self.files: dict[str, WeightFile] = {}
         self.dtypes = dtypes(data_type)
+        self._types: dict[bytes, TensorType] = {}
 
     def type(self, value_type: Any) -> TensorType:
+        key = value_type.SerializeToString()  # a program has few types, and names them often
+        if key not in self._types:
+            self._types[key] = self._type(value_type)
+        return self._types[key]
+
+    def _type(self, value_type: Any) -> TensorType:
         kind = value_type.WhichOneof("type")
         if kind != "tensorType":
             # Lists and dictionaries occur only around classifiers and control flow.

@@ -33,6 +33,19 @@ LEVELS = {
         "An app that finds its models by these names, shapes and metadata would refuse this one, "
         "or use it wrongly.",
     ),
+    "weights": (
+        "Is every stored weight what the recipe makes of the checkpoint’s, one by one?",
+        "The stored weights were not compared with the checkpoint’s one by one.",
+        "A weight is not the checkpoint’s: the file was changed or damaged, or belongs to another "
+        "checkpoint.",
+    ),
+    "graph": (
+        "Is each program, op by op, one whose numbers can be compared at a small size, with "
+        "nothing but sizes changed?",
+        "Programs were not compared op by op with those of another size.",
+        "The program differs from the one for another size in more than heights and widths, so "
+        "what holds of that one’s numbers does not hold of this one’s.",
+    ),
     "conversion": (
         "Does each model give what PyTorch float32 gives with the same weights and inputs?",
         "The models’ outputs were not compared with PyTorch.",

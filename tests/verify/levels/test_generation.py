@@ -16,7 +16,6 @@ import torch
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.recipe.sections import CompressionGate
-from convert.values import LEVELS
 from tests.support.checkpoints import edit_checkpoint, write_component
 from tests.support.packages import edit_manifest, edit_weights, json_of
 from verify.judge.checks import Results
@@ -24,7 +23,7 @@ from verify.judge.gates import recipe_gates
 from verify.judge.policy import load_policy
 from verify.judge.rules import Rules
 from verify.levels.generation import check_generation, check_sanity
-from verify.question import Evidence, Question
+from verify.question import COMPARED, Evidence, Question
 from verify.reference.recording import Recording
 from verify.reports import report
 from verify.reports.images import image_paths
@@ -159,7 +158,7 @@ def test_a_mutation_is_caught_by_the_right_level(
         verify(
             package,
             Evidence(base, recording=recording),
-            Question(runtime="torch", levels=LEVELS[1:3]),
+            Question(runtime="torch", levels=COMPARED),
         )
     )
     if levels := {level for level, *_ in expected} - {"conversion"}:

@@ -1,0 +1,1 @@
+"""Whether two programs are one network at two sizes, told without running either."""

@@ -1,0 +1,123 @@
+"""Level `weights`: every constant that comes from the checkpoint, beside what it must be.
+
+Nothing is run. A fault of one bit in one weight shows here, which no figure of an output does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import CannotExecute, InputError
+from convert.process.progress import Say, silent
+from verify.judge.checks import Check, failed, passed
+from verify.mil import Program
+from verify.weights.compare import WeightFault, compare_weight
+from verify.weights.find import FoundWeights, StoredWeight, find_weights, match_values
+
+GATES = {
+    "tensors": "each tensor of the checkpoint is there, once, and an op takes it",
+    "plain": "what is not compressed is the checkpoint's value, to the bit",
+    "palettes": "each index is that of a nearest entry, each table as good as its width allows",
+    "integers": "each integer is the nearest to weight ÷ scale, no scale larger than it must be",
+    "other": "stored in a way that is known",
+}
+SHOWN = 3  # deviations that are told one by one
+THREADS = 2  # numpy lets go of the interpreter while it compares
+
+
+@dataclass(frozen=True)
+class _Compared:
+    weight: StoredWeight
+    deviation: WeightFault | None
+    unknown: str = ""  # why nothing can be said
+
+
+def check_weights(
+    program: Program,
+    component: str,
+    source: Checkpoint,
+    *,
+    say: Say = silent,
+) -> Iterator[Check]:
+    """Compare every weight of a package with the checkpoint's, reading both once.
+
+    Another converter names, folds and rounds some in its own way: what it has folded is told.
+    """
+    if not source.part(component).tensors:
+        text = "needs the checkpoint, of whose weights a recording has none"
+        gate = GATES["tensors"]
+        yield Check("weights", component, "tensors", gate, "indeterminate", message=text)
+        return
+    tensors = source.component_tensors(component)
+    found = find_weights(program, tensors)
+    is_ours = found.is_ours
+    matched = {} if is_ours else match_values(found, tensors)
+    yield _presence(component, found, matched)
+    say(f"weights of {component}")
+    forms: dict[str, list[_Compared]] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        weights = found.weights.values()
+        for compared in pool.map(lambda weight: _compare(weight, is_ours=is_ours), weights):
+            forms.setdefault(compared.weight.form, []).append(compared)
+    for form, gate in GATES.items():
+        if form in forms:
+            yield _judged(component, form, gate, forms[form])
+
+
+def _compare(weight: StoredWeight, *, is_ours: bool) -> _Compared:
+    try:
+        return _Compared(weight, compare_weight(weight, is_ours=is_ours))
+    except NotImplementedError as error:
+        return _Compared(weight, None, str(error))
+    except (CannotExecute, InputError) as error:
+        text = f"unreadable: {error.problem}"
+        return _Compared(weight, WeightFault(weight.tensor.name, None, "a value", text))
+
+
+def _presence(component: str, found: FoundWeights, matched: Mapping[str, object]) -> Check:
+    """Whether each tensor has its place in the program."""
+    is_ours, gate = found.is_ours, GATES["tensors"]
+    missing = [name for name in found.missing if name not in matched]
+    unused = [name for name, weight in found.weights.items() if not weight.uses]
+    problems = []
+    if missing and is_ours:
+        problems.append(f"no constant stands for {_listed(missing)}")
+    if found.doubled:
+        problems.append(f"several constants stand for {_listed(found.doubled)}")
+    if unused:
+        problems.append(f"no op takes {_listed(unused)}")
+    if foreign := [*found.foreign] if is_ours and found.missing else []:
+        problems.append(f"in their place are {_listed(foreign)}")
+    if problems:
+        return failed("weights", component, "tensors", gate, "; ".join(problems))
+    count = len(found.weights) + len(matched)
+    told = f"{count} of {count + len(missing)} tensors"
+    if matched:
+        told += f", {len(matched)} of them by their values alone"
+    if missing:  # of another converter, which may have folded them into others
+        text = f"{told}; not found, or folded into another value: {_listed(missing)}"
+        return Check("weights", component, "tensors", gate, "indeterminate", message=text)
+    return passed("weights", component, "tensors", gate, told)
+
+
+def _judged(component: str, form: str, gate: str, compared: list[_Compared]) -> Check:
+    wrong = [str(c.deviation) for c in compared if c.deviation is not None]
+    if wrong:
+        more = f" (and {len(wrong) - SHOWN} more tensors)" if len(wrong) > SHOWN else ""
+        return failed("weights", component, form, gate, "; ".join(wrong[:SHOWN]) + more)
+    unknown = [c for c in compared if c.unknown]
+    if unknown:
+        text = f"`{unknown[0].weight.tensor.name}` has {unknown[0].unknown}"
+        more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
+        return Check("weights", component, form, gate, "indeterminate", message=text + more)
+    numbers = sum(c.weight.tensor.size for c in compared)
+    return passed("weights", component, form, gate, f"{len(compared)} tensors, {numbers:,} weights")
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = [f"`{name}`" for name in names]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more

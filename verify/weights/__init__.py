@@ -1,0 +1,1 @@
+"""A package's weights against the checkpoint's, element by element."""

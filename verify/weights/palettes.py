@@ -1,0 +1,124 @@
+"""Whether a palette's indices are the nearest entries, told apart from how they were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from verify.mil.blob import SUB_BYTE_BITS, unpack_bits
+from verify.mil.program import Constant
+
+CODES = np.arange(1 << 16, dtype=np.uint16)
+with np.errstate(invalid="ignore"):
+    VALUES = CODES.view(np.float16).astype(np.float64)  # of every float16 code
+# Standard deviations of its weights that an entry may be from their mean. Of 108 palettes of our
+# converter for six kinds of weights, the farthest was at 0.02.
+OFF_CENTRE = 0.05
+PIECE = 1 << 17  # elements that are compared at once; what numpy makes of them stays in the cache
+
+
+@dataclass(frozen=True)
+class Table:
+    """A look-up table of float16 values, in whatever order.
+
+    Attributes:
+        entries: [2^bits] as float64, which is exact.
+    """
+
+    entries: np.ndarray
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """The index of a nearest entry, uint8 [65536] by float16 code; of two, either."""
+        order = np.argsort(self.entries, kind="stable")
+        ascending = self.entries[order]
+        middles = (ascending[:-1] + ascending[1:]) / 2
+        return order[np.searchsorted(middles, VALUES)].astype(np.uint8)
+
+    def is_as_near(self, codes: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Whether these entries are as near as the nearest, elementwise: ties are no mistake."""
+        values = VALUES[codes]
+        distance = np.abs(values - self.entries[self.nearest[codes]])
+        return np.abs(values - self.entries[indices]) <= distance
+
+    def squared_error(self, counts: np.ndarray) -> float:
+        """Σ (weight - entry)² of weights that are counted int64 [65536] by their codes."""
+        present = np.flatnonzero(counts)
+        difference = VALUES[present] - self.entries[self.nearest[present]]
+        return float(np.sum(counts[present] * difference**2))
+
+    def least_central(self, counts: np.ndarray) -> OffCentre | None:
+        """As the function, of weights that are counted int64 [65536] by their codes."""
+        present = np.flatnonzero(counts)
+        return least_central(
+            self.entries[None], self.nearest[present][None], VALUES[present][None], counts[present]
+        )
+
+
+@dataclass(frozen=True)
+class OffCentre:
+    """An entry of a table that is not in the middle of the weights that it stands for."""
+
+    table: int
+    entry: int
+    value: float
+    mean: float
+
+
+def least_central(
+    tables: np.ndarray, indices: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None
+) -> OffCentre | None:
+    """The entry that is farthest from the mean of its weights, if that is too far.
+
+    A table with the least error has every entry in the middle of the weights that it stands for,
+    but for its rounding to float16, and for what that moves across the borders.
+
+    Args:
+        tables: float64 [groups, 2^bits].
+        indices: [groups, n], of the weights.
+        values: float64 [groups, n], the weights.
+        counts: [n], how often each is there; once if None.
+    """
+    groups, size = tables.shape
+    cell = (indices.astype(np.intp) + np.arange(groups)[:, None] * size).reshape(-1)
+    flat, times = values.reshape(-1), np.ones(values.size) if counts is None else counts
+    number = np.bincount(cell, times, tables.size)
+    at_least_one = np.maximum(number, 1)
+    mean = np.bincount(cell, times * flat, tables.size) / at_least_one
+    spread = np.bincount(cell, times * (flat - mean[cell]) ** 2, tables.size) / at_least_one
+    entries = tables.reshape(-1)
+    rounding = np.spacing(np.abs(entries).astype(np.float16)).astype(np.float64) / 2
+    excess = np.abs(entries - mean) - 1.001 * rounding - OFF_CENTRE * np.sqrt(spread)
+    excess[number == 0] = -np.inf
+    excess[entries != entries.astype(np.float16)] = np.inf  # it is fitted to float16 values
+    worst = int(np.argmax(excess))
+    if excess[worst] <= 0:
+        return None
+    table, entry = divmod(worst, size)
+    return OffCentre(table, entry, float(entries[worst]), float(mean[worst]))
+
+
+class Indices:
+    """A palette's indices, read piece by piece.
+
+    Args:
+        constant: packed bytes (iOS 16), or of the indices' own type (iOS 18).
+        bits: of an index.
+    """
+
+    def __init__(self, constant: Constant, bits: int) -> None:
+        dtype, self.bits = constant.type.dtype, bits
+        if dtype not in SUB_BYTE_BITS:
+            self.packed = constant.array().reshape(-1).view(np.uint8)
+        elif constant.file is not None:
+            self.packed = constant.file.packed(constant.offset, dtype, constant.type.shape)
+        else:
+            self.packed, self.bits = constant.array().reshape(-1).view(np.uint8), 8
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` indices, uint8, from the one at `start`."""
+        before = start % 8  # eight indices fill whole bytes
+        first, end = (start - before) * self.bits // 8, -(-(start + count) * self.bits // 8)
+        return unpack_bits(self.packed[first:end], self.bits, before + count)[before:]
