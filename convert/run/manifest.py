@@ -69,6 +69,26 @@ class EmbeddingFacts(Document):
     notes: list[str] = Field(default_factory=list)
 
 
+class IgnoredFacts(Document):
+    """Tensors of a file that shape nothing."""
+
+    reason: str
+
+
+class OriginFacts(Document):
+    """What a checkpoint was put together from."""
+
+    ignored: list[IgnoredFacts] = Field(default_factory=list)
+
+
+class BaseFacts(Document):
+    """The checkpoint that supplied what a file lacks."""
+
+    name: str
+    repo: str | None = None
+    commit: str | None = None
+
+
 class SourceFacts(Document):
     """The checkpoint that an artifact was made from."""
 
@@ -76,6 +96,8 @@ class SourceFacts(Document):
     repo: str | None = None
     commit: str | None = None
     files: dict[str, str]
+    origin: OriginFacts | None = None
+    base: BaseFacts | None = None
     loras: list[LoraFacts] = Field(default_factory=list)
     vae: VaeFacts | None = None
     embeddings: list[EmbeddingFacts] = Field(default_factory=list)

@@ -265,6 +265,10 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
         "</details>",
         "Versions: " + ", ".join(f"{escape(n)} {escape(v)}" for n, v in versions.items()) + ".",
     ]
+    if base := source.get("base"):
+        commit = f" at commit {code(base['commit'])}" if base.get("commit") else ""
+        name = code(base.get("repo") or base["name"])
+        parts.append(f"What the checkpoint's file lacks comes from {name}{commit}.")
     if source.get("vae"):
         parts.append(_vae(source["vae"]))
     if source.get("loras"):

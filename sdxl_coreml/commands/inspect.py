@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdxl_coreml.options import EmbeddingOption, JsonOption, LoraOption, VaeOption
+from sdxl_coreml.options import BaseOption, EmbeddingOption, JsonOption, LoraOption, VaeOption
 from sdxl_coreml.steps import url_token
 from sdxl_coreml.terminal import Terminal
 
@@ -25,6 +25,7 @@ def inspect(
     layers: Annotated[
         bool, typer.Option("--layers", help="Every weight: how it is stored, in how many bits.")
     ] = False,
+    base: BaseOption = None,
     vae: VaeOption = None,
     lora: LoraOption = None,
     embedding: EmbeddingOption = None,
@@ -33,22 +34,22 @@ def inspect(
     """Show interface, ops, attention implementation, bits per weight, sizes and digests.
 
     Of a checkpoint (a folder, or a .safetensors or .ckpt file): what it is, its layout and dtypes,
-    what it lacks and what of it is not used. With --lora, what of LoRAs matches it; with --vae,
-    what that VAE is; with --embedding, the words for it. Of a LoRA: its kinds, and how many modules
-    it has of each. Of a VAE: whose it is, and what `--vae-precision auto` makes of it. Of an
-    embedding: how many vectors it has, and for which family. Of a URL only headers are fetched,
-    where its server sends parts of files.
+    what it lacks and what of it is not used. With --base, where each part comes from; with --lora,
+    what of LoRAs matches it; with --vae, what that VAE is; with --embedding, the words for it. Of a
+    LoRA: its kinds, and how many modules it has of each. Of a VAE: whose it is, and what
+    `--vae-precision auto` makes of it. Of an embedding: how many vectors it has, and for which
+    family. Of a URL only headers are fetched, where its server sends parts of files.
 
     Example: sdxl-coreml inspect out/toy_original_16-bit_128x128/Unet.mlpackage
     """
     terminal, token = Terminal(as_json=as_json), url_token()
-    if vae or lora or embedding:
+    if base or vae or lora or embedding:
         from convert.plan.gather import looked_at
         from convert.recipe.options import Added
         from convert.source.download import parse_source
 
         source = parse_source(path)
-        added = Added(vae=vae, loras=lora or (), embeddings=embedding or ()).ingredients()
+        added = Added(base, vae, lora or (), embedding or ()).ingredients()
         with looked_at(source, terminal, added, token=token) as gathered:
             checkpoint = gathered.checkpoint
         other, merged, words = checkpoint.other_vae, checkpoint.loras, checkpoint.embeddings
@@ -59,6 +60,9 @@ def inspect(
         }
         document |= {"vae": other.to_json()} if other else {}
         lines = [*(other.lines() if other else ()), *(one.line() for one in merged)]
+        if base and (origin := checkpoint.origin):
+            document["source"] = origin.to_json()
+            lines = [*origin.lines(), *lines]
         lines += [one.line() for one in words]
         terminal.result(document, "\n".join(lines))
         return

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.file_server import Answer, FileServer
+from tests.support.single_files import single_file
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -52,6 +53,18 @@ def test_inspect_says_what_a_file_is(command: Run, file: Path, toy: Path) -> Non
     assert found["parts"]["text_encoder_2"]["layout"] == "OpenCLIP names"
     _, out, _ = command("inspect", toy)
     assert "SDXL base, a folder in diffusers' layout" in out
+
+
+def test_inspect_with_a_base_says_what_comes_from_where(
+    command: Run, toy: Path, tmp_path: Path
+) -> None:
+    unet = single_file(tmp_path / "unet.safetensors", toy, "bare")
+    code, out, err = command("inspect", unet, "--base", toy)
+    assert code == 0, err
+    assert "  unet: unet.safetensors\n" in out
+    assert f"tokenizer, tokenizer_2, scheduler: base {toy.name}" in out
+    _, out, _ = command("inspect", unet, "--base", toy, "--json")
+    assert json.loads(out)["source"]["base"] == toy.name
 
 
 def test_inspect_of_a_bare_unet_says_what_it_lacks(

@@ -56,9 +56,8 @@ def _beyond(some: list[Ingredient], others: list[Ingredient]) -> str:
 
 
 def _made_with(source: Mapping[str, Any]) -> Iterator[Ingredient]:
-    origin = source.get("origin")
-    told = (origin.get("ignored") if isinstance(origin, dict) else None) or ()
-    yield from _averaged(any(one.get("reason") == EMA_USED for one in told))
+    told = (source.get("origin") or {}).get("ignored", ())
+    yield from _averaged(any(one["reason"] == EMA_USED for one in told))
     if vae := source.get("vae"):
         yield _vae(vae["name"], vae["files"])
     for lora in source.get("loras") or ():

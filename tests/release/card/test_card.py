@@ -157,6 +157,14 @@ def test_another_vae_is_named_with_its_digest_and_what_it_computes_in(
     assert card.count("The VAE computes in float16: its config.json says") == 1
 
 
+def test_the_base_that_a_file_lacked_is_named(animagine: dict[str, Any]) -> None:
+    base = {"name": "sdxl-base", "repo": "stabilityai/sdxl-base", "commit": "b" * 40}
+    card = html(compose({**animagine, "source": {**animagine["source"], "base": base}}))
+    told = f"lacks comes from <code>stabilityai/sdxl-base</code> at commit <code>{'b' * 40}</code>"
+    assert told in card
+    assert "lacks comes from" not in html(compose(animagine))
+
+
 def test_every_file_has_its_row(animagine: dict[str, Any]) -> None:
     page = html(compose(animagine))
     rows = {
