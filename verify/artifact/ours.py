@@ -20,7 +20,18 @@ from verify.artifact.graph import infer_attention
 from verify.artifact.interface import precision
 from verify.mil import Program, load_program
 
+# What coremltools writes into packages that it has translated, as it has Apple's.
+TRANSLATED = "com.github.apple.coremltools.source_dialect"
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+
+def is_ours(program: Program, checkpoint: Checkpoint, component: str) -> bool:
+    """Whether our converter has made a program: its weights have the names that we give them."""
+    if TRANSLATED in program.user_defined:
+        return False
+    names = {name.replace(".", "_") for name in checkpoint.component_tensors(component)}
+    given = {name for op in program.ops for name, _ in op.outputs}
+    return 2 * len(names & given) >= len(names)
 
 
 def our_network(

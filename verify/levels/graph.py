@@ -19,7 +19,7 @@ from convert.process.progress import Say, silent
 from convert.values import FORMATS, Resolution
 from verify.artifact.graph import infer_attention
 from verify.artifact.interface import infer_resolution
-from verify.artifact.ours import our_network, our_program
+from verify.artifact.ours import is_ours, our_network, our_program
 from verify.artifact.probe import target_for, weight_file
 from verify.artifact.stored import infer_compression
 from verify.artifact.usual import by_usual_names
@@ -47,8 +47,6 @@ GATES: dict[Aspect, str] = {
     "sizes": "the integers of {}, each as the size map says",
     "types": "every declared type what its op makes of its inputs",
 }
-# What coremltools writes into packages that it has translated, as it has Apple's.
-TRANSLATED = "com.github.apple.coremltools.source_dialect"
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _check(
         problem = error.problem if isinstance(error, InputError | CannotExecute) else str(error)
         return [_no_verdict(component, f"there is nothing to compare it with: {problem}")]
     found, told = _differences(program, other, sizes, attention)
-    if found and not _is_ours(program, component, source):
+    if found and not is_ours(program, source, component):
         why = "another converter has made it, and no program of it small enough to be executed"
         return [_no_verdict(component, f"{why}; ours differs first in {found[0]}")]
     return list(_checks(component, other, found, told))
@@ -282,15 +280,6 @@ def _attention(program: Program, claims: Mapping[str, str]) -> str:
     shapes = (t.shape for op in program.ops if op.type == "softmax" for _, t in op.outputs)
     cut = any(len(shape) == 4 and shape[3] < shape[1] for shape in shapes)
     return "split_einsum_v2" if cut else "split_einsum"
-
-
-def _is_ours(program: Program, component: str, source: Checkpoint) -> bool:
-    """Whether our converter has made it: its weights have the names that we give them."""
-    if TRANSLATED in program.user_defined:
-        return False
-    names = {name.replace(".", "_") for name in source.component_tensors(component)}
-    given = {name for op in program.ops for name, _ in op.outputs}
-    return 2 * len(names & given) >= len(names)
 
 
 def _no_verdict(component: str, why: str) -> Check:

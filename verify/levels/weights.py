@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.errors import CannotExecute, InputError
 from convert.process.progress import Say, silent
+from verify.artifact.ours import is_ours
 from verify.judge.checks import Check, failed, passed
 from verify.mil import Program
 from verify.weights.compare import WeightFault, compare_weight
@@ -53,14 +54,14 @@ def check_weights(
         return
     tensors = source.component_tensors(component)
     found = find_weights(program, tensors)
-    is_ours = found.is_ours
-    matched = {} if is_ours else match_values(found, tensors)
-    yield _presence(component, found, matched)
+    ours = is_ours(program, source, component)
+    matched = {} if ours else match_values(found, tensors)
+    yield _presence(component, found, matched, ours=ours)
     say(f"weights of {component}")
     forms: dict[str, list[_Compared]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         weights = found.weights.values()
-        for compared in pool.map(lambda weight: _compare(weight, is_ours=is_ours), weights):
+        for compared in pool.map(lambda weight: _compare(weight, is_ours=ours), weights):
             forms.setdefault(compared.weight.form, []).append(compared)
     for form, gate in GATES.items():
         if form in forms:
@@ -77,19 +78,21 @@ def _compare(weight: StoredWeight, *, is_ours: bool) -> _Compared:
         return _Compared(weight, WeightFault(weight.tensor.name, None, "a value", text))
 
 
-def _presence(component: str, found: FoundWeights, matched: Mapping[str, object]) -> Check:
+def _presence(
+    component: str, found: FoundWeights, matched: Mapping[str, object], *, ours: bool
+) -> Check:
     """Whether each tensor has its place in the program."""
-    is_ours, gate = found.is_ours, GATES["tensors"]
+    gate = GATES["tensors"]
     missing = [name for name in found.missing if name not in matched]
     unused = [name for name, weight in found.weights.items() if not weight.uses]
     problems = []
-    if missing and is_ours:
+    if missing and ours:
         problems.append(f"no constant stands for {_listed(missing)}")
     if found.doubled:
         problems.append(f"several constants stand for {_listed(found.doubled)}")
     if unused:
         problems.append(f"no op takes {_listed(unused)}")
-    if foreign := [*found.foreign] if is_ours and found.missing else []:
+    if foreign := [*found.foreign] if ours and found.missing else []:
         problems.append(f"in their place are {_listed(foreign)}")
     if problems:
         return failed("weights", component, "tensors", gate, "; ".join(problems))

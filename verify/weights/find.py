@@ -62,12 +62,6 @@ class FoundWeights:
     doubled: tuple[str, ...]
     foreign: Mapping[str, Constant] = field(default_factory=dict)
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether the names are our converter's; coremltools' say what was done to a value."""
-        exact = sum(w.place == w.tensor.name.replace(".", "_") for w in self.weights.values())
-        return 2 * exact > len(self.weights)
-
 
 def find_weights(program: Program, tensors: Mapping[str, Tensor]) -> FoundWeights:
     """Where each tensor is, by its name, as our converter and coremltools spell it."""
