@@ -74,7 +74,8 @@ def notices(checkpoint: Checkpoint, components: Iterable[str]) -> tuple[Notice, 
         *_rows(checkpoint),
         *_prompts(checkpoint),
     )
-    return tuple(notice for notice in found if notice.about in folders)
+    told = (notice for notice in found if notice.about in folders)
+    return (*told, *_out_of_reach(checkpoint, folders))
 
 
 def _other_vae(checkpoint: Checkpoint) -> Iterator[Notice]:
@@ -183,6 +184,27 @@ def _embeddings(checkpoint: Checkpoint) -> Iterator[Notice]:
         text = f"the embedding {one.name} is written `{one.text}` in prompts"
         effect = f"between spaces, for with a comma right behind it {APPLES} read another word"
         yield Notice("note", "tokenizer_2", "embeddings", text, effect)
+
+
+def _out_of_reach(checkpoint: Checkpoint, folders: set[str]) -> Iterator[Notice]:
+    """What was put into a checkpoint, and changes nothing of what is converted."""
+    nowhere = "nothing of what is converted has it"
+    if checkpoint.other_vae is not None and "vae" not in folders:
+        text = f"the VAE {checkpoint.other_vae.name} takes the place of the checkpoint's own"
+        yield Notice("note", "vae", "other vae", text, nowhere)
+    for lora in checkpoint.loras:
+        parts = [part for part in checkpoint.parts if any(part in n for n in lora.kinds.values())]
+        name = lora.file.rpartition("/")[2]
+        if not folders & {*parts}:
+            text = f"the LoRA {name} changes {' and '.join(parts)} alone"
+            yield Notice("note", parts[0], "loras", text, nowhere)
+        elif not any(lora.scale if part == "unet" else lora.text_scale for part in parts):
+            text = f"the LoRA {name} has the strength 0"
+            yield Notice("note", parts[0], "loras", text, "it changes nothing")
+    for one in checkpoint.embeddings:
+        if not folders & {*one.text_encoders}:
+            text = f"the embedding {one.name} is of {' and '.join(one.text_encoders)} alone"
+            yield Notice("note", one.text_encoders[0], "embeddings", text, nowhere)
 
 
 def _listed(tokens: list[str]) -> str:

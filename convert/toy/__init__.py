@@ -17,19 +17,27 @@ def write_toy(folder: Path) -> None:
         shutil.copytree(CHECKPOINT, new, copy_function=shutil.copyfile)
 
 
-def write_toy_file(path: Path) -> None:
-    """Write its networks as a single file with LDM's names.
-
-    Raises:
-        InputError: `path` is no .safetensors file's name, is a folder, or cannot be written.
-    """
-    from convert.opening.door import open_checkpoint
-    from convert.toy.single_file import write_single_file
-
+def require_new_file(path: Path) -> None:
+    """Raises InputError for what is no .safetensors file's name, or is there already."""
     if path.suffix != ".safetensors":
         raise InputError("a single file is called .safetensors", where=path)
     if path.is_dir():
         raise InputError("is a folder; a file is expected", where=path)
+    if path.exists():
+        hint = "Nothing is written over: remove it, or give another name."
+        raise InputError("is there already", where=path, hint=hint)
+
+
+def write_toy_file(path: Path) -> None:
+    """Write its networks as a single file with LDM's names.
+
+    Raises:
+        InputError: as `require_new_file`, or the file cannot be written.
+    """
+    from convert.opening.door import open_checkpoint
+    from convert.toy.single_file import write_single_file
+
+    require_new_file(path)
     try:
         write_single_file(open_checkpoint(CHECKPOINT), path)
     except OSError as error:

@@ -9,7 +9,7 @@ import typer
 
 from convert.units import size
 from sdxl_coreml.options import JsonOption, Quiet, out_option, writable
-from sdxl_coreml.steps import url_token
+from sdxl_coreml.steps import require_writable, url_token
 from sdxl_coreml.terminal import Terminal
 
 
@@ -30,9 +30,12 @@ def toy(
 
     Example: sdxl-coreml toy toy --single toy.safetensors
     """
-    from convert.toy import write_toy, write_toy_file
+    from convert.toy import require_new_file, write_toy, write_toy_file
 
     terminal = Terminal(quiet=quiet)
+    if single is not None:
+        require_new_file(single)
+        require_writable(single)
     write_toy(folder)
     terminal.say(f"{folder}: toy checkpoint, diffusers layout")
     if single is not None:

@@ -44,6 +44,16 @@ def test_toy_writes_itself_as_a_single_file(command: Run, tmp_path: Path) -> Non
     assert "model.diffusion_model.out.2.bias" in load_file(single)
 
 
+def test_toy_leaves_nothing_where_its_file_cannot_be(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"my model")
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("toy.ckpt", "mine.safetensors", "file/toy.safetensors"):
+        code, _, err = command("toy", tmp_path / "toy", "--single", tmp_path / name)
+        assert (code, err.count("error")) == (2, 1), err
+        assert not (tmp_path / "toy").exists()
+    assert (tmp_path / "mine.safetensors").read_bytes() == b"my model"
+
+
 def test_inspect_says_what_a_file_is(command: Run, file: Path, toy: Path) -> None:
     code, out, _ = command("inspect", file, "--json")
     found = json.loads(out)

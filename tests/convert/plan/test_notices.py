@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.origin import AppliedEmbedding, AppliedLora, AppliedVae
 from convert.errors import InputError
 from convert.opening.door import open_checkpoint
 from convert.plan.notices import Notice, notices
@@ -54,6 +56,34 @@ def without_scaling_factor(folder: Path) -> None:
     write_json(file, config)
 
 
+def test_what_is_put_in_and_changes_nothing_is_said(base: Checkpoint) -> None:
+    te, both = {"text_encoder": 2}, {"unet": 1, "text_encoder": 2}
+    given = replace(
+        base,
+        loras=(
+            AppliedLora("loras/te.safetensors", 1.0, 1.0, {"LoRA": te}),
+            AppliedLora("loras/off.safetensors", 0.0, 0.5, {"LoRA": {"unet": 1}}),
+            AppliedLora("loras/on.safetensors", 0.0, 0.5, {"LoRA": both}),
+        ),
+        embeddings=(AppliedEmbedding(("e",), "e", ("zqx",), ("text_encoder",)),),
+        other_vae=AppliedVae("other.vae", ("v",), "", {}, is_sdxl="its config.json"),
+    )
+
+    def said(*components: str) -> list[str]:
+        return [str(n) for n in notices(given, components) if n.topic in TOPICS]
+
+    off = "note: the LoRA off.safetensors has the strength 0: it changes nothing"
+    nothing = "nothing of what is converted has it"
+    assert said("unet") == [
+        f"note: the VAE other.vae takes the place of the checkpoint's own: {nothing}",
+        f"note: the LoRA te.safetensors changes text_encoder alone: {nothing}",
+        off,
+        f"note: the embedding e is of text_encoder alone: {nothing}",
+    ]
+    assert said("text_encoder", "text_encoder_2", "unet", "vae_decoder")[1:] == [off]
+
+
+TOPICS = ("other vae", "loras", "embeddings")
 SAID: list[tuple[Callable[[Path], None], str, str]] = [
     (edited("vae/config.json", scaling_factor=0.5), "latents", "note: .* 0.5: folded into VAEDec"),
     (edited("vae/config.json", shift_factor=0.1), "latents", "shift_factor 0.1.* ignore the shift"),

@@ -78,3 +78,7 @@ def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         write_toy_file(tmp_path / "a.safetensors")
+    (tmp_path / "mine.safetensors").write_bytes(b"my model")
+    with pytest.raises(InputError, match="is there already"):
+        write_toy_file(tmp_path / "mine.safetensors")
+    assert (tmp_path / "mine.safetensors").read_bytes() == b"my model"
