@@ -111,6 +111,7 @@ def recognise(tensors: Mapping[str, Tensor], where: Path, *, ema: bool = False) 
         raise InputError(
             f"is {other.what}, not SDXL: tensor `{other.sign}` tells", where=where, hint=other.hint
         )
+    _require_plain(tensors, where)
     averaged = _averaged(tensors, where) if ema else {}
     taken = {tensor.name for tensor in averaged.values()}
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -157,6 +158,18 @@ def recognise(tensors: Mapping[str, Tensor], where: Path, *, ema: bool = False) 
             )
         parts[name] = FilePart(name, _spelling(name, held), prefix, held)
     return FileLayout(parts, {why: tuple(names) for why, names in ignored.items()})
+
+
+def _require_plain(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raises InputError for EMA weights alone: their names have lost the dots."""
+    first = next((name for name in tensors if name.startswith(f"{_EMA}diffusion_model")), None)
+    if first is not None and not any(name.startswith(UNET[1]) for name in tensors):
+        raise InputError(
+            f"holds the UNet's EMA weights alone (`{first}`), not the plain ones, by which they "
+            "are told apart",
+            where=where,
+            hint="Take a file that has both, or one that has the EMA weights as its only ones.",
+        )
 
 
 def _averaged(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:

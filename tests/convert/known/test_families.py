@@ -73,7 +73,7 @@ OTHERS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "embedding": ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "a textual inversion"),
     "another VAE": ({"decoder.conv_in.weight": (512, 16, 3, 3)}, "a VAE of 16 latent channels"),
     "nothing known": ({"a.b": (2,)}, "no part of SDXL that is known by its tensors: `a.b`"),
-    "nothing": ({}, "no part of SDXL that is known by its tensors: nothing"),
+    "nothing": ({}, "holds no tensors"),
 }
 
 

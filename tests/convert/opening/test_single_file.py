@@ -385,6 +385,12 @@ def test_ema_weights_are_taken_where_they_are_asked_for(
     names = {part.single.full_name(name) for name in part.single.tensors}
     assert names == flat.keys()  # what the libraries will read, too
 
+    alone = {name: value for name, value in weights.items() if name not in unet}
+    path = write_file(tmp_path / "alone.safetensors", {**alone, **flat})
+    for ema in (True, False):  # else the base's UNet would be converted
+        with pytest.raises(InputError, match="the UNet's EMA weights alone"):
+            open_checkpoint(path, base=opened, ema=ema)
+
     del flat[next(iter(flat))]
     for spoilt, problem in (
         ({**weights, **flat}, "no EMA weights of `model"),
