@@ -100,7 +100,7 @@ def fetch_headers(
                 raise InputError(
                     "the Hub cannot be reached",
                     where=repo,
-                    hint="Check the connection, or give --source a local checkpoint.",
+                    hint="Check the connection, or give what is on this disk in its place.",
                 ) from None
             raise explain(error, repo) from None
     return meant(Snapshot(folder, repo.name, commit, files), source)

@@ -181,6 +181,12 @@ class _Run:
     def reference(self, component: str, dtype: torch.dtype = torch.float32) -> Reference:
         return Reference(self.checkpoint, component, dtype=dtype, device=self.device)
 
+    def _broken(self) -> str:
+        """What may be at fault for values that are not finite."""
+        loras = [lora.file.rpartition("/")[2] for lora in self.checkpoint.loras]
+        others = [self.checkpoint.other_vae.name] if self.checkpoint.other_vae else []
+        return " or ".join(["The checkpoint itself", *dict.fromkeys(loras + others)])
+
     def case(self, model: Reference, name: str, inputs: dict[str, Tensor]) -> Case:
         self.say(f"reference {model.component}, {name}")
         given = {k: v if k == "input_ids" else v.half() for k, v in inputs.items()}
@@ -190,7 +196,7 @@ class _Run:
                 raise InputError(
                     f"`{label}` of {model.component} ({name}) is not finite in PyTorch float32",
                     where=self.checkpoint.path,
-                    hint="The checkpoint itself is broken; nothing right can be made of it.",
+                    hint=f"{self._broken()} is broken; nothing right can be made of it.",
                 )
         return Case(name, given, outputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.checkpoint.origin import AppliedVae
 from convert.errors import InputError
 from convert.opening.door import open_checkpoint
 from convert.values import Resolution
@@ -115,3 +117,16 @@ def test_a_reference_with_a_missing_weight_is_no_reference(
     broken = edit_checkpoint(base, tmp_path, "unet", lambda weights: weights.pop("conv_in.bias"))
     with pytest.raises(InputError, match=r"conv_in\.bias"):
         Reference(broken, "unet")
+
+
+def test_what_may_be_at_fault_for_values_that_are_not_finite_is_named(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights["encoder.layers.0.mlp.fc1.bias"][0] = torch.nan
+
+    spoilt = edit_checkpoint(base, tmp_path, "text_encoder", spoil)
+    given = replace(spoilt, other_vae=AppliedVae("other.vae.pt", (), "", {}))
+    with pytest.raises(InputError, match="is not finite") as caught:
+        record(given, ["text_encoder"], resolution=Resolution(64, 96))
+    assert "The checkpoint itself or other.vae.pt is broken" in str(caught.value)
