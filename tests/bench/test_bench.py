@@ -279,7 +279,7 @@ def test_the_quick_bench_writes_every_row(
     folder = tmp_path / "bench"
     assert main(["--quick", "--folder", str(folder)]) == 0
     text = (folder / "RESULTS.md").read_text()
-    table = readme.block(folder / "RESULTS.md")
+    table = readme.block(folder / "RESULTS.md", "bench")
     rows = re.findall(r"^\| ([^|-][^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", table, re.M)
     tasks = make_tasks(Setup(folder / "toy", folder, ["128x128", "128x192"]))
     assert [title for title, *_ in rows] == [task.title for task in tasks]
