@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from convert.files.disk import digest_file
 from convert.known import vaes
@@ -15,7 +14,13 @@ from convert.known.vaes import KnownVae
 from convert.toy import write_toy_file
 from tests.support.file_server import Answer, FileServer
 from tests.support.single_files import make_knowable
-from tests.support.vaes import bare_diffusers, bare_ldm, edit_vae_config, folder_alone, scaled_vae
+from tests.support.vaes import (
+    bare_diffusers,
+    brighter_vae,
+    edit_vae_config,
+    folder_alone,
+    scaled_vae,
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,12 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def brighter(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy's VAE in LDM's names, but for its pictures, which are brighter."""
-    path = bare_ldm(tmp_path_factory.mktemp("vae"), toy)
-    weights = load_file(path)
-    weights["decoder.conv_out.bias"] += 0.1
-    save_file(weights, path)
-    return path
+    return brighter_vae(tmp_path_factory.mktemp("vae"), toy)
 
 
 def test_a_plan_says_what_vae_there_will_be_and_what_will_be_measured(

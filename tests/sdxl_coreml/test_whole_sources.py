@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.files.disk import digest_file
 from convert.opening.door import open_checkpoint
 from convert.toy import write_toy_file
 from tests.support.loras import PAIRS, SPELLINGS, TEXT_SPELLINGS, tensors_of, write_lora
-from tests.support.vaes import bare_ldm
+from tests.support.vaes import brighter_vae
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -41,12 +40,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def brighter(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy's VAE in LDM's names, but for its pictures, which are brighter."""
-    path = bare_ldm(tmp_path_factory.mktemp("vae"), toy)
-    weights = load_file(path)
-    weights["decoder.conv_out.bias"] += 0.1
-    save_file(weights, path)
-    return path
+    return brighter_vae(tmp_path_factory.mktemp("vae"), toy)
 
 
 def lora(path: Path, source: Checkpoint, unet: str, text: str, seed: int) -> Path:

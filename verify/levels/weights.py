@@ -6,17 +6,14 @@ Nothing is run. A fault of one bit in one weight shows here, which no figure of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from convert.checkpoint.checkpoint import Checkpoint
-from convert.errors import CannotExecute, InputError
 from convert.process.progress import Say, silent
 from verify.artifact.ours import is_ours
 from verify.judge.checks import Check, failed, passed
 from verify.mil import Program
-from verify.weights.compare import WeightFault, compare_weight
-from verify.weights.find import FoundWeights, StoredWeight, find_weights, match_values
+from verify.weights.find import FoundWeights, find_weights, match_values
+from verify.weights.parallel import Compared, compare_all
 
 GATES = {
     "tensors": "each tensor of the checkpoint is there, once, and an op takes it",
@@ -26,14 +23,6 @@ GATES = {
     "other": "stored in a way that is known",
 }
 SHOWN = 3  # deviations that are told one by one
-THREADS = 2  # numpy lets go of the interpreter while it compares
-
-
-@dataclass(frozen=True)
-class _Compared:
-    weight: StoredWeight
-    deviation: WeightFault | None
-    unknown: str = ""  # why nothing can be said
 
 
 def check_weights(
@@ -58,24 +47,12 @@ def check_weights(
     matched = {} if ours else match_values(found, tensors)
     yield _presence(component, found, matched, ours=ours)
     say(f"weights of {component}")
-    forms: dict[str, list[_Compared]] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        weights = found.weights.values()
-        for compared in pool.map(lambda weight: _compare(weight, is_ours=ours), weights):
-            forms.setdefault(compared.weight.form, []).append(compared)
+    forms: dict[str, list[Compared]] = {}
+    for compared in compare_all([*found.weights.values()], is_ours=ours):
+        forms.setdefault(compared.weight.form, []).append(compared)
     for form, gate in GATES.items():
         if form in forms:
             yield _judged(component, form, gate, forms[form])
-
-
-def _compare(weight: StoredWeight, *, is_ours: bool) -> _Compared:
-    try:
-        return _Compared(weight, compare_weight(weight, is_ours=is_ours))
-    except NotImplementedError as error:
-        return _Compared(weight, None, str(error))
-    except (CannotExecute, InputError) as error:
-        text = f"unreadable: {error.problem}"
-        return _Compared(weight, WeightFault(weight.tensor.name, None, "a value", text))
 
 
 def _presence(
@@ -106,7 +83,7 @@ def _presence(
     return passed("weights", component, "tensors", gate, told)
 
 
-def _judged(component: str, form: str, gate: str, compared: list[_Compared]) -> Check:
+def _judged(component: str, form: str, gate: str, compared: list[Compared]) -> Check:
     wrong = [str(c.deviation) for c in compared if c.deviation is not None]
     if wrong:
         more = f" (and {len(wrong) - SHOWN} more tensors)" if len(wrong) > SHOWN else ""

@@ -159,6 +159,10 @@ class WeightFile:
         self.path = path
         self._bytes: np.ndarray | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """For another process, which maps the file itself."""
+        return {"path": self.path, "_bytes": None}
+
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """The blob whose record is at `offset`: a view of the file, or a copy if sub-byte.
 

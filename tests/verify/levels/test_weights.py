@@ -22,6 +22,7 @@ from tests.support.weight_faults import PLANTS, stored_weights
 from verify.judge.checks import Check
 from verify.levels.weights import check_weights
 from verify.mil import load_program
+from verify.weights import parallel
 
 # The target that can store them → what is stored in it, as artifacts' bits and groups.
 STORED = {"macOS14": ("16", "6", "int8"), "macOS15": ("3", "int4"), "groups": ("1",)}
@@ -168,3 +169,19 @@ def test_a_small_tensor_within_the_program_is_compared_too(
     edit_model(package, one_bit)
     (wrong,) = (c for c in checks(package, "unet", checkpoint) if c.verdict == "fail")
     assert "`conv_out.bias`[0] is " in wrong.message
+
+
+def test_a_large_network_is_compared_by_several_processes(
+    artifacts: Mapping[str, Path],
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = copied(artifacts["6"], "text_encoder_2", tmp_path)
+    sound = checks(package, "text_encoder_2", checkpoint)
+    monkeypatch.setattr(parallel, "LARGE", 0)
+    assert checks(package, "text_encoder_2", checkpoint) == sound
+    random = np.random.default_rng(3)
+    (name,) = PLANTS["palettes"]["palette index"](package, checkpoint, "text_encoder_2", random)
+    (wrong,) = (c for c in checks(package, "text_encoder_2", checkpoint) if c.verdict == "fail")
+    assert f"{name}`[" in wrong.message
