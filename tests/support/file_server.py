@@ -81,7 +81,7 @@ def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
             if answer.drops:
                 body = body[: answer.drops.pop(0)]
                 self.close_connection = True
+            files.sent += len(body)  # before whoever asked can look at it
             self.wfile.write(body)
-            files.sent += len(body)
 
     return Handler
