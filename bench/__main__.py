@@ -62,14 +62,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, metavar="DIR", help="use this one (diffusers layout)")
     add("--only", action="append", default=[], metavar="NAME", help="only this task; may repeat")
     add("--quick", action="store_true", help="the toy checkpoint, page cache left alone")
-    add("--repeat", type=_count, default=1, metavar="N", help="rounds; the table shows medians")
+    add("--repeat", type=positive, default=1, metavar="N", help="rounds; the table shows medians")
     add("--peer", action="store_true", help="Apple's converter as well")
     add("--interval", type=float, default=INTERVAL, metavar="S", help="between memory samples")
     add("--results", type=Path, metavar="FILE", help="bench/RESULTS.md, or in --folder for a part")
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, for an option; argparse tells the user of another."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")

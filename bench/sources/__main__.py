@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from bench.__main__ import positive
 from bench.machine import describe
 from bench.measure import Measured, measure
 from bench.run import Measurements, Row, run_tasks
@@ -129,10 +130,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, metavar="DIR", help="use this one (diffusers layout)")
     add("--only", action="append", default=[], metavar="NAME", help="only this row; may repeat")
     add("--quick", action="store_true", help="the toy checkpoint, page cache left alone")
-    add("--repeat", type=int, default=1, metavar="N", help="rounds; the table shows medians")
+    add("--repeat", type=positive, default=1, metavar="N", help="rounds; the table shows medians")
     add("--peer", type=Path, metavar="PYTHON", help="of an environment with coreml-diffusion")
     memory = "within so much memory"
-    add("--peer-memory", type=int, default=PEER_MEMORY, metavar="GIB", help=memory)
+    add("--peer-memory", type=positive, default=PEER_MEMORY, metavar="GIB", help=memory)
     add("--results", type=Path, metavar="FILE", help="bench/RESULTS.md, or in --folder for a part")
     return parser.parse_args(arguments)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +59,14 @@ class WeightsFile:
     tensors: Mapping[str, Tensor]  # by the file's own names, scales applied and taken out
     metadata: Mapping[str, str]  # of a safetensors header; it may lie
     others: tuple[str, ...] = ()  # what a pickle holds beside tensors, by name
+
+
+def tensor_names(path: Path) -> Collection[str]:
+    """The names of a file's tensors, for whoever asks what it is; none if it is no weight file."""
+    try:
+        return read_weights(path).tensors.keys() if path.is_file() else ()
+    except InputError:
+        return ()
 
 
 def read_weights(path: Path) -> WeightsFile:

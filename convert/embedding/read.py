@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint.tensors import Tensor
-from convert.checkpoint.weights import read_weights
+from convert.checkpoint.weights import read_weights, tensor_names
 from convert.errors import InputError
 from convert.files.dtypes import FLOATS
 from convert.lora.suffixes import split
@@ -105,12 +105,7 @@ class EmbeddingFile:
 
 def holds_embedding(path: Path) -> bool:
     """Whether a file is one of textual inversions, and no LoRA that has some inside."""
-    if not path.is_file():
-        return False
-    try:
-        keys = read_weights(path).tensors
-    except InputError:
-        return False
+    keys = tensor_names(path)
     if len(keys) == 1:
         return split(*keys) is None
     return bool(keys) and all(key in KEYS for key in keys)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convert.checkpoint.tensors import Tensor
-from convert.checkpoint.weights import read_weights
+from convert.checkpoint.weights import read_weights, tensor_names
 from convert.errors import InputError
 from convert.lora.adapter import OF_INPUTS, ROTATIONS, LoraAdapter
 from convert.lora.kinds import KINDS, Kind, title
@@ -59,12 +59,7 @@ class LoraFile:
 
 def holds_lora(path: Path) -> bool:
     """Whether most of a file's tensors are called as those of LoRAs; False for other files."""
-    if not path.is_file():
-        return False
-    try:
-        keys = read_weights(path).tensors
-    except InputError:
-        return False
+    keys = tensor_names(path)
     found = [key for key in keys if (parts := split(key)) and parts[1] != ".weight"]
     return 2 * len(found) > len(keys)
 
