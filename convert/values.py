@@ -25,6 +25,10 @@ COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
 
 Verdict = Literal["pass", "fail", "indeterminate"]
 
+# How much is done to verify a run's artifacts.
+Effort = Literal["quick", "standard", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+
 VaePrecision = Literal["float32", "float16"]
 AskedVaePrecision = Literal["float32", "float16", "auto"]
 

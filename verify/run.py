@@ -99,6 +99,7 @@ def verify(
         checks=tuple(checks),
         versions=versions(),
         code=question.policy.made_by,
+        attention=subject.artifact.claims.get("attention"),
         bits=rules.bits,
         compressed=subject.compressed,
         generations=generations,

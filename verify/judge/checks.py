@@ -62,6 +62,7 @@ class Results:
     checks: tuple[Check, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)  # what made it: `Policy.made_by`
+    attention: str | None = None  # as the manifest claims it; None if nobody knows
     bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
     compressed: tuple[str, ...] = ()  # the components some of whose weights are compressed
     generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity

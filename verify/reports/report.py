@@ -35,6 +35,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "artifact": results.artifact,
         "source": results.source,
         "resolution": None if results.resolution is None else str(results.resolution),
+        "attention": results.attention,
         "bits": results.bits,
         "compressed": list(results.compressed),
         "runtime": results.runtime,

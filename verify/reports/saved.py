@@ -97,6 +97,7 @@ class SavedReport(Document):
     artifact: LocalName
     source: str
     resolution: str | None = None
+    attention: str | None = None
     bits: str | None = None
     compressed: list[str] | None = None
     runtime: str
