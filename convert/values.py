@@ -22,6 +22,10 @@ Level = Literal[
 LEVELS: tuple[Level, ...] = get_args(Level)
 # Without whole runs, which take the reference and the artifact dozens of steps for every picture.
 COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
+# What is checked where nothing says otherwise.
+DEFAULT_LEVELS: tuple[Level, ...] = ("structure", "weights", "graph", "conversion", "compression")
+Effort = Literal["quick", "standard", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 
 Verdict = Literal["pass", "fail", "indeterminate"]
 

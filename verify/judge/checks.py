@@ -33,6 +33,7 @@ class Check:
     fp16_error_ratio: float | None = None  # our error over the noise floor
     similarity: ImageMetrics | None = None  # of pictures
     message: str = ""  # what was found; never empty unless the verdict is pass
+    size: Resolution | None = None  # at which it was executed, where that is not the package's own
 
 
 def passed(level: Level, component: str, case: str, gate: str, message: str = "") -> Check:

@@ -133,6 +133,7 @@ def record(
     resolution: Resolution,
     fp16: Collection[str] = (),
     denoising: Denoising | None = None,
+    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     device: str = "cpu",
     say: Say = silent,
 ) -> Recording:
@@ -143,13 +144,14 @@ def record(
         resolution: of the image.
         fp16: components to run in PyTorch float16 as well, on the same inputs.
         denoising: what is denoised and how; the defaults if None.
+        weights: by component, values in place of the checkpoint's, as `Reference` takes them.
 
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
     denoise = any(COMPONENTS[name].has_resolution for name in components)
     denoising = denoising or Denoising()
-    run = _Run(checkpoint, resolution, denoising, device, say)
+    run = _Run(checkpoint, resolution, denoising, weights or {}, device, say)
     if denoise:
         checkpoint.vae.latent_size(resolution)  # or an error before anything is loaded
     texts = {"prompt": denoising.prompt, "negative prompt": denoising.negative_prompt}
@@ -175,11 +177,13 @@ class _Run:
     checkpoint: Checkpoint
     resolution: Resolution
     denoising: Denoising
+    weights: Mapping[str, Mapping[str, Tensor]]
     device: str
     say: Say
 
     def reference(self, component: str, dtype: torch.dtype = torch.float32) -> Reference:
-        return Reference(self.checkpoint, component, dtype=dtype, device=self.device)
+        own = self.weights.get(component)
+        return Reference(self.checkpoint, component, dtype=dtype, device=self.device, weights=own)
 
     def _broken(self) -> str:
         """What may be at fault for values that are not finite."""

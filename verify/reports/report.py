@@ -87,6 +87,7 @@ def _check(check: Check) -> dict[str, Any]:
         "gate": check.gate,
         "verdict": check.verdict,
         "message": check.message,
+        **({} if check.size is None else {"size": str(check.size)}),
     }
 
 

@@ -12,7 +12,8 @@ from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.files.documents import Document, LocalName, checked
 from convert.files.json_files import kind, read_json, shown
-from convert.values import Level, Verdict
+from convert.recipe.fields import ResolutionText
+from convert.values import Effort, Level, Verdict
 from verify.judge.checks import PIPELINE
 from verify.reports.report import SCHEMA
 
@@ -53,6 +54,7 @@ class SavedCheck(Document):
     gate: str
     verdict: Verdict
     message: str
+    size: ResolutionText | None = None
 
 
 class SavedImages(Document):
@@ -108,6 +110,8 @@ class SavedReport(Document):
     measured_of: str | None = None
     code: dict[str, str] = Field(default_factory=dict)
     asked: dict[str, Any] = Field(default_factory=dict)
+    effort: Effort | None = None
+    evidence: dict[str, list[str]] = Field(default_factory=dict)
     verdict: Verdict
     checks: list[SavedCheck]
     generations: list[SavedGeneration] = Field(default_factory=list)
