@@ -24,8 +24,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 COMPONENT_LEVELS: tuple[Level, ...] = ("structure", "conversion", "compression")
 # What is checked where nothing says otherwise.
 DEFAULT_LEVELS: tuple[Level, ...] = ("structure", "weights", "graph", "conversion", "compression")
-Effort = Literal["quick", "standard", "thorough"]
-EFFORTS: tuple[Effort, ...] = get_args(Effort)
 
 Verdict = Literal["pass", "fail", "indeterminate"]
 
