@@ -22,8 +22,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
@@ -41,7 +39,8 @@ from convert.run import manifest as manifests
 from convert.source.select import SINGLE
 from convert.values import Resolution
 from verify.judge.checks import versions
-from verify.reference.recording import Case, Recording
+from verify.reference.kept import load_tensors, recording_of, save_tensors
+from verify.reference.recording import Recording
 from verify.sampling.sampling import NetworkCall, Picture, Settings, Trace
 
 SCHEMA = 1
@@ -49,7 +48,6 @@ MANIFEST = "manifest.json"
 COMPONENTS_FILE = "components.safetensors"
 PICTURES_FILE = "pictures.safetensors"
 CHECKPOINT = "checkpoint"
-KINDS = ("inputs", "outputs", "fp16")
 
 
 class _Picture(Document):
@@ -137,15 +135,15 @@ def _fill(
     digests: Mapping[str, str],
 ) -> None:
     write_small_files(checkpoint, bundle / CHECKPOINT)
-    _save(bundle / COMPONENTS_FILE, recording.tensors())
-    _save(bundle / PICTURES_FILE, _trace_tensors(traces))
+    save_tensors(bundle / COMPONENTS_FILE, recording.tensors())
+    save_tensors(bundle / PICTURES_FILE, _trace_tensors(traces))
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
     manifest = {
         "schema": SCHEMA,
         "kind": "golden",
         "resolution": str(recording.resolution),
         "checkpoint": {"name": checkpoint.name, "files": dict(sorted(digests.items()))},
-        "cases": {name: [c.name for c in cases] for name, cases in recording.cases.items()},
+        "cases": recording.names(),
         "pictures": [
             {
                 **asdict(trace.settings),
@@ -189,8 +187,10 @@ def read_golden(path: Path) -> Golden:
     _require_files(path, values["files"])
     checkpoint = open_without_weights(path / CHECKPOINT, manifest.checkpoint.name)
     try:
-        cases = _cases(manifest.cases, _load(path / COMPONENTS_FILE))
-        traces = _traces(values["pictures"], manifest.resolution, _load(path / PICTURES_FILE))
+        recorded = load_tensors(path / COMPONENTS_FILE)
+        recording = recording_of(manifest.resolution, manifest.cases, recorded)
+        pictures = load_tensors(path / PICTURES_FILE)
+        traces = _traces(values["pictures"], manifest.resolution, pictures)
     except (KeyError, ValueError) as error:
         problem = f"the manifest does not fit the bundle's tensors: {reason(error)}"
         raise InputError(problem, where=file, hint=hint) from None
@@ -198,7 +198,7 @@ def read_golden(path: Path) -> Golden:
         path=path,
         checkpoint=checkpoint,
         digests=manifest.checkpoint.files,
-        recording=Recording(manifest.resolution, cases),
+        recording=recording,
         traces=traces,
         versions=manifest.versions,
     )
@@ -239,34 +239,6 @@ def _require_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 # ---- tensors ----
-
-
-def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file)
-    file.chmod(0o644)  # the library makes it readable for its owner alone
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot be read: {error}", where=file) from None
-
-
-def _cases(
-    names: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]
-) -> dict[str, tuple[Case, ...]]:
-    found: dict[tuple[str, str, str], dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        component, case, kind, name = key.split("/")
-        found.setdefault((component, case, kind), {})[name] = tensor
-    return {
-        component: tuple(
-            Case(case, *(found.get((component, case, kind), {}) for kind in KINDS))
-            for case in cases
-        )
-        for component, cases in names.items()
-    }
 
 
 def _trace_tensors(traces: Sequence[Trace]) -> dict[str, Tensor]:

@@ -116,6 +116,13 @@ class Cache:
         """Whether the entry is there, whole and as it was made."""
         return self._facts(self.root / kind / key) is not None
 
+    def discard(self, kind: str, key: str) -> None:
+        """Forget an entry whose content has turned out not to be as it was made."""
+        path = self.root / kind / key
+        with locked(self.root / "locks" / f"{kind}-{key}"):
+            if path.is_dir():
+                path.rename(self.new_folder() / "old")
+
     def digests(self, files: Iterable[Path], report: Advance = silent) -> dict[Path, str]:
         """SHA-256 of files, remembered by path, size and times so that 5 GB are read once."""
         out = {}

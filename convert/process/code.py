@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-CodePart = Literal["convert", "apple", "calibrate", "precision", "measure", "judge", "release"]
+CodePart = Literal[
+    "convert", "apple", "calibrate", "precision", "record", "measure", "judge", "release"
+]
 
 ROOT = Path(__file__).parents[2]  # the folder that holds ours: convert, verify, release
 
@@ -89,6 +91,8 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "verify/reference/vae_precision.py",
         "verify/runtime/*.py",
     ),
+    # what the reference made of a checkpoint
+    "record": (*_CHECKPOINT, *_REFERENCE, "verify/reference/kept.py"),
     # a report's numbers, and the findings that are no numbers
     "measure": (
         *_CHECKPOINT,
@@ -117,6 +121,7 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "verify/levels/*.py",
         "verify/mil/*.py",
         "verify/question.py",
+        "verify/reference/kept.py",
         "verify/reports/images.py",
         "verify/reports/report.py",
         "verify/run.py",

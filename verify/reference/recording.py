@@ -47,6 +47,7 @@ SMALLEST = Resolution(64, 64)  # for recordings of text encoders, which have no 
 # Unconditional and conditional, of a refiner's time ids. Source: the defaults of
 # `negative_aesthetic_score` and `aesthetic_score` in diffusers' StableDiffusionXLImg2ImgPipeline.
 AESTHETIC_SCORES = (2.5, 6.0)
+KINDS = ("inputs", "outputs", "fp16")  # of a case's tensors, as `Case` calls them
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,13 @@ class Recording:
             f"{component}/{case.name}/{kind}/{name}": tensor
             for component, cases in self.cases.items()
             for case in cases
-            for kind in ("inputs", "outputs", "fp16")
+            for kind in KINDS
             for name, tensor in getattr(case, kind).items()
         }
+
+    def names(self) -> dict[str, list[str]]:
+        """What its cases are called, by component, in their order."""
+        return {component: [c.name for c in cases] for component, cases in self.cases.items()}
 
 
 def case_names(

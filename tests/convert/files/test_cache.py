@@ -132,3 +132,14 @@ def test_text_is_replaced_without_a_trace(tmp_path: Path) -> None:
         for text in ("one", "two"):
             cache.write_text(tmp_path / "out" / "r.json", text)
     assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [("r.json", "two")]
+
+
+def test_a_discarded_entry_is_made_again(tmp_path: Path) -> None:
+    with Cache(tmp_path) as cache:
+        path, _ = cache.entry("kind", "key", lambda folder: {"number": 1})
+        cache.discard("kind", "key")
+        assert not path.exists()
+        assert not cache.has("kind", "key")
+        cache.discard("kind", "key")
+        _, facts = cache.entry("kind", "key", lambda folder: {"number": 2})
+        assert facts == {"number": 2}

@@ -23,9 +23,10 @@ FOLDERS = ("convert", "verify", "release", "recipes", "sdxl_coreml")
 ENTRIES: dict[CodePart, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "convert": (("convert.package.native", "convert.run.packages"), ("convert.peer.engine",)),
     "apple": (("convert.peer.engine", "convert.run.packages"), ("convert.package.native",)),
-    # the checks for the libraries' versions
+    # the checks for the libraries' versions; the same for what is recorded
     "calibrate": (("verify.reference.calibration",), ("verify.judge.checks",)),
     "precision": (("verify.reference.vae_precision",), ("verify.judge.checks",)),
+    "record": (("verify.reference.kept",), ("verify.judge.checks",)),
     "measure": (("verify.batch",), ()),
     "judge": (("verify.reports.recheck", "verify.judge.policy"), ()),
     # Whether a report still counts decides on an archive, not on its bytes; figures are beside it.
