@@ -15,7 +15,8 @@ from release.card.card import compose, write_card
 from release.card.samples import copy_samples
 from release.card.source_card import SourceCard
 from release.pack.bundle import finished_manifest, has_passed
-from release.pack.pack import NotVerified, Packed, find_artifacts, pack, read_release
+from release.pack.pack import Packed, find_artifacts, pack, read_release
+from release.pack.packable import NotVerified
 from release.pack.stale import FILE as STALE
 from release.pack.stale import Stale
 

@@ -152,6 +152,8 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "release/pack/documents.py",
         "release/pack/manifest.py",
         "release/pack/pack.py",
+        "release/pack/packable.py",
+        "release/pack/room.py",
         "verify/artifact/folder.py",
         "verify/mil/*.py",
     ),

@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import zipfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from convert.errors import InputError
 from convert.process.progress import Advance, silent
@@ -63,7 +64,8 @@ def _files(folder: Path) -> list[Path]:
 def split(archive: Path, size: int) -> list[Path]:
     """Cut an archive into `<name>.zip.001`, … of at most `size` bytes, and remove it.
 
-    `cat <name>.zip.* > <name>.zip` joins them. An archive that is small enough stays as it is.
+    `cat <name>.zip.* > <name>.zip` joins them. An archive that is small enough stays as it is. It
+    takes the room of one part beside the archive's own.
 
     Raises:
         InputError: more than 999 parts.
@@ -78,15 +80,14 @@ def split(archive: Path, size: int) -> list[Path]:
             where=archive.name,
             hint="Give --split a larger size.",
         )
-    parts = []
-    with archive.open("rb") as source:
-        for number in range(1, count + 1):
-            part = archive.with_name(f"{archive.name}.{number:03}")
-            with part.open("wb") as target:
-                for piece in _pieces(source, size):
-                    target.write(piece)
-            parts.append(part)
-    archive.unlink()
+    parts = [archive.with_name(f"{archive.name}.{number:03}") for number in range(1, count + 1)]
+    # From the end, so that what is cut off is not there twice for long.
+    for number in range(count - 1, 0, -1):
+        with archive.open("rb+") as source, parts[number].open("wb") as target:
+            source.seek(number * size)
+            shutil.copyfileobj(source, target, PIECE)
+            source.truncate(number * size)
+    archive.rename(parts[0])
     return parts
 
 
@@ -125,13 +126,6 @@ class Joined(io.RawIOBase):
         for file in self._files:
             file.close()
         super().close()
-
-
-def _pieces(source: BinaryIO, size: int) -> Iterator[bytes]:
-    left = size
-    while left and (piece := source.read(min(PIECE, left))):
-        left -= len(piece)
-        yield piece
 
 
 def parse_size(text: str) -> int:

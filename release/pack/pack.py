@@ -13,47 +13,28 @@ again."""
 from __future__ import annotations
 
 import re
-import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError, UserError
-from convert.files.cache import Cache, key_of
-from convert.files.disk import digest_file, disk_error
+from convert.errors import InputError
+from convert.files.cache import Cache
+from convert.files.disk import disk_error
 from convert.files.documents import checked
 from convert.files.json_files import FileMissing
-from convert.process.code import code_digest
 from convert.process.progress import Progress, Silent
 from convert.run import manifest as artifact_manifests
-from convert.units import size
-from release.pack.archive import split as split_archive
-from release.pack.archive import write_archive
-from release.pack.bundle import Digests, find_report, finished_manifest, is_current, make_bundle
+from release.pack.bundle import Digests
 from release.pack.documents import ReleaseManifest
-from release.pack.manifest import (
-    FILE,
-    SHARED,
-    measured,
-    read_sums,
-    release_manifest,
-    sha256_sums,
-    text,
-    verification,
-)
+from release.pack.manifest import FILE, read_sums, release_manifest, sha256_sums, text
+from release.pack.packable import Packable, make_archive, packables, require_verified
+from release.pack.room import require_room
 from release.pack.stale import FILE as STALE
 from release.pack.stale import require_current
 
 SUMS = "SHA256SUMS"
 OURS = {SUMS, FILE, STALE, "README.md", "images", ".cache"}
-
-
-class NotVerified(UserError):
-    """An artifact whose verification did not pass, or that has none (exit code 1)."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -107,27 +88,21 @@ def pack(
             disk, a damaged artifact.
     """
     progress = progress or Silent()
-    manifests, found = require_packable(artifacts, release, allow_unverified=allow_unverified)
-    reports = {path: r if r is not None and is_current(r) else None for path, r in found.items()}
+    items = require_packable(artifacts, release, split=split, allow_unverified=allow_unverified)
     earlier = _earlier(release)
     digests = Digests()
     fresh, archives = [], []
     try:
         release.mkdir(parents=True, exist_ok=True)
         with Cache(_cache_folder(release)) as cache:
-            wanted = {p: _fingerprint(m, reports[p], split) for p, m in manifests.items()}
-            kept = {p: _kept(release, earlier, key, cache) for p, key in wanted.items()}
-            _require_room(release, [manifests[p] for p, entry in kept.items() if entry is None])
-            for path, manifest in manifests.items():
-                entry = kept[path]
-                if entry is None:
-                    entry = _archive(path, release, reports[path], split, digests, cache, progress)
-                    entry["fingerprint"] = wanted[path]
-                    fresh.append(manifest["artifact"])
-                else:
-                    entry["manifest"] |= {key: manifest[key] for key in SHARED}
-                entry["manifest"]["verification"] = _found(reports[path], manifest)
-                archives.append(entry)
+            kept = [_kept(release, earlier, item.fingerprint, cache) for item in items]
+            missing = [item for item, made in zip(items, kept, strict=True) if made is None]
+            require_room(release, sum(item.bytes for item in missing))
+            for item, made in zip(items, kept, strict=True):
+                if made is None:
+                    made = _placed(item, release, digests, cache, progress)
+                    fresh.append(item.name)
+                archives.append(item.entry(made))
                 # Written after each archive, so that a run that is killed goes on from here.
                 _record(release, archives, earlier, cache)
             for name in {f["name"] for a in earlier for f in a["files"]} - _names(archives):
@@ -136,25 +111,39 @@ def pack(
             (release / STALE).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, release) from None
-    told = {manifests[path]["artifact"]: report for path, report in found.items() if report}
+    told = {item.name: item.found for item in items if item.found}
     return Packed(release, manifest, tuple(fresh), told)
 
 
 def require_packable(
-    artifacts: Sequence[Path], release: Path, *, allow_unverified: bool = False
-) -> tuple[dict[Path, dict[str, Any]], dict[Path, dict[str, Any] | None]]:
-    """The manifests and reports of artifacts that `pack` would pack; nothing else is read.
+    artifacts: Sequence[Path],
+    release: Path,
+    *,
+    split: int | None = None,
+    allow_unverified: bool = False,
+) -> list[Packable]:
+    """The artifacts that `pack` would pack, in its order; nothing but manifests is read.
 
     Raises:
         NotVerified, InputError: as `pack` does.
     """
-    manifests = {path: finished_manifest(path) for path in artifacts}
-    release_manifest([{"manifest": m} for m in manifests.values()])  # of one run, or an error
-    reports = {path: find_report(path, manifest) for path, manifest in manifests.items()}
+    items = packables(artifacts, split=split)
     if not allow_unverified:
-        _require_verified(manifests, reports)
-    _require_ours(release, manifests)
-    return manifests, reports
+        remedy = "--allow-unverified packs it anyway, and the card will say so."
+        require_verified(items, done="packed", remedy=remedy)
+    _require_ours(release, items)
+    return items
+
+
+def release_texts(archives: Sequence[Mapping[str, Any]], listed: Any = None) -> dict[str, str]:
+    """manifest.json and SHA256SUMS of a release of these archives.
+
+    Args:
+        listed: the archives to list, which may be more while a release is being made.
+    """
+    listed = archives if listed is None else listed
+    sums = {f["name"]: f["sha256"] for a in listed for f in a["files"]}
+    return {FILE: text(release_manifest(archives, listed)), SUMS: sha256_sums(sums)}
 
 
 def read_release(folder: Path) -> dict[str, Any]:
@@ -184,41 +173,15 @@ def _recorded(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _archive(
-    path: Path,
-    release: Path,
-    report: Mapping[str, Any] | None,
-    split: int | None,
-    digests: Digests,
-    cache: Cache,
-    progress: Progress,
+def _placed(
+    item: Packable, release: Path, digests: Digests, cache: Cache, progress: Progress
 ) -> dict[str, Any]:
-    """Write the archive of one artifact; returns its entry in the manifest."""
-    bundle = cache.new_folder()
-    manifest = make_bundle(path, bundle, report=report, digests=digests)
-    name = f"{manifest['artifact']}.zip"
-    new = cache.new_folder() / name
-    total = sum(f["size"] for f in manifest["files"].values())
-    with progress.stage(f"Packing {name}", total, "B") as advance:
-        write_archive(bundle, new, advance)
-    whole, count = digest_file(new), new.stat().st_size
-    parts = split_archive(new, split) if split else [new]
-    files = []
-    for part in parts:
-        digest = whole if part == new else digest_file(part)
-        files.append({"name": part.name, "size": part.stat().st_size, "sha256": digest})
+    """Make an archive and give it its place; returns its entry in the manifest."""
+    entry, parts = make_archive(item, digests, cache, progress)
+    for part, facts in zip(parts, entry["files"], strict=True):
         cache.replace(part, release / part.name)
-        cache.remember(release / part.name, digest)
-    shutil.rmtree(bundle)
-    progress.done(f"{name}: {size(count)}" + (f" in {len(parts)} parts" if len(parts) > 1 else ""))
-    return {"archive": name, "size": count, "sha256": whole, "files": files, "manifest": manifest}
-
-
-def _found(report: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Outcome and figures of a verification, for the release's manifest and its card."""
-    if report is None:
-        return None
-    return {**verification(report), **measured({"bits": manifest["bits"], **report})}
+        cache.remember(release / part.name, facts["sha256"])
+    return entry
 
 
 def _record(
@@ -230,9 +193,8 @@ def _record(
     """Write manifest.json and SHA256SUMS for what is there, archives still to come included."""
     names = {a["archive"] for a in archives}
     known = [*archives, *(a for a in earlier if a["archive"] not in names)]
-    cache.write_text(release / FILE, text(release_manifest(archives, known)))
-    sums = {f["name"]: f["sha256"] for a in known for f in a["files"]}
-    cache.write_text(release / SUMS, sha256_sums(sums))
+    for name, content in release_texts(archives, known).items():
+        cache.write_text(release / name, content)
     return release_manifest(archives)
 
 
@@ -266,40 +228,7 @@ def _kept(
     return None
 
 
-def _fingerprint(
-    manifest: Mapping[str, Any], report: Mapping[str, Any] | None, split: int | None
-) -> str:
-    """All that determines an archive's bytes."""
-    found = verification(report) if report else None
-    code = [code_digest("release"), zlib.ZLIB_RUNTIME_VERSION]
-    return key_of([manifest["fingerprint"], found, split, code])
-
-
-def _require_verified(
-    manifests: Mapping[Path, Mapping[str, Any]], reports: Mapping[Path, Mapping[str, Any] | None]
-) -> None:
-    bad = []
-    for path, manifest in manifests.items():
-        report = reports[path]
-        if report is None:
-            state = "was not verified"
-        elif not is_current(report):
-            state = "was verified by another version's checks or gates"
-        elif report["verdict"] != "pass":
-            state = f"verdict: {report['verdict']}"
-        else:
-            continue
-        bad.append(f"{manifest['artifact']} ({state})")
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise NotVerified(
-            f"not packed, because verification did not pass: {', '.join(bad[:3])}{more}",
-            hint="`sdxl-coreml run` verifies what it makes, and again where this version would do "
-            "it otherwise; --allow-unverified packs it anyway, and the card will say so.",
-        )
-
-
-def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) -> None:
+def _require_ours(release: Path, items: Sequence[Packable]) -> None:
     """Raise InputError if the release folder holds what no `pack` has put there."""
     if release.exists() and not release.is_dir():
         raise InputError("is a file; a folder is expected", where=release)
@@ -307,7 +236,7 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
         listed = set(read_sums(release / SUMS))
     except InputError:
         listed = set()
-    ours = OURS | listed | {f"{m['artifact']}.zip" for m in manifests.values()}
+    ours = OURS | listed | {f"{item.name}.zip" for item in items}
     for entry in sorted(release.iterdir()) if release.exists() else []:
         archive = re.sub(r"\.\d{3}$", "", entry.name)  # a run that was killed left parts unlisted
         if not {entry.name, archive} & ours and not entry.name.startswith(("LICENSE", ".README.")):
@@ -316,19 +245,6 @@ def _require_ours(release: Path, manifests: Mapping[Path, Mapping[str, Any]]) ->
                 where=release,
                 hint="Give --out a new or empty folder.",
             )
-
-
-def _require_room(release: Path, missing: Sequence[Mapping[str, Any]]) -> None:
-    """Archives are copies: raise InputError if they do not fit on the disk."""
-    needed = sum(f["size"] for m in missing for f in m["files"].values())
-    free = shutil.disk_usage(release).free
-    if needed > free:
-        raise InputError(
-            f"no space: {size(needed)} to write, {size(free)} free",
-            where=release,
-            hint="Archives are copies, unlike artifacts. Free some space, `pack` on another disk "
-            "with --out, or fewer artifacts; `run --no-release` makes none.",
-        )
 
 
 def _cache_folder(release: Path) -> Path:

@@ -16,7 +16,8 @@ from convert.errors import InputError
 from release.lint.lint import lint
 from release.pack.archive import parse_size, split, write_archive
 from release.pack.manifest import parse_sums
-from release.pack.pack import NotVerified, find_artifacts, pack
+from release.pack.pack import find_artifacts, pack
+from release.pack.packable import NotVerified
 
 NAME = "base_split-einsum_16-bit_64x96"
 
