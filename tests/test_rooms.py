@@ -48,6 +48,7 @@ verify.mil             an ML Program as data
 verify.artifact        what was shipped, told without judging
 verify.weights         weights beside the checkpoint's, element by element
 verify.equivalence     whether two programs are one network at two sizes
+verify.operations      what each of MIL's operations computes, with PyTorch
 verify.runtime         what runs a program: the evaluator, Core ML
 verify.judge           measures, gates, the policy
 verify.reports         results kept, summed up, judged again, compared

@@ -18,17 +18,11 @@ from torch import Tensor
 from convert.errors import CannotExecute, InputError
 from verify.mil.load import load_program
 from verify.mil.program import Constant, Op, Program, TensorType
-from verify.runtime import (  # noqa: F401  the ops_* modules fill the registry
-    ops_constexpr,
-    ops_elementwise,
-    ops_linear,
-    ops_reduce,
-    ops_shape,
-)
+from verify.operations.registry import TORCH_DTYPES, tensor_of
+from verify.operations.strides import is_laid_out, like_strides
 from verify.runtime.fusion import fuse_attention
 from verify.runtime.inputs import check_names, checked_inputs
-from verify.runtime.memory import Memory, is_laid_out, like_strides
-from verify.runtime.ops import TORCH_DTYPES, tensor_of
+from verify.runtime.memory import Memory
 from verify.runtime.plan import Step, make_plan, with_lifetimes
 from verify.runtime.values import Values, storage
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from verify.mil.program import Constant, Op, Program
-from verify.runtime.ops import Implementation
-from verify.runtime.ops_linear import is_bc1s
+from verify.operations.linear import is_bc1s
+from verify.operations.registry import Implementation
 from verify.runtime.plan import Step
 
 

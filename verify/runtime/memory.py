@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from verify.operations.strides import dense_strides
+
 SMALLEST = 1 << 20  # bytes: the allocator keeps what is smaller by itself
 SLACK = 1.5  # how many times too large a block may be
 SPARE = 3 << 30  # bytes that may lie idle: an attention matrix of SDXL in fp32, and its rounding
@@ -81,37 +83,3 @@ class Memory:
             return None
         self.idle -= best[0]
         return self._blocks.pop(best[1])
-
-
-def dense_strides(tensor: Tensor) -> tuple[int, ...] | None:
-    """The tensor's strides if it fills its span of memory without gaps or overlaps, else None."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return None
-            expected *= size
-    return tuple(tensor.stride())
-
-
-def like_strides(tensor: Tensor) -> tuple[int, ...] | None:
-    """Strides of a dense tensor with the axes in this one's order; None if some are repeated.
-
-    A slice is not dense, but what is computed from it should lie in memory as it does.
-    """
-    if 0 in (s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        return None
-    strides, expected = list(tensor.stride()), 1
-    order = sorted(range(tensor.dim()), key=lambda axis: (strides[axis], tensor.shape[axis]))
-    for axis in order:
-        strides[axis] = expected
-        expected *= tensor.shape[axis]
-    return tuple(strides)
-
-
-def is_laid_out(tensor: Tensor, strides: Sequence[int] | None) -> bool:
-    """Whether a tensor has these strides, or is contiguous; axes of length 1 may have any."""
-    if strides is None:
-        return tensor.is_contiguous()
-    axes = zip(tensor.stride(), strides, tensor.shape, strict=True)
-    return all(found == wanted for found, wanted, size in axes if size > 1)

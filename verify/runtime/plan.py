@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from verify.mil.program import Constant, Op, Program
-from verify.runtime.ops import How, Implementation, bind
+from verify.operations.registry import How, Implementation, bind
 
 Argument = tuple[str, How, list[str | Constant]]  # a parameter, and what it is given
 

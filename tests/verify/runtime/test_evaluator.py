@@ -16,9 +16,9 @@ from torch import Tensor
 
 from convert.errors import CannotExecute, InputError
 from verify.mil import Block, Constant, Op, Program, TensorType, load_program
+from verify.operations.registry import OPS, TORCH_DTYPES
 from verify.runtime.evaluator import Evaluator
 from verify.runtime.memory import Memory
-from verify.runtime.ops import OPS, TORCH_DTYPES
 
 ct = pytest.importorskip("coremltools")
 

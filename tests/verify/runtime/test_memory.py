@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verify.runtime.memory import SLACK, SMALLEST, Memory, dense_strides, is_laid_out, like_strides
-from verify.runtime.ops_linear import einsum
-from verify.runtime.ops_reduce import softmax
+from verify.operations.linear import einsum
+from verify.operations.reduce import softmax
+from verify.operations.strides import dense_strides, is_laid_out, like_strides
+from verify.runtime.memory import SLACK, SMALLEST, Memory
 from verify.runtime.values import Values, storage
 
 COUNT = SMALLEST // 4  # fp32 elements of the smallest block that is kept

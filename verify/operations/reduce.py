@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.runtime.memory import like_strides
-from verify.runtime.ops import Empty, fresh, op
+from verify.operations.registry import Empty, fresh, op
+from verify.operations.strides import like_strides
 
 
 def _logsum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verify.mil.blob import unpack_bits
-from verify.runtime.ops import op
+from verify.operations.registry import op
 
 _CHUNK = 1 << 20  # indices that stay in cache while they are widened for the look-up
 

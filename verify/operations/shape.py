@@ -1,14 +1,12 @@
-"""MIL ops that move elements: reshaping, slicing, joining, gathering, padding, filling."""
+"""MIL ops that move elements: reshaping, slicing, joining, padding, filling."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.runtime.ops import Empty, fresh, op
+from verify.operations.registry import Empty, fresh, op
 
 
 @op("reshape", kind="move")
@@ -166,64 +164,6 @@ def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
     return x.flip(tuple(range(x.dim())) if axes is None else tuple(axes))
 
 
-def _from_end(indices: Tensor, size: int) -> Tensor:
-    # Allowed up to iOS16 and out of bounds from iOS17 on, where any answer is as good.
-    indices = indices.long()
-    return torch.where(indices < 0, indices + size, indices)
-
-
-@op("gather", kind="move")
-def gather(
-    x: Tensor,
-    indices: Tensor,
-    axis: int = 0,
-    batch_dims: int = 0,
-    validate_indices: bool = False,
-) -> Tensor:
-    """Result of shape x[:axis] + indices[batch_dims:] + x[axis+1:]; always validated here.
-
-    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
-    """
-    axis %= x.dim()
-    shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
-    index = _from_end(indices, x.shape[axis])
-    if batch_dims == 0:
-        return x.index_select(axis, index.reshape(-1)).reshape(shape)
-    rows = x.flatten(0, batch_dims - 1)
-    index = index.reshape(rows.shape[0], -1)
-    picked = [row.index_select(axis - batch_dims, i) for row, i in zip(rows, index, strict=True)]
-    return torch.stack(picked).reshape(shape)
-
-
-@op("gather_nd", kind="move")
-def gather_nd(
-    x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
-) -> Tensor:
-    """The last axis of `indices` holds coordinates into x's axes after the batch axes.
-
-    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
-    """
-    lead = indices.shape[:-1]
-    where = []
-    for axis in range(batch_dims):
-        count = torch.arange(x.shape[axis], device=x.device)
-        where.append(count.reshape([-1 if d == axis else 1 for d in range(len(lead))]))
-    for axis, index in enumerate(indices.unbind(-1), start=batch_dims):
-        where.append(_from_end(index, x.shape[axis]))
-    return x[tuple(where)]
-
-
-@op("gather_along_axis", kind="move")
-def gather_along_axis(
-    x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
-) -> Tensor:
-    """x [*D], indices of D but for `axis`: along it, each result is x at its index.
-
-    Source: coremltools `ops/defs/{iOS15,iOS16,iOS17}/scatter_gather.py`.
-    """
-    return x.take_along_dim(_from_end(indices, x.shape[axis]), axis)
-
-
 @op("tile", kind="move")
 def tile(x: Tensor, reps: list[int]) -> Tensor:
     """x [*D], repeated reps[i] times along axis i.
@@ -259,30 +199,6 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
             raise ValueError(f"unknown padding mode {mode!r}")
         x = x.index_select(axis, rows.to(x.device))
     return x
-
-
-@op("upsample_nearest_neighbor", kind="move")
-def upsample_nearest_neighbor(
-    x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
-) -> Tensor:
-    """x [*D, H, W] -> [*D, ⌊H · scale⌋, ⌊W · scale⌋], each value its nearest neighbour.
-
-    Source: coremltools `ops/defs/iOS15/image_resizing.py`.
-    """
-    height, width = x.shape[-2:]
-    size = (math.floor(height * scale_factor_height), math.floor(width * scale_factor_width))
-    return resize_nearest_neighbor(x, *size)
-
-
-@op("resize_nearest_neighbor", kind="move")
-def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
-    """x [*D, H, W] -> [*D, target height, target width]: row i is row ⌊i · H / target⌋.
-
-    Source: coremltools `ops/defs/iOS15/image_resizing.py`.
-    """
-    planes = x.reshape(-1, 1, *x.shape[-2:]) if x.dim() != 4 else x
-    out = F.interpolate(planes, size=(target_size_height, target_size_width), mode="nearest")
-    return out.reshape(*x.shape[:-2], *out.shape[-2:])
 
 
 @op("shape", kind="move")

@@ -1,4 +1,4 @@
-"""MIL ops that multiply and accumulate: convolution, matrix products, attention, pooling."""
+"""MIL ops that multiply and accumulate: convolution, matrix products, attention."""
 
 from __future__ import annotations
 
@@ -8,39 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verify.runtime.ops import Empty, fresh, op
+from verify.operations.registry import Empty, fresh, op
+from verify.operations.window import pad_axes, window_pads
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _pads(
-    pad_type: str, pad: list[int] | None, size: list[int], kernel: list[int], strides: list[int]
-) -> list[tuple[int, int]]:
-    """(before, after) per spatial axis; `kernel` is dilated already.
-
-    Source: coremltools `ops/defs/_utils.py`, `aggregated_pad`. An odd total has its extra row at
-    the end for `same` and at the start for `same_lower`.
-    """
-    if pad_type == "valid":
-        return [(0, 0)] * len(size)
-    if pad_type == "custom":
-        pad = pad or [0] * 2 * len(size)
-        return list(zip(pad[::2], pad[1::2], strict=True))
-    if pad_type not in ("same", "same_lower"):
-        raise ValueError(f"unknown pad_type {pad_type!r}")
-    pairs = []
-    for n, k, s in zip(size, kernel, strides, strict=True):
-        total = max(0, -(-n // s) * s - n + k - s)
-        small, large = total // 2, total - total // 2
-        pairs.append((small, large) if pad_type == "same" else (large, small))
-    return pairs
-
-
-def _pad(x: Tensor, pairs: list[tuple[int, int]], value: float = 0.0) -> Tensor:
-    return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
 
 
 @op("conv")
@@ -62,14 +34,14 @@ def conv(
     rank = x.dim() - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
-    pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel, strides)
+    pairs = window_pads(pad_type, pad, list(x.shape[2:]), kernel, strides)
     pointwise = all(k == 1 for k in kernel) and all(s == 1 for s in strides)
     if pointwise and groups == 1 and not any(map(any, pairs)):
         return _pointwise(x, weight, bias, empty)
     if all(before == after for before, after in pairs):
         padding = [before for before, _ in pairs]
     else:
-        x, padding = _pad(x, pairs), [0] * rank
+        x, padding = pad_axes(x, pairs), [0] * rank
     return _CONV[rank](x, weight, bias, strides, padding, dilations, groups)
 
 
@@ -218,53 +190,3 @@ def scaled_dot_product_attention(
     Source: coremltools `ops/defs/iOS18/transformers.py`.
     """
     return F.scaled_dot_product_attention(query, key, value, attn_mask)
-
-
-@op("max_pool")
-def max_pool(
-    x: Tensor,
-    kernel_sizes: list[int],
-    pad_type: str = "valid",
-    strides: list[int] | None = None,
-    pad: list[int] | None = None,
-    ceil_mode: bool = False,
-) -> Tensor:
-    """x [N, C, *D] -> [N, C, *D']: the largest value of each window; padding never is.
-
-    Source: coremltools `ops/defs/iOS15/pool.py`.
-    """
-    rank = x.dim() - 2
-    strides = strides or [1] * rank
-    pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel_sizes, strides)
-    if ceil_mode:
-        return _MAX_POOL[rank](
-            x, kernel_sizes, strides, [before for before, _ in pairs], ceil_mode=True
-        )
-    return _MAX_POOL[rank](_pad(x, pairs, float("-inf")), kernel_sizes, strides)
-
-
-@op("avg_pool")
-def avg_pool(
-    x: Tensor,
-    kernel_sizes: list[int],
-    pad_type: str = "valid",
-    strides: list[int] | None = None,
-    pad: list[int] | None = None,
-    exclude_padding_from_average: bool = False,
-    ceil_mode: bool = False,
-) -> Tensor:
-    """x [N, C, *D] -> [N, C, *D']: the mean of each window, padding counted as 0 or left out.
-
-    Source: coremltools `ops/defs/iOS15/pool.py`.
-    """
-    rank = x.dim() - 2
-    strides = strides or [1] * rank
-    pairs = _pads(pad_type, pad, list(x.shape[2:]), kernel_sizes, strides)
-    pool = _AVG_POOL[rank]
-    if ceil_mode:
-        padding = [before for before, _ in pairs]
-        return pool(x, kernel_sizes, strides, padding, True, not exclude_padding_from_average)
-    mean = pool(_pad(x, pairs), kernel_sizes, strides)
-    if exclude_padding_from_average:
-        mean /= pool(_pad(torch.ones_like(x[:1, :1]), pairs), kernel_sizes, strides)
-    return mean
