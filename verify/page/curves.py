@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from verify.page import words
 from verify.page.chart import Series, error_chart
 from verify.reports import figures
 from verify.reports.figures import Json, decibels
@@ -19,16 +20,21 @@ Points = list[tuple[float, float | None]]
 def step_chart(document: Json) -> dict[str, Any] | None:
     """The UNet's error at each recorded timestep, beside PyTorch fp16's; None without any.
 
-    Where its weights are compressed, the error against the checkpoint comes first.
+    Where its weights are compressed, the error against the checkpoint comes first. Of several sizes
+    it is the one with most timesteps, and says which that is.
     """
     of = [c for c in document["checks"] if c["component"] == "unet" and c["metrics"]]
+    size = _best_known_size(of)
+    of = [c for c in of if c.get("size") == size]
     program = [c for c in of if figures.kind(c) == "program"]
     cond, uncond = (_points(program, half) for half in ("cond", "uncond"))
     fp16 = ("PyTorch fp16, the worse of both", _points(program, key="fp16_snr_db"))
     label = "The UNet’s SNR in dB at each timestep"
+    at = f", at {words.size(size)}" if size else ""
+    caption, label = f"UNet, one step at a time from PyTorch’s latents{at}", label + at
     if not figures.compressed(document, "unet"):
         named = (("With the prompt", cond), ("With the negative prompt", uncond), fp16)
-        return _chart(label, named, snr_gate(program), "limit")
+        return _captioned(caption, _chart(label, named, snr_gate(program), "limit"))
     checkpoint = [c for c in of if figures.kind(c) == "checkpoint"]
     pairs = (
         ("Against the checkpoint", _points(checkpoint)),
@@ -37,8 +43,21 @@ def step_chart(document: Json) -> dict[str, Any] | None:
     )
     gate = snr_gate(checkpoint)
     if gate is None:
-        return _chart(label, pairs, snr_gate(program), "program’s limit")
-    return _chart(label, pairs, gate, "checkpoint’s limit")
+        return _captioned(caption, _chart(label, pairs, snr_gate(program), "program’s limit"))
+    return _captioned(caption, _chart(label, pairs, gate, "checkpoint’s limit"))
+
+
+def _captioned(caption: str, chart: dict[str, Any] | None) -> dict[str, Any] | None:
+    return chart and {**chart, "caption": caption}
+
+
+def _best_known_size(checks: Sequence[Json]) -> str | None:
+    """The size with the most timesteps; None is the artifact's own, which comes first."""
+    steps: dict[str | None, set[str]] = {None: set()}
+    for check in checks:
+        if match := _TIMESTEP.fullmatch(check["case"]):
+            steps.setdefault(check.get("size"), set()).add(match[1])
+    return max(steps, key=lambda size: len(steps[size]))
 
 
 def _points(checks: Sequence[Json], half: str | None = None, *, key: str = "snr_db") -> Points:

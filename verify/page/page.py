@@ -227,6 +227,7 @@ def _environment() -> Environment:
         decibels=figures.decibels,
         found=figures.found,
         cosine=view.cosine,
+        case=words.case,
         size=words.size,
         gate=words.gate_words,
         component=words.component_name,

@@ -140,14 +140,16 @@ def components(checks: Sequence[Json]) -> list[str]:
 
 
 def measurements(checks: Sequence[Json]) -> list[dict[str, Any]]:
-    """For each output that was compared, its worst case beside PyTorch fp16's, and the limits."""
-    groups: dict[tuple[str, str, str], list[Json]] = {}
+    """For each output that was compared, at each size its worst case beside PyTorch fp16's, and the
+    limits."""
+    groups: dict[tuple[str, str, str, str], list[Json]] = {}
     for check in checks:
         if check["metrics"]:
-            key = (check["level"], check["component"], check["output"] or check["case"])
+            output, size = check["output"] or check["case"], check.get("size") or ""
+            key = (check["level"], check["component"], output, size)
             groups.setdefault(key, []).append(check)
     rows = []
-    for (level, component, output), of in groups.items():
+    for (level, component, output, _), of in groups.items():
         least = lowest(of)
         assert least is not None
         metrics = least["metrics"]
@@ -159,7 +161,7 @@ def measurements(checks: Sequence[Json]) -> list[dict[str, Any]]:
                 "component": words.component_name(component),
                 "output": output,
                 "snr": snr_text(least),
-                "case": least["case"],
+                "case": words.case(least),
                 "fp16": decibels(metrics.get("fp16_snr_db")),
                 "ratio": show(_greatest(of, "fp16_error_ratio"), 2),
                 "limits": [words.gate_words(g) for g in dict.fromkeys(c["gate"] for c in of)],
@@ -171,7 +173,7 @@ def measurements(checks: Sequence[Json]) -> list[dict[str, Any]]:
 
 def place(check: Json) -> str:
     """Where a check is, in one line."""
-    parts = (words.component_name(check["component"]), check["case"], check["output"])
+    parts = (words.component_name(check["component"]), words.case(check), check["output"])
     return ", ".join(p for p in parts if p)
 
 

@@ -215,6 +215,12 @@ def not_verified(
     ]
 
 
+def case(check: Mapping[str, Any]) -> str:
+    """A check's case, with the size at which it was executed where that is not the artifact's."""
+    at = check.get("size")
+    return f"{check['case']} at {size(at)}" if at else str(check["case"])
+
+
 def size(resolution: str) -> str:
     """`832x1216` as people write it."""
     return resolution.replace("x", " × ")

@@ -17,7 +17,7 @@ from convert.values import Verdict
 from verify.judge.gates import METRICS, number, parse_gates
 from verify.judge.policy import Policy
 from verify.judge.policy_file import Tolerance
-from verify.reports.figures import WORST_WEIGHT, kind, place
+from verify.reports.figures import WORST_WEIGHT, case_text, kind, place
 from verify.reports.saved import Report
 
 ChangeKind = Literal["gate", "vanished", "verdict", "number", "new"]
@@ -124,7 +124,7 @@ def _checks(report: Report) -> dict[Key, Report]:
     """The checks by what they are of."""
     found: dict[Key, Report] = {}
     for check in report["checks"]:
-        case, output = check["case"], check["output"] or ""
+        case, output = case_text(check), check["output"] or ""
         if case.startswith(WORST_WEIGHT):
             output = ""  # which weight that is may change
         again = 0

@@ -81,6 +81,12 @@ def lowest(checks: Iterable[Json]) -> Json | None:
     return min((c for c in checks if c["metrics"]), key=snr, default=None)
 
 
+def case_text(check: Json) -> str:
+    """A check's case, with the size at which it was executed where that is not the artifact's."""
+    size = check.get("size")
+    return f"{check['case']} at {size}" if size else str(check["case"])
+
+
 def kind(check: Json) -> FigureKind | None:
     """What a check's numbers are of; None where it has none."""
     if not check["metrics"]:
@@ -170,7 +176,7 @@ def said(check: Json | None) -> str:
     """A figure with where it was measured: `24.2 dB (unet, t=999, noise_pred)`."""
     if check is None:
         return NOT_MEASURED
-    where = (check["component"], check["case"], check["output"])
+    where = (check["component"], case_text(check), check["output"])
     return f"{snr_text(check)} ({', '.join(p for p in where if p)})"
 
 
@@ -205,7 +211,7 @@ def count(checks: Sequence[Json]) -> Counts:
 
 def place(check: Json, artifact: str = "") -> str:
     """Where a check is, in one line."""
-    parts = (artifact, check["level"], check["component"], check["case"], check["output"])
+    parts = (artifact, check["level"], check["component"], case_text(check), check["output"])
     return " · ".join(p for p in parts if p)
 
 

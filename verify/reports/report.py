@@ -11,6 +11,7 @@ from verify.judge.checks import Check, Results, worst
 from verify.judge.image_metrics import PSNR
 from verify.judge.metrics import SNR, json_number
 from verify.reports import figures
+from verify.reports.evidence import how_verified
 from verify.reports.figures import FIGURES, MEANINGS, Json, decibels
 from verify.reports.images import file_name, generation_json, png
 
@@ -99,7 +100,7 @@ def rows(document: Json) -> list[tuple[Verdict, str, str, str, str]]:
     found = []
     for (level, component), checks in _grouped(document["checks"]).items():
         bad = [c for c in checks if c["verdict"] != "pass"]
-        problem = f"{bad[0]['case']}: {figures.problem(bad[0])}" if bad else ""
+        problem = f"{figures.case_text(bad[0])}: {figures.problem(bad[0])}" if bad else ""
         if len(bad) > 1:
             problem += f" (and {len(bad) - 1} more)"
         verdict = worst(c["verdict"] for c in checks)
@@ -127,7 +128,7 @@ def _worst(checks: Sequence[Json]) -> str:
     """The lowest SNR, and where; beside it the number that failed, if that is another."""
     lowest = figures.lowest(checks)
     assert lowest is not None
-    where = ", ".join(p for p in (lowest["case"], lowest["output"]) if p)
+    where = ", ".join(p for p in (figures.case_text(lowest), lowest["output"]) if p)
     text = f"lowest SNR {figures.snr_text(lowest)} ({where})"
     if lowest["metrics"].get("fp16_snr_db") is not None:
         text += f"; PyTorch fp16 {decibels(lowest['metrics']['fp16_snr_db'])}"
@@ -150,10 +151,12 @@ def headline(document: Json) -> str:
 
 
 def footnotes(document: Json) -> list[str]:
-    """The figures, what the numbers mean, and what they do not prove."""
+    """What was done, the figures, what the numbers mean, and what they do not prove."""
+    how = [how_verified(document).sentence()] if document.get("evidence") else []
     measures = f"{SNR}, {PSNR}" if document.get("generations") else SNR
     line = figures.figures_line(document)
     return [
+        *how,
         *([f"{line}."] if line else []),
         f"{measures}, on recorded inputs; policy {document['policy']}.",
         *[f"{name}: {MEANINGS[name]}." for name in FIGURES if line],
@@ -229,6 +232,13 @@ def junit(results: Results) -> str:
     for figure in FIGURES:
         facts[f"{figure} snr"] = figures.said(figures.figure(figure, document))
         facts[f"{figure} means"] = MEANINGS[figure]
+    if document.get("evidence"):
+        how = how_verified(document)
+        facts |= {
+            "effort": how.effort or "",
+            "evidence": how.short,
+            "evidence means": how.sentence(),
+        }
     for name, value in (facts | ({"psnr": PSNR} if results.generations else {})).items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": value})
     for check, name in zip(checks, _case_names(checks), strict=True):
@@ -249,11 +259,13 @@ def _case_names(checks: Sequence[Json]) -> list[str]:
     """A name for each check that no other of its component and level has."""
     outputs: dict[tuple[str, str, str], set[str]] = {}
     for c in checks:
-        outputs.setdefault((c["level"], c["component"], c["case"]), set()).add(c["output"])
+        case = figures.case_text(c)
+        outputs.setdefault((c["level"], c["component"], case), set()).add(c["output"])
     names, seen = [], dict[tuple[str, str, str], int]()
     for c in checks:
-        several = len(outputs[c["level"], c["component"], c["case"]]) > 1
-        name = f"{c['case']} {c['output']}" if several and c["output"] else c["case"]
+        case = figures.case_text(c)
+        several = len(outputs[c["level"], c["component"], case]) > 1
+        name = f"{case} {c['output']}" if several and c["output"] else case
         key = (c["level"], c["component"], name)
         seen[key] = again = seen.get(key, 0) + 1
         names.append(name if again == 1 else f"{name} ({again})")

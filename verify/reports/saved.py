@@ -15,6 +15,7 @@ from convert.files.json_files import kind, read_json, shown
 from convert.recipe.fields import ResolutionText
 from convert.values import Effort, Level, Verdict
 from verify.judge.checks import PIPELINE
+from verify.reports.evidence_words import SavedEvidence
 from verify.reports.report import SCHEMA
 
 Report = dict[str, Any]  # as `verify.reports.report.to_json` makes it
@@ -111,7 +112,7 @@ class SavedReport(Document):
     code: dict[str, str] = Field(default_factory=dict)
     asked: dict[str, Any] = Field(default_factory=dict)
     effort: Effort | None = None
-    evidence: dict[str, list[str]] = Field(default_factory=dict)
+    evidence: SavedEvidence = Field(default_factory=dict)
     verdict: Verdict
     checks: list[SavedCheck]
     generations: list[SavedGeneration] = Field(default_factory=list)

@@ -11,6 +11,7 @@ from verify.judge.checks import PIPELINE, worst
 from verify.judge.image_metrics import PSNR
 from verify.judge.metrics import SNR
 from verify.reports import figures
+from verify.reports.evidence import how_verified, meanings
 from verify.reports.figures import FIGURES, MEANINGS
 from verify.reports.report import MARKS, STYLES, failures
 from verify.reports.saved import Report
@@ -20,11 +21,12 @@ SHORT = {name: spec.short for name, spec in COMPONENTS.items()} | {PIPELINE: "pi
 
 
 def summary_json(report: Report) -> dict[str, Any]:
-    """What reports/summary.json says of an artifact: verdict, figures, counts, failures."""
+    """What reports/summary.json says of an artifact, from its verdict to its failures."""
     counts = figures.count(report["checks"])
     return {
         "artifact": report["artifact"],
         "verdict": report["verdict"],
+        **{key: report[key] for key in ("effort", "evidence") if report.get(key)},
         **figures.figures_json(report),
         "checks": {"total": counts.total, "passed": counts.passed},
         "failures": [c for c in report["checks"] if c["verdict"] != "pass"],
@@ -47,8 +49,11 @@ def summary_table(reports: Sequence[Report]) -> Any:
     for report in reports:
         verdict: Verdict = report["verdict"]
         columns = zip(*_rows(report, components), strict=True)
-        mark, *cells = ("\n".join(column).rstrip("\n") for column in columns)
-        view.add_row(Text(mark, STYLES[verdict]), *cells)
+        mark, name, *cells = ("\n".join(column).rstrip("\n") for column in columns)
+        artifact = Text(name)
+        if report.get("evidence"):
+            artifact.append(f"\n{how_verified(report).short}", "dim")
+        view.add_row(Text(mark, STYLES[verdict]), artifact, *cells)
     parts: list[Any] = [view]
     for report in reports:
         parts += failures(report, report["artifact"])
@@ -62,12 +67,16 @@ def summary_table(reports: Sequence[Report]) -> Any:
 def summary_markdown(reports: Sequence[Report]) -> str:
     """The table for a CI job's page, failures below it."""
     components = _components(reports)
-    lines = [
-        f"| | artifact | against | {' | '.join(components)} | checks |",
-        "|---|---|---|" + "---|" * (len(components) + 1),
-    ]
+    heads = ["artifact", "against", *components, "checks"]
+    is_told = any(r.get("evidence") for r in reports)
+    heads += ["evidence"] if is_told else []
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for report in reports:
-        lines += [f"| {' | '.join(row)} |" for row in _rows(report, components)]
+        rows = _rows(report, components)
+        if is_told:
+            short = how_verified(report).short
+            rows = [[*row, "" if n else short] for n, row in enumerate(rows)]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     bad = [
         f"- {MARKS[c['verdict']]} {figures.place(c, r['artifact'])}: {figures.problem(c)}"
         for r in reports
@@ -109,7 +118,9 @@ def _cells(report: Report, components: Sequence[str], name: str) -> list[str]:
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
     pictures = f" Of pictures the lowest PSNR in dB; {PSNR}."
+    how = [how_verified(r) for r in reports] if any(r.get("evidence") for r in reports) else []
     return [
+        *(f"Evidence, {short}: {meaning}." for short, meaning in meanings(how).items()),
         f"Numbers: the lowest SNR in dB; {SNR}."
         + (pictures if any(r.get("generations") for r in reports) else ""),
         *(f"{name}: {MEANINGS[name]}." for name in FIGURES),
