@@ -191,15 +191,15 @@ def finite(values: np.ndarray, dtype: np.dtype | type, start: int, tensor: Tenso
     """
     with np.errstate(over="ignore", invalid="ignore"):  # reported with its place instead
         cast: np.ndarray = values.astype(dtype, copy=False)
-    # Bit patterns are compared instead of np.isfinite: for fp16 that is several times faster.
-    unsigned = np.uint16 if cast.itemsize == 2 else np.uint32
-    magnitude: np.ndarray = np.bitwise_and(
-        cast.view(unsigned), unsigned((1 << (8 * cast.itemsize - 1)) - 1)
-    )
-    infinity = 0x7C00 if cast.itemsize == 2 else 0x7F800000
-    if not len(cast) or int(magnitude.max()) < infinity:
+    # Bit patterns are compared, many times faster than np.isfinite for fp16: the largest as signed
+    # integers is that of the largest positive value, as unsigned ones of the most negative one.
+    bits = 8 * cast.itemsize
+    infinity = 0x7C00 if bits == 16 else 0x7F800000
+    signed, unsigned = cast.view(f"i{cast.itemsize}"), cast.view(f"u{cast.itemsize}")
+    negative = infinity | 1 << (bits - 1)
+    if not len(cast) or (int(signed.max()) < infinity and int(unsigned.max()) < negative):
         return cast
-    first = int(np.argmax(magnitude >= infinity))
+    first = int(np.argmax(unsigned & ((1 << (bits - 1)) - 1) >= infinity))
     index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape))
     source = values[first] if values.itemsize == 8 else np.float32(values[first])
     problem = f"weight `{tensor.name}`{list(index)} is {source}"

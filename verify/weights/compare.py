@@ -9,11 +9,12 @@ weight ÷ scale, and the scale no larger than the largest weight asks for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from convert.checkpoint.tensors import Tensor
 from convert.weights.palette import Histogram, fit
@@ -21,9 +22,11 @@ from verify.artifact.stored import PALETTE_SLACK
 from verify.mil.blob import NUMPY_DTYPES
 from verify.mil.program import Constant
 from verify.weights.find import StoredWeight
-from verify.weights.palettes import PIECE, Indices, OffCentre, Table, least_central
+from verify.weights.indices import Indices
+from verify.weights.palettes import OffCentre, Table, least_central
 
 LARGEST = {"int8": 127, "int4": 7}
+PIECE = 1 << 17  # elements that are compared at once; what numpy makes of them stays in the cache
 # Quotients are of float32; another quantizer divides in float16, whose step at 127 is 1/16.
 NEAREST, NEAREST_OF_OTHERS = 0.5 + 2**-16, 0.5 + 2**-4
 
@@ -88,8 +91,8 @@ def compare_values(tensor: Tensor, constant: Constant) -> WeightFault | None:
         return WeightFault(tensor.name, None, "a float", f"of {constant.type.dtype}")
     stored = constant.array().reshape(-1)
     bits = np.dtype(f"u{dtype.itemsize}")
-    first, count, values = None, 0, ("", "")
-    for start, chunk in _pieces(tensor, dtype):
+    start, first, count, values = 0, None, 0, ("", "")
+    for chunk in tensor.chunks(dtype):
         found = stored[start : start + chunk.size]
         differs = found.view(bits) != chunk.view(bits)
         if differs.any():
@@ -97,6 +100,7 @@ def compare_values(tensor: Tensor, constant: Constant) -> WeightFault | None:
             if first is None:
                 at = int(np.argmax(differs))
                 first, values = start + at, (_written(chunk[at]), _written(found[at]))
+        start += chunk.size
     if first is None:
         return None
     return WeightFault(tensor.name, _index(tensor, first), *values, count)
@@ -107,18 +111,27 @@ def _palettes(
 ) -> WeightFault | None:
     """One table, [2^bits], for the whole tensor."""
     table, counts = Table(entries), np.zeros(1 << 16, np.int64)
-    first, count, values = None, 0, ("", "")
-    for start, chunk in _pieces(tensor, np.dtype(np.float16)):
+    nearest = torch.from_numpy(table.nearest)
+    places = torch.empty(0, dtype=torch.int32)
+    start, first, count, values = 0, None, 0, ("", "")
+    for chunk in tensor.chunks(np.dtype(np.float16)):
         codes = chunk.view(np.uint16)
-        counts += np.bincount(codes, minlength=1 << 16)
-        found = indices.read(start, chunk.size)
-        suspect = np.flatnonzero(found != table.nearest[codes])
-        wrong = suspect[~table.is_as_near(codes[suspect], found[suspect])]
-        if wrong.size and first is None:
-            at = int(wrong[0])
-            first = start + at
-            values = _entries(chunk[at], table.nearest[codes[at]], found[at], entries)
-        count += wrong.size
+        if len(places) < len(codes):
+            places = torch.empty(len(codes), dtype=torch.int32)
+        where = places[: len(codes)]
+        np.copyto(where.numpy(), codes)
+        counts += torch.bincount(where, minlength=1 << 16).numpy()  # in half of numpy's time
+        expected = torch.index_select(nearest, 0, where).numpy()
+        suspect = indices.differing(start, expected)
+        if suspect.size:
+            found = indices.read(start, len(chunk))
+            wrong = suspect[~table.is_as_near(codes[suspect], found[suspect])]
+            if wrong.size and first is None:
+                at = int(wrong[0])
+                first = start + at
+                values = _entries(chunk[at], expected[at], found[at], entries)
+            count += wrong.size
+        start += len(chunk)
     if first is not None:
         return WeightFault(tensor.name, _index(tensor, first), *values, count)
     return _table(tensor, table, counts, is_ours=is_ours)
@@ -246,16 +259,6 @@ def _entries(value: Any, nearest: Any, found: Any, table: np.ndarray) -> tuple[s
 
 def _written(value: Any) -> str:
     return f"{float(value):.9g}"
-
-
-def _pieces(tensor: Tensor, dtype: np.dtype) -> Iterator[tuple[int, np.ndarray]]:
-    """The tensor's elements with where they start, flat, in pieces that stay in the cache."""
-    start = 0
-    for chunk in tensor.chunks(dtype):
-        for first in range(0, chunk.size, PIECE):
-            piece = chunk[first : first + PIECE]
-            yield start, piece
-            start += piece.size
 
 
 def _index(tensor: Tensor, flat: int) -> tuple[int, ...]:

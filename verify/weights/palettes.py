@@ -7,16 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from verify.mil.blob import SUB_BYTE_BITS, unpack_bits
-from verify.mil.program import Constant
-
 CODES = np.arange(1 << 16, dtype=np.uint16)
 with np.errstate(invalid="ignore"):
     VALUES = CODES.view(np.float16).astype(np.float64)  # of every float16 code
 # Standard deviations of its weights that an entry may be from their mean. Of 108 palettes of our
 # converter for six kinds of weights, the farthest was at 0.02.
 OFF_CENTRE = 0.05
-PIECE = 1 << 17  # elements that are compared at once; what numpy makes of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -98,27 +94,3 @@ def least_central(
         return None
     table, entry = divmod(worst, size)
     return OffCentre(table, entry, float(entries[worst]), float(mean[worst]))
-
-
-class Indices:
-    """A palette's indices, read piece by piece.
-
-    Args:
-        constant: packed bytes (iOS 16), or of the indices' own type (iOS 18).
-        bits: of an index.
-    """
-
-    def __init__(self, constant: Constant, bits: int) -> None:
-        dtype, self.bits = constant.type.dtype, bits
-        if dtype not in SUB_BYTE_BITS:
-            self.packed = constant.array().reshape(-1).view(np.uint8)
-        elif constant.file is not None:
-            self.packed = constant.file.packed(constant.offset, dtype, constant.type.shape)
-        else:
-            self.packed, self.bits = constant.array().reshape(-1).view(np.uint8), 8
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """`count` indices, uint8, from the one at `start`."""
-        before = start % 8  # eight indices fill whole bytes
-        first, end = (start - before) * self.bits // 8, -(-(start + count) * self.bits // 8)
-        return unpack_bits(self.packed[first:end], self.bits, before + count)[before:]

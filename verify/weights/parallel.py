@@ -1,21 +1,19 @@
-"""Many weights compared, those of a large network by several processes."""
+"""Many weights compared by several threads: what takes time lets go of Python's lock."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+import torch
 
 from convert.errors import CannotExecute, InputError
-from convert.process.progress import Advance, silent
-from convert.run.pool import run_tasks
 from verify.weights.compare import WeightFault, compare_weight
 from verify.weights.find import StoredWeight
-
-LARGE = 1 << 28  # weights, from which on processes of their own are worth their start
-BATCHES = 32  # of weights, that processes are given one after another
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,29 @@ class Compared:
     unknown: str = ""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What a process is given at once, by place among all."""
-
-    weights: Mapping[int, StoredWeight]
-
-    def __str__(self) -> str:
-        first = next(iter(self.weights.values()))
-        return f"{len(self.weights)} weights, the first `{first.tensor.name}`"
-
-
 def compare_all(weights: Sequence[StoredWeight], *, is_ours: bool) -> list[Compared]:
-    """Each of them as `compare_weight` has it, in their order.
-
-    Raises:
-        CannotExecute: a process was killed.
-    """
+    """Each of them as `compare_weight` has it, in their order."""
+    largest_first = sorted(range(len(weights)), key=lambda index: -weights[index].tensor.size)
     compare = partial(_compare, is_ours=is_ours)
-    if sum(weight.tensor.size for weight in weights) < LARGE:
-        return [*map(compare, weights)]
-    order = sorted(range(len(weights)), key=lambda index: -weights[index].tensor.size)
-    batches = [order[start::BATCHES] for start in range(min(BATCHES, len(order)))]
-    tasks = [_Batch({index: weights[index] for index in batch}) for batch in batches]
-    found: dict[int, Compared] = {}
-    for _, batch in run_tasks(partial(_worker, compare), tasks, os.cpu_count() or 1, silent):
-        found |= {index: Compared(weights[index], *shown) for index, shown in batch.items()}
+    with _one_torch_thread():
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        try:
+            compared = pool.map(compare, [weights[index] for index in largest_first])
+            found = dict(zip(largest_first, compared, strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return [found[index] for index in range(len(weights))]
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Within it, torch computes in the threads that call it, and they start none of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compare(weight: StoredWeight, *, is_ours: bool) -> Compared:
@@ -68,13 +62,3 @@ def _compare(weight: StoredWeight, *, is_ours: bool) -> Compared:
     except (CannotExecute, InputError) as error:
         text = f"unreadable: {error.problem}"
         return Compared(weight, WeightFault(weight.tensor.name, None, "a value", text))
-
-
-def _worker(compare: Callable[[StoredWeight], Compared]) -> Any:
-    """What a process does with a batch."""
-
-    def work(batch: _Batch, _advance: Advance) -> dict[int, tuple[WeightFault | None, str]]:
-        compared = {index: compare(weight) for index, weight in batch.weights.items()}
-        return {index: (c.deviation, c.unknown) for index, c in compared.items()}
-
-    return work

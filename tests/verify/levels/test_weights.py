@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.opening.door import open_checkpoint
@@ -22,7 +23,6 @@ from tests.support.weight_faults import PLANTS, stored_weights
 from verify.judge.checks import Check
 from verify.levels.weights import check_weights
 from verify.mil import load_program
-from verify.weights import parallel
 
 # The target that can store them → what is stored in it, as artifacts' bits and groups.
 STORED = {"macOS14": ("16", "6", "int8"), "macOS15": ("3", "int4"), "groups": ("1",)}
@@ -171,17 +171,13 @@ def test_a_small_tensor_within_the_program_is_compared_too(
     assert "`conv_out.bias`[0] is " in wrong.message
 
 
-def test_a_large_network_is_compared_by_several_processes(
-    artifacts: Mapping[str, Path],
-    checkpoint: Checkpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_torch_has_as_many_threads_afterwards_as_before(
+    artifacts: Mapping[str, Path], checkpoint: Checkpoint
 ) -> None:
-    package = copied(artifacts["6"], "text_encoder_2", tmp_path)
-    sound = checks(package, "text_encoder_2", checkpoint)
-    monkeypatch.setattr(parallel, "LARGE", 0)
-    assert checks(package, "text_encoder_2", checkpoint) == sound
-    random = np.random.default_rng(3)
-    (name,) = PLANTS["palettes"]["palette index"](package, checkpoint, "text_encoder_2", random)
-    (wrong,) = (c for c in checks(package, "text_encoder_2", checkpoint) if c.verdict == "fail")
-    assert f"{name}`[" in wrong.message
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        checks(artifacts["6"] / "TextEncoder2.mlpackage", "text_encoder_2", checkpoint)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
