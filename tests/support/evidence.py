@@ -85,7 +85,7 @@ def report(
         case = f"t={t} {half}"
         checks.append(check("conversion", "unet", case, snr_db, output="noise_pred", **at))
         if bits != "16":
-            low = LOWEST[bits] + t / 500
+            low = LOWEST.get(bits, 15.0) + t / 500
             checks.append(check("compression", "unet", case, low, output="noise_pred", **at))
     if effort == "standard" and elsewhere is None:
         case = "t=999 cond"

@@ -22,13 +22,16 @@ from markupsafe import Markup
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from verify.judge.checks import PICTURE_LEVELS, worst
-from verify.page import curves, view, words
+from verify.page import curves, matrix, view, words
 from verify.page.chart import swatch
 from verify.reports import figures
+from verify.reports.evidence import how_verified
 from verify.reports.report import MARKS, SCHEMA
 from verify.reports.summary import SHORT
 
 TEMPLATES = Path(__file__).with_name("templates")
+SHOWN_FAILURES = 5  # artifacts; the others are folded, as all are where there are more than
+MOST_ROWS = 12  # of them
 THUMBNAIL = 192  # pixels of the longer side, twice what is shown
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,15 +57,16 @@ def html(
         InputError: the document is of another schema, or an image is not a PNG.
     """
     _require_schema(document)
-    checks, runtime = document["checks"], document["runtime"]
+    checks = document["checks"]
     levels, rows = view.matrix(checks)
     return _render(
         "report.html",
         report=document,
         index=index,
         sentence=words.sentence(document),
+        how=how_verified(document).sentence() if document.get("evidence") else None,
         is_compressed=not figures.is_one(document),
-        runtime=words.RUNTIMES.get(runtime, runtime),
+        ran=words.ran(document),
         tiles=view.tiles(document),
         failures=view.failures(checks, document["artifact"], document["source"]),
         runs=[_run(g, document, images) for g in view.failed_first(document)],
@@ -73,14 +77,19 @@ def html(
         worst_ops=document.get("worst_ops", {}),
         verified=words.verified(checks),
         not_verified=words.not_verified(
-            set(levels), view.components(checks), runtime, document["resolution"]
+            set(levels),
+            view.components(checks),
+            document["runtime"],
+            document["resolution"],
+            how_verified(document).reach,
         ),
         command=command or view.command(document),
     )
 
 
 def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
-    """The page of a run: a row for each artifact, which links to `<artifact>.html`.
+    """The page of a run: its artifacts by attention, resolution and bits, then a row for each; both
+    link to `<artifact>.html`.
 
     Args:
         documents: the reports' JSON.
@@ -93,6 +102,7 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
     rows = []
     for document in documents:
         _require_schema(document)
+    for document in matrix.failed_first(documents):
         generations = document.get("generations", [])
         shown = [
             g["images"]["candidate"] for g in generations if g["images"]["candidate"] in images
@@ -108,14 +118,19 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
                 "cells": view.index_cells(document),
                 "psnr": figures.show(min(psnr, default=None)),
                 "counts": counts,
+                "evidence": how_verified(document).short,
                 "problems": bad[:3],
                 "more": len(bad[3:]),
             }
         )
     return _render(
         "index.html",
+        grids=matrix.grids(documents) if len(documents) > 1 else [],
+        legend=matrix.legend(documents),
         verdict=worst(document["verdict"] for document in documents),
         rows=rows,
+        shown=SHOWN_FAILURES,
+        most_rows=MOST_ROWS,
         passed=sum(document["verdict"] == "pass" for document in documents),
         components=[(SHORT[c], words.NAMES[c]) for c in COMPONENTS],
         pictures=any(row["thumbnail"] for row in rows),
@@ -228,6 +243,7 @@ def _environment() -> Environment:
         found=figures.found,
         cosine=view.cosine,
         case=words.case,
+        sentence=words.capital,
         size=words.size,
         gate=words.gate_words,
         component=words.component_name,

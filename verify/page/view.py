@@ -181,6 +181,7 @@ def command(document: Json) -> str:
     """The command line that repeats the verification."""
     parts = ["sdxl-coreml", "verify", document["artifact"], "--source", document["source"]]
     parts += ["--runtime", document["runtime"]]
+    parts += ["--effort", document["effort"]] if document.get("effort") else []
     return shlex.join([*parts, "--html", "report.html"])
 
 

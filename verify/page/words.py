@@ -11,6 +11,7 @@ from convert.values import Verdict
 from verify.judge.checks import worst
 from verify.judge.metrics import SNR
 from verify.reports import figures
+from verify.reports.evidence import EvidenceReach, how_verified
 from verify.reports.figures import MEANINGS
 
 VERDICTS: dict[Verdict, str] = {
@@ -80,6 +81,16 @@ INDETERMINATE = (
 RUNTIMES = {
     "torch": "The ML Program itself, op by op on PyTorch",
     "coreml": "Core ML on a Mac",
+}
+BY = {"torch": "op by op on PyTorch", "coreml": "by Core ML on a Mac"}
+NOT_EXECUTED: dict[EvidenceReach | None, str] = {
+    "one step": "Outputs at this artifact’s own size, but for one timestep of the UNet and one run "
+    "of the VAE. That all others are right, too, follows from comparing weights and operations.",
+    "one step elsewhere": "Outputs of this artifact at its own size. That they are right follows "
+    "from comparing its weights and operations; another artifact was executed at full size, once.",
+    "small size": "Outputs of this artifact at its own size. That they are right follows from "
+    "comparing its weights and operations with those of what was executed at a smaller size.",
+    "no outputs": "Outputs of every model.",
 }
 LOWEST = {
     "checkpoint": "Lowest SNR against the checkpoint",
@@ -160,6 +171,16 @@ def sentence(report: Mapping[str, Any]) -> str:
         )
     if "conversion" not in levels:
         return f"All {len(checks)} checks passed. Outputs were not compared with PyTorch’s."
+    if how_verified(report).reach not in (None, "executed"):
+        text = f"All {len(checks)} checks passed."
+        found = None if figures.is_one(report) else figures.figure("checkpoint", report)
+        if found is None:
+            return text
+        at = f", at {size(found['size'])}" if found.get("size") else ""
+        return (
+            f"{text} The weights are compressed: against the checkpoint’s own their SNR is "
+            f"{figures.snr_text(found)}{at}."
+        )
     if figures.is_one(report):
         return (
             f"All {len(checks)} checks passed. The Core ML models compute what the checkpoint "
@@ -175,6 +196,16 @@ def sentence(report: Mapping[str, Any]) -> str:
     return text + f"Against the checkpoint’s own weights their SNR is {figures.snr_text(found)}."
 
 
+def ran(report: Mapping[str, Any]) -> str:
+    """What was executed, and by what."""
+    runtime, reach = report["runtime"], how_verified(report).reach
+    text = RUNTIMES.get(runtime, runtime)
+    if reach in (None, "executed"):
+        return text
+    once = " (one timestep of this one)" if reach == "one step" else ""
+    return f"Smaller programs with these weights{once}, {BY.get(runtime, runtime)}"
+
+
 def verified(checks: Sequence[Mapping[str, Any]]) -> list[tuple[Verdict, str, str]]:
     """(verdict, level with its count, what it asks), for the levels that have checks."""
     found = []
@@ -187,9 +218,14 @@ def verified(checks: Sequence[Mapping[str, Any]]) -> list[tuple[Verdict, str, st
 
 
 def not_verified(
-    levels: Collection[str], components: Collection[str], runtime: str, resolution: str | None
+    levels: Collection[str],
+    components: Collection[str],
+    runtime: str,
+    resolution: str | None,
+    reach: EvidenceReach | None,
 ) -> list[str]:
     """What nobody should conclude from the report."""
+    program = "programs were" if reach in NOT_EXECUTED else "the same program was"
     if runtime == "coreml":
         found = [
             "Other devices and versions of macOS. Each may compute with another engine, whose "
@@ -197,9 +233,11 @@ def not_verified(
         ]
     else:
         found = [
-            "Core ML itself. It runs only on Apple’s devices; here the same program was computed "
+            f"Core ML itself. It runs only on Apple’s devices; here {program} computed "
             "by PyTorch. A particular Neural Engine or GPU may round differently."
         ]
+    if reach in NOT_EXECUTED:
+        found.append(NOT_EXECUTED[reach])
     found += [missing for level, (_, missing, _) in LEVELS.items() if level not in levels]
     absent = [NAMES[c] for c in COMPONENTS if c not in components]
     if absent and levels != {"structure"}:
@@ -248,6 +286,11 @@ def gate_words(gate: str) -> str:
             return gate
         words.append(_MEASURES[match[1]].format("≥" if match[2] == ">=" else "≤", match[3]))
     return ", ".join(words)
+
+
+def capital(text: str) -> str:
+    """A text with its first letter as sentences have it."""
+    return text[:1].upper() + text[1:]
 
 
 def _checks(number: int) -> str:

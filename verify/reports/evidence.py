@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from convert.components import COMPONENTS
+from convert.errors import InputError
 from convert.values import Effort, Resolution, Verdict
 from verify.reports.evidence_words import EvidenceKind, EvidenceWord, parse_word
 from verify.reports.phrases import component_phrases, joined, names, size_text, with_article
@@ -248,16 +249,23 @@ def how_verified(report: Mapping[str, Any]) -> HowVerified:
         tuple(dict.fromkeys(what for what, found in of if found == verdict))
         for verdict in ("fail", "indeterminate")
     ]
-    said, resolution = report.get("evidence") or {}, report.get("resolution")
+    said = report.get("evidence") or {}
     return HowVerified(
         effort=report.get("effort"),
         words={c: tuple(map(parse_word, said[c])) for c in COMPONENTS if said.get(c)},
-        resolution=Resolution.parse(resolution) if resolution else None,
+        resolution=_resolution(report.get("resolution")),
         verdict=report.get("verdict"),
         failed=bad[0],
         undecided=bad[1],
         levels=tuple(dict.fromkeys(c["level"] for c in checks)),
     )
+
+
+def _resolution(text: str | None) -> Resolution | None:
+    try:
+        return Resolution.parse(text) if text else None
+    except InputError:  # a report may say anything here
+        return None
 
 
 def meanings(verified: Iterable[HowVerified]) -> dict[str, str]:
