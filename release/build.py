@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from convert.errors import InputError
 from convert.files.cache import Cache
+from convert.files.json_files import read_object
 from convert.process.progress import Progress
 from convert.recipe.recipe import Recipe
 from convert.run import manifest as artifact_manifests
@@ -24,6 +26,7 @@ __all__ = [
     "build_release",
     "find_artifacts",
     "mark_unless_confirmed",
+    "of_last_run",
     "passing",
     "releasable",
 ]
@@ -45,6 +48,21 @@ def releasable(out: Path, recipe: Recipe) -> list[Path]:
         if has_passed(path, manifest):
             found.append(path)
     return found
+
+
+def of_last_run(artifacts: Sequence[Path]) -> list[Path]:
+    """Those artifacts of a folder that are of the same recipe as what the last run there made.
+
+    All of them where there is only one recipe, or nothing tells which was the last.
+    """
+    recipes = {path: finished_manifest(path)["recipe"]["text"] for path in artifacts}
+    try:
+        summary = read_object(artifacts[0].resolve().parent / "reports" / "summary.json")
+        last = {result["artifact"] for result in summary["results"]}
+    except (InputError, KeyError, TypeError):
+        return list(artifacts)
+    wanted = {text for path, text in recipes.items() if path.name in last}
+    return [path for path, text in recipes.items() if text in wanted or not wanted]
 
 
 def passing(artifacts: Sequence[Path]) -> list[Path]:
@@ -69,7 +87,7 @@ def mark_unless_confirmed(
     Args:
         recipe: the run's.
         passed: the artifact folders that passed under it.
-        failed: the names of the others, for whoever reads the mark.
+        failed: the names of the others, for whoever reads the mark; none where there was no room.
 
     Returns what became of it, in a line; None where there is no release.
     """
@@ -85,12 +103,14 @@ def mark_unless_confirmed(
     held = {archive["manifest"]["fingerprint"] for archive in manifest["archives"]}
     if held <= good and manifest["recipe"]["text"] == recipe.text:
         return f"{release} is left as it is: all that it holds has passed."
+    why = "there was no room for its archives.\n"
+    if failed:
+        why = "these did not pass their verification:\n"
+        why += "".join(f"  {name}\n" for name in failed)
     text = (
         "This release is of an earlier run. The last one, into the same folder, made none, because "
-        "these did not pass their verification:\n"
-        + "".join(f"  {name}\n" for name in failed)
-        + "Nothing was removed. Do not publish this; the next run that passes brings it up to date "
-        "and removes this file.\n"
+        f"{why}Nothing was removed. Do not publish this; the next run that passes brings it up to "
+        "date and removes this file.\n"
     )
     with Cache(release.parent / ".cache") as cache:
         cache.write_text(release / STALE, text)
@@ -118,8 +138,27 @@ def build_release(
     packed = pack(
         artifacts, release, split=split, allow_unverified=allow_unverified, progress=progress
     )
+    add_card(release, packed.manifest, packed.reports, reports, source=source, licenses=licenses)
+    return packed
+
+
+def add_card(
+    release: Path,
+    manifest: Mapping[str, Any],
+    told: Mapping[str, Mapping[str, Any]],
+    reports: Path,
+    *,
+    source: SourceCard | None = None,
+    licenses: Sequence[Path] = (),
+) -> None:
+    """Write what a release has beside its archives for people: card, images, licences.
+
+    Args:
+        manifest: the release's.
+        told: the reports of its artifacts, by name.
+        reports, source, licenses: as `build_release` takes them.
+    """
     for file in licenses:
         shutil.copyfile(file, release / file.name)
-    samples = copy_samples(packed.manifest, packed.reports, reports, release)
-    write_card(release, compose(packed.manifest, source=source, samples=samples))
-    return packed
+    samples = copy_samples(manifest, told, reports, release)
+    write_card(release, compose(manifest, source=source, samples=samples))

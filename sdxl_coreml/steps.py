@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from convert.source.download import Snapshot
     from release.card.source_card import SourceCard
     from release.pack.pack import Packed
+    from release.publish.from_run import RunFolder
 
 
 def url_token() -> str | None:
@@ -103,6 +104,36 @@ def _source_texts(
     # Only these are needed of a repo of many gigabytes.
     snapshot = download(wanted, select=_texts) if wanted.kind == "repo" else fetch(wanted, terminal)
     return source_texts(snapshot)
+
+
+def source_texts_of_run(
+    run: RunFolder, source: str | None, terminal: Terminal
+) -> tuple[SourceCard | None, Sequence[Path]]:
+    """Card and licences of what a run's artifacts were made from.
+
+    Args:
+        source: where the checkpoint is. If None, the Hub has them, where it is of the Hub, or else
+            a release that was made of the same checkpoint before.
+    """
+    from convert.source.download import CheckpointSource, download
+    from release.card.source_card import copied_part, source_texts
+    from release.pack.pack import recorded
+
+    if source is not None:
+        return _source_texts(source, run.folder, terminal)
+    made_from = run.items[0].manifest["source"]
+    if made_from["repo"]:
+        wanted = CheckpointSource("repo", made_from["repo"], made_from["commit"])
+        return source_texts(download(wanted, select=_texts))
+    release = run.folder / "release"
+    try:
+        is_same = recorded(release)["source"] == made_from
+    except InputError:
+        is_same = False
+    card = copied_part(release / "README.md") if is_same else None
+    if card is None:
+        terminal.say("The card copies nothing of the source's: --source says where that is.")
+    return card, sorted(release.glob("LICENSE*")) if is_same else []
 
 
 def _texts(names: Sequence[str], _read: object) -> list[str]:

@@ -97,7 +97,7 @@ class Cache:
             fill: writes the files into an empty folder; returns facts to be kept beside them.
         """
         path = self.root / kind / key
-        facts = self._facts(path)
+        facts = self.known(kind, key)
         if facts is not None:
             return path, facts
         with locked(self.root / "locks" / f"{kind}-{key}"):
@@ -114,7 +114,11 @@ class Cache:
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the entry is there, whole and as it was made."""
-        return self._facts(self.root / kind / key) is not None
+        return self.known(kind, key) is not None
+
+    def known(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What was said of the entry when it was made; None if it is not there as it was."""
+        return self._facts(self.root / kind / key)
 
     def discard(self, kind: str, key: str) -> None:
         """Forget an entry whose content has turned out not to be as it was made."""

@@ -26,6 +26,7 @@ OPS_PER_TENSOR = 4  # of those that are no matrices
 OTHER_OPS = 28
 BYTES_PER_OP = 330  # of model.mlmodel, constants included
 SECONDS_PER_OP = 160e-6  # to build and serialise
+BYTES_PER_OP_IN_ARCHIVE = 35  # of a compiled model's texts, deflated
 BYTES_PER_OP_IN_MEMORY = 6_800
 START_SECONDS = 3.5  # to import coremltools
 START_BYTES = 260_000_000
@@ -98,6 +99,18 @@ def estimate(plan: Plan, jobs: Sequence[Job], writers: Sequence[Job] | None = No
         memory_bytes=START_BYTES + max(ops, default=0) * BYTES_PER_OP_IN_MEMORY,
         parallel=len(jobs) > 1,
     )
+
+
+def archive_bytes(plan: Plan) -> dict[str, int]:
+    """About how large each artifact's archive is, by name: weights are stored as they are."""
+    ops = {job: count_ops(plan, job) for job in plan.jobs}
+    return {
+        planned.artifact.name: sum(
+            plan.weight_bytes[job] + ops[job] * BYTES_PER_OP_IN_ARCHIVE
+            for job in planned.jobs.values()
+        )
+        for planned in plan.artifacts
+    }
 
 
 def require_room(out: Path, expected: Estimate, workers: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan.estimate import estimate
+from convert.plan.estimate import archive_bytes, estimate
 from convert.plan.plan import Plan
 from convert.units import size
 
@@ -14,6 +14,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     """The plan as JSON: artifacts, packages, weight files, and what they will take."""
     files = plan.weight_files
     expected = estimate(plan, plan.jobs)
+    archives = archive_bytes(plan)
     return {
         "schema": 1,
         "recipe": plan.recipe.name,
@@ -27,6 +28,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "resolution": str(a.artifact.resolution),
                 "components": list(a.jobs),
                 "weight_bytes": sum(plan.weight_bytes[job] for job in a.jobs.values()),
+                "archive_bytes": archives[a.artifact.name],
             }
             for a in plan.artifacts
         ],
@@ -43,6 +45,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "notices": [notice.to_json() for notice in plan.notices],
         "weight_bytes": sum(files.values()),
         "bytes": expected.bytes,
+        "archive_bytes": sum(archives.values()),
         "seconds": round(expected.seconds(expected.workers), 1),
         "peak_memory_bytes": expected.peak_memory(expected.workers),
     }

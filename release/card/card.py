@@ -17,7 +17,7 @@ from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
 from convert.weights.compress import UNCOMPRESSED
 from release.card.facts import facts
-from release.card.licenses import front_matter
+from release.card.licenses import license_front
 from release.card.markdown import block, bullets, code, escape, image, link, prose, table
 from release.card.source_card import MARK, SourceCard
 from verify.judge.gates import FINITE
@@ -78,8 +78,6 @@ def _front(
     from huggingface_hub import ModelCardData
 
     release, given = recipe.release, source.data if source else {}
-    license = release.license or given.get("license")
-    own = release.license is not None
     language = list(release.language or ()) or given.get("language")
     is_quantized = any(a["manifest"]["bits"] != "16" for a in manifest["archives"])
     values: dict[str, Any] = {
@@ -87,11 +85,7 @@ def _front(
         "base_model": base,
         "pipeline_tag": "text-to-image",
         "tags": TAGS,
-        **front_matter(
-            license,
-            release.license_name if own else given.get("license_name"),
-            release.license_link if own else given.get("license_link"),
-        ),
+        **license_front(recipe, source),
     }
     if base and is_quantized:
         values["base_model_relation"] = "quantized"

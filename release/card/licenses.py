@@ -6,6 +6,11 @@ licences that it does not know are neither refused nor vouched for."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convert.recipe.recipe import Recipe
+    from release.card.source_card import SourceCard
 
 # Identifiers that the Hub takes for `license`; others are `other` with a name and a link.
 # Source: https://huggingface.co/docs/hub/repositories-licenses
@@ -72,3 +77,11 @@ def front_matter(license: str | None, name: str | None, link: str | None) -> dic
     if found["license_name"] == "other":
         del found["license_name"]
     return {key: value for key, value in found.items() if value}
+
+
+def license_front(recipe: Recipe, source: SourceCard | None) -> dict[str, str]:
+    """The same of a release's card: the recipe's licence, or else that of the source's card."""
+    own, given = recipe.release, source.data if source else {}
+    if own.license is not None:
+        return front_matter(own.license, own.license_name, own.license_link)
+    return front_matter(given.get("license"), given.get("license_name"), given.get("license_link"))

@@ -153,13 +153,21 @@ def read_release(folder: Path) -> dict[str, Any]:
         InputError: it is none.
         Stale: a later run into the same folder did not pass.
     """
-    manifest = _recorded(folder)
+    manifest = recorded(folder)
     require_current(folder)
     return manifest
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The manifest as it lies there, whatever has come after it."""
+def is_release(folder: Path) -> bool:
+    """Whether a folder is a release's, whatever state it is in."""
+    try:
+        return artifact_manifests.read_values(folder).get("kind") == "release"
+    except InputError:
+        return False
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The manifest of a release folder, stale or not. Raises InputError if it is none."""
     hint = "`sdxl-coreml pack` makes one."
     try:
         manifest = artifact_manifests.read_values(folder)
@@ -205,7 +213,7 @@ def _names(archives: Sequence[Mapping[str, Any]]) -> set[str]:
 def _earlier(release: Path) -> list[dict[str, Any]]:
     """The archives that an earlier run has recorded."""
     try:
-        return list(_recorded(release)["archives"])
+        return list(recorded(release)["archives"])
     except InputError:
         return []
 

@@ -2,50 +2,32 @@
 request.
 
     README.md  manifest.json  SHA256SUMS  LICENSE*  images/
-    <variant>/<width>x<height>/<archive>.zip
-
-Files go up one by one before the commit that names them, and the Hub keeps what it has received,
-so an attempt that failed is repeated with the rest alone. Nothing of the repo is deleted."""
+    <variant>/<width>x<height>/<archive>.zip"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from convert.errors import InputError, UserError
 from convert.files.disk import digest_file
 from convert.files.json_files import FileMissing, read_text
 from convert.process.progress import Progress, Silent
-from convert.source.hub import Repo, explain, quiet
-from convert.source.select import File
-from convert.units import size
+from convert.source.hub import Repo
 from release.card.licenses import objection
 from release.card.samples import FOLDER as IMAGES
 from release.card.source_card import read_source_card
 from release.pack.manifest import FILE, read_sums, sha256_sums
 from release.pack.pack import SUMS, read_release
-
-UploadChange = Literal["new", "changed", "unchanged"]
+from release.publish.sending import Listing, Sending, Upload, explained, list_repo, message
 
 
 class LicenseForbids(UserError):
     """The model's licence does not let it be passed on, as far as is known (exit code 1)."""
 
     exit_code = 1
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One file of the repo: a local file, or a text made for the repo."""
-
-    path: str  # in the repo
-    size: int
-    change: UploadChange
-    file: Path | None = None
-    content: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class Publication:
     @property
     def bytes(self) -> int:
         """What is sent at most; the Hub may have received some of it earlier."""
-        return sum(u.size for u in self.changes)
+        return sum(u.size or 0 for u in self.changes if not u.received)
 
 
 def plan_publication(release: Path, repo: str, *, endpoint: str | None = None) -> Publication:
@@ -77,24 +59,25 @@ def plan_publication(release: Path, repo: str, *, endpoint: str | None = None) -
         InputError: no release folder, a file that is not as SHA256SUMS has it, no access.
     """
     local = _local_files(release)
-    remote = Repo(repo, endpoint=endpoint)
-    try:
-        with quiet():
-            commit, listing = _listing(remote)
-    except Exception as error:
-        raise _explained(error, remote) from None
-    uploads = []
-    for path, source in sorted(local.items()):
-        content = source if isinstance(source, bytes) else b""
-        file = source if isinstance(source, Path) else None
-        count = len(content) if file is None else file.stat().st_size
-        there = listing.get(path)
-        change: UploadChange = "new" if there is None else "changed"
-        if there is not None and there.size == count and _same(there, file, content):
-            change = "unchanged"
-        uploads.append(Upload(path, count, change, file, content))
-    left = sorted(listing.keys() - local.keys() - {".gitattributes"})
-    return Publication(repo, commit is None, commit, tuple(uploads), tuple(left))
+    listing = list_repo(Repo(repo, endpoint=endpoint))
+    return compare(repo, listing, local)
+
+
+def compare(repo: str, listing: Listing, local: Mapping[str, Path | bytes]) -> Publication:
+    """What publishing these files, by path in the repo, would do."""
+    uploads = [
+        listing.beside(path, file=source)
+        if isinstance(source, Path)
+        else listing.beside(path, content=source)
+        for path, source in sorted(local.items())
+    ]
+    return publication(repo, listing, uploads)
+
+
+def publication(repo: str, listing: Listing, uploads: Sequence[Upload]) -> Publication:
+    """What becomes of a repo by these files."""
+    left = sorted(listing.files.keys() - {u.path for u in uploads} - {".gitattributes"})
+    return Publication(repo, listing.commit is None, listing.commit, tuple(uploads), tuple(left))
 
 
 def publish(
@@ -117,41 +100,22 @@ def publish(
         LicenseForbids: the card's licence does not allow it, or there is none.
         InputError: as `plan_publication`; the Hub refuses, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     if not allow_license:
         require_license(release)
-    plan = plan_publication(release, repo, endpoint=endpoint)
+    place = Repo(repo, endpoint=endpoint)
+    local = _local_files(release)
+    listing = list_repo(place)
+    plan = compare(repo, listing, local)
     if not plan.changes:
         return plan
     progress = progress or Silent()
-    api = HfApi(endpoint=endpoint)
-    try:
-        with quiet():
-            if plan.creates_repo:
-                api.create_repo(repo, exist_ok=True)
-            operations = []
-            with progress.stage(f"Publishing to {repo}", plan.bytes, "B") as advance:
-                for upload in plan.changes:
-                    operation = CommitOperationAdd(
-                        path_in_repo=upload.path,
-                        path_or_fileobj=upload.file or upload.content,
-                    )
-                    # Kept by the Hub from here on, whatever happens to the commit.
-                    api.preupload_lfs_files(repo, [operation], create_pr=pull_request)
-                    operations.append(operation)
-                    advance(upload.size)
-                made = api.create_commit(
-                    repo,
-                    operations,
-                    commit_message=_message(plan),
-                    create_pr=pull_request,
-                    parent_commit=plan.commit,
-                )
-    except Exception as error:
-        raise _explained(error, Repo(repo, endpoint=endpoint)) from None
-    url = made.pr_url if pull_request else made.commit_url
-    return Publication(repo, plan.creates_repo, plan.commit, plan.uploads, plan.left, str(url))
+    with explained(place):
+        sending = Sending(place, listing, pull_request)
+        with progress.stage(f"Publishing to {repo}", plan.bytes, "B") as advance:
+            for upload in plan.changes:
+                sending.send(upload)
+                advance(upload.size or 0)
+            return replace(plan, url=sending.commit(message(plan.uploads)))
 
 
 def require_license(release: Path) -> None:
@@ -159,11 +123,16 @@ def require_license(release: Path) -> None:
     card = read_source_card(release / "README.md")
     if card is None:
         raise InputError("has no card", where=release, hint="`sdxl-coreml card` writes README.md.")
-    found = objection(card.data.get("license"), card.data.get("license_name"))
+    require_allowed(card.data, release)
+
+
+def require_allowed(front: Mapping[str, Any], where: Path) -> None:
+    """Raise LicenseForbids unless the front matter of a card names a licence that allows it."""
+    found = objection(front.get("license"), front.get("license_name"))
     if found is not None:
         raise LicenseForbids(
             f"not published: {found.license} {found.reason}",
-            where=release,
+            where=where,
             hint="Name the licence in the recipe's [release]; if its owner has allowed you to "
             "publish it, give --allow-license.",
         )
@@ -175,32 +144,47 @@ def place(archive: Mapping[str, Any]) -> str:
     return f"{own['attention'].replace('_', '-')}/{own['resolution']}"
 
 
-def _local_files(release: Path) -> dict[str, Path | bytes]:
-    """The repo's files by path in it; texts that name archives get the paths of the repo."""
-    manifest = read_release(release)
+def papers(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Path | bytes]:
+    """What goes with a release's archives, by path in the repo; archives are named by theirs.
+
+    Args:
+        folder: where it lies.
+        manifest: the release's.
+
+    Raises:
+        InputError: some of it is missing.
+    """
+    try:
+        sums = read_sums(folder / SUMS)
+        card = read_text(folder / "README.md")
+    except FileMissing as error:
+        raise InputError(f"is not complete: {error.where} is missing", where=folder) from None
     moved = {
         f["name"]: f"{place(archive)}/{f['name']}"
         for archive in manifest["archives"]
         for f in archive["files"]
     }
-    try:
-        sums = read_sums(release / SUMS)
-        card = read_text(release / "README.md")
-    except FileMissing as error:
-        raise InputError(f"is not complete: {error.where} is missing", where=release) from None
+    for name, path in moved.items():
+        card = card.replace(f"]({name})", f"]({path})")
+    files: dict[str, Path | bytes] = {"README.md": card.encode()}
+    files[FILE] = (folder / FILE).read_bytes()
+    files[SUMS] = sha256_sums({moved.get(n, n): digest for n, digest in sums.items()}).encode()
+    for license in sorted(folder.glob("LICENSE*")):
+        files[license.name] = license.read_bytes()
+    for image in sorted((folder / IMAGES).glob("*.png")):
+        files[f"{IMAGES}/{image.name}"] = image
+    return files
+
+
+def _local_files(release: Path) -> dict[str, Path | bytes]:
+    """The repo's files by path in it."""
+    manifest = read_release(release)
+    files = papers(release, manifest)
+    sums = read_sums(release / SUMS)
     for archive in manifest["archives"]:
         for f in archive["files"]:
             _require_intact(release / f["name"], f, sums)
-    for name, path in moved.items():
-        card = card.replace(f"]({name})", f"]({path})")
-    files: dict[str, Path | bytes] = {path: release / name for name, path in moved.items()}
-    files["README.md"] = card.encode()
-    files[FILE] = (release / FILE).read_bytes()
-    files[SUMS] = sha256_sums({moved.get(n, n): digest for n, digest in sums.items()}).encode()
-    for license in sorted(release.glob("LICENSE*")):
-        files[license.name] = license.read_bytes()
-    for image in sorted((release / IMAGES).glob("*.png")):
-        files[f"{IMAGES}/{image.name}"] = image
+            files[f"{place(archive)}/{f['name']}"] = release / f["name"]
     return files
 
 
@@ -212,61 +196,3 @@ def _require_intact(file: Path, facts: Mapping[str, Any], sums: Mapping[str, str
     else:
         return
     raise InputError(problem, where=file, hint="Run `sdxl-coreml pack` again.")
-
-
-def _listing(repo: Repo) -> tuple[str | None, dict[str, File]]:
-    """The repo's commit and files; None and nothing where there is no such repo yet."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return repo.listing()
-    except GatedRepoError:
-        raise
-    except RepositoryNotFoundError:
-        return None, {}
-
-
-def _same(there: File, file: Path | None, content: bytes) -> bool:
-    """Whether the Hub's file has this content, by the digest that it lists."""
-    if file is not None:
-        content = b"" if there.sha256 else file.read_bytes()
-    if there.sha256:
-        found = digest_file(file) if file else hashlib.sha256(content).hexdigest()
-        return found == there.sha256
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.etag
-
-
-def _message(plan: Publication) -> str:
-    archives = sum(u.path.endswith(".zip") or ".zip." in u.path for u in plan.changes)
-    return f"Core ML models: {archives} archives, {size(plan.bytes)}"
-
-
-def _explained(error: Exception, repo: Repo) -> Exception:
-    """What the user can do about it, in our own words: theirs may hold signed URLs."""
-    from huggingface_hub import errors as hub
-
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # huggingface_hub wraps what a thread of an upload raises
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, hub.HfHubHTTPError):
-        status = error.response.status_code
-        hints = {
-            401: "`hf auth login` with a token that may write.",
-            403: "Run it again, in case a link has expired; what has arrived is not sent again. "
-            "Or the login may not write to this repo: `hf auth login` with one that may.",
-            409: "The repo is changing right now: run it again.",
-            412: "Somebody has changed the repo meanwhile: run it again.",
-        }
-        if status in hints:
-            return InputError(
-                f"the Hub refused with status {status}", where=repo, hint=hints[status]
-            )
-    found = explain(error, repo)
-    if isinstance(found, InputError) and "cannot be reached" in found.problem:
-        return InputError(
-            "the Hub cannot be reached, or the connection broke",
-            where=repo,
-            hint="Run it again: what has arrived there is not sent again.",
-        )
-    return found

@@ -7,22 +7,28 @@ from typing import Any
 
 from convert.errors import InputError
 from convert.recipe.fields import require_hub_repo
-from convert.recipe.recipe import parse_recipe
+from convert.recipe.recipe import Recipe, parse_recipe
 from convert.units import size
 from release.pack.pack import read_release
 from release.publish.publish import Publication
+from release.publish.sending import Upload
 
-MARKS = {"new": "+", "changed": "~", "unchanged": "="}
+MARKS = {"new": "+", "changed": "~", "unchanged": "=", "unknown": "?"}
 
 
-def wanted_repo(release: Path, repo: str | None) -> str:
-    """The repo that is named, or else the recipe's. Raises InputError without one."""
-    manifest = read_release(release)
-    found = repo or parse_recipe(manifest["recipe"]["text"], where="recipe").release.repo
+def wanted_repo(folder: Path, repo: str | None, recipe: Recipe | None = None) -> str:
+    """The repo that is named, or else the recipe's. Raises InputError without one.
+
+    Args:
+        folder: a release; or any folder, whose recipe is given.
+    """
+    if recipe is None:
+        recipe = parse_recipe(read_release(folder)["recipe"]["text"], where="recipe")
+    found = repo or recipe.release.repo
     if found is None:
         raise InputError(
             "no repo to publish to",
-            where=release,
+            where=folder,
             hint="Give --repo owner/name, or `repo` in the recipe's [release].",
         )
     require_hub_repo(found)
@@ -37,7 +43,16 @@ def publication_document(found: Publication, *, dry_run: bool) -> dict[str, Any]
         "repo": found.repo,
         "creates_repo": found.creates_repo,
         "parent_commit": found.commit,
-        "files": [{"path": u.path, "size": u.size, "change": u.change} for u in found.uploads],
+        "files": [
+            {
+                "path": u.path,
+                "size": u.size,
+                "change": u.change,
+                "received": u.received,
+                "made": u.is_made,
+            }
+            for u in found.uploads
+        ],
         "bytes": found.bytes,
         "left": list(found.left),
         "url": found.url,
@@ -48,7 +63,7 @@ def publication_text(found: Publication, *, dry_run: bool, pull_request: bool) -
     """The publication for people: each file with what happens to it."""
     width = max(len(u.path) for u in found.uploads)
     lines = [
-        f"{MARKS[u.change]} {u.path:<{width}}  {size(u.size):>8}  {u.change}" for u in found.uploads
+        f"{MARKS[u.change]} {u.path:<{width}}  {_size(u):>8}  {_change(u)}" for u in found.uploads
     ]
     lines += [f"  {name}: stays in the repo, not of this release" for name in found.left]
     kind = "a pull request" if pull_request else "a commit"
@@ -57,10 +72,24 @@ def publication_text(found: Publication, *, dry_run: bool, pull_request: bool) -
     elif dry_run:
         repo = " (which would be created)" if found.creates_repo else ""
         count = len(found.changes)
+        about = "" if all(u.is_made for u in found.uploads) else "about "
         lines.append(
-            f"Would send {count} files, {size(found.bytes)}, to {found.repo}{repo} as {kind}; "
-            "nothing was sent"
+            f"Would send {count} files, {about}{size(found.bytes)}, to {found.repo}{repo} as "
+            f"{kind}; nothing was sent"
         )
     else:
         lines.append(f"{found.url}: {len(found.changes)} files, {size(found.bytes)}, as {kind}")
     return "\n".join(lines)
+
+
+def _size(upload: Upload) -> str:
+    return "–" if upload.size is None else size(upload.size)
+
+
+def _change(upload: Upload) -> str:
+    """What becomes of a file, and whether that is known before it is made."""
+    if upload.received:
+        return f"{upload.change}, received earlier"
+    if upload.change == "unknown":
+        return "sent if it is not the one that is there"
+    return upload.change if upload.is_made else f"{upload.change}, yet to be made"

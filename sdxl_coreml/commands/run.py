@@ -11,7 +11,6 @@ import typer
 
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
-from convert.units import size
 from sdxl_coreml.options import (
     Jobs,
     JsonOption,
@@ -27,6 +26,8 @@ from sdxl_coreml.terminal import Terminal
 
 if TYPE_CHECKING:
     from convert.recipe.recipe import Recipe
+    from convert.source.snapshot import Snapshot
+    from release.pack.pack import Packed
     from verify.batch import Outcome
 
 
@@ -43,12 +44,14 @@ def plan(
     from convert.plan.prepare import prepare
     from convert.plan.text import plan_document, plan_table
     from convert.recipe.builtin import read_recipe
+    from release.pack.room import room_for
 
     terminal = Terminal(as_json=as_json)
     parsed = read_recipe(recipe)
     plan = prepare(parsed, source, terminal, only=only, looking=True, token=url_token()).plan
     document = plan_document(plan)
-    terminal.result(document, plan_table(plan, document))
+    room = room_for(plan, Path("out"))
+    terminal.result(document | {"free_bytes": room.free}, f"{plan_table(plan, document)}\n{room}")
 
 
 def run(
@@ -84,6 +87,7 @@ def run(
     from convert.recipe.builtin import read_recipe
     from convert.run.run import require_ours
     from release.pack.archive import parse_size
+    from release.pack.room import room_for
 
     if release_passing and not release:
         raise InputError("--release-passing and --no-release contradict each other")
@@ -96,8 +100,11 @@ def run(
     plan = prepared.plan
     if not dry_run:
         require_ours(out, plan)
-    document = plan_document(plan)
+    room = room_for(plan, out)
+    document = plan_document(plan) | {"free_bytes": room.free}
     table = plan_table(plan, document)
+    if release:
+        table += f"\n{room}"
     if dry_run:
         terminal.result(document, table)
         return 0
@@ -107,38 +114,35 @@ def run(
         words = ["sdxl-coreml", "verify", str(out / artifact), *given, "--html", "report.html"]
         return shlex.join(words)
 
-    if release:
-        archived = sum(a["weight_bytes"] for a in document["artifacts"])
-        terminal.say(f"The release's archives, which are copies, take {size(archived)} more.")
     terminal.say(table)
     made = make(plan, prepared.snapshot, out, terminal, jobs)
     document |= results_shown(made)[0]
     with deferred_interrupt():
-        from release.build import build_release, releasable
-        from release.card.source_card import source_texts
+        from release.build import releasable
         from verify.batch import verify_all
     with terminal.working("Verifying") as say:
         outcome = verify_all(out, made, plan, command=repeat, say=say)
     code = outcome.exit_code(strict=strict)
-    packed = None
     passed = releasable(out, parsed)
-    if release and (code == 0 or (release_passing and passed)):
-        card, licenses = source_texts(prepared.snapshot)
-        packed = build_release(
-            passed,
-            out / "release",
-            reports=out / "reports",
-            source=card,
-            licenses=licenses,
-            split=part_size,
-            progress=terminal,
-        )
+    is_wanted = release and (code == 0 or (release_passing and bool(passed)))
+    packed = None
+    if is_wanted and room.will_do:
+        packed = _released(prepared.snapshot, out, passed, part_size, terminal)
     document |= outcome.document
     if packed:
         document["release"] = packed_shown(packed)[0]
+    elif is_wanted:
+        given = {"--repo": parsed.release.repo or "OWNER/NAME", "--split": split}
+        if prepared.source.kind == "path":
+            given["--source"] = prepared.source.location
+        command = _publishing(out, passed, given)
+        document |= {"release": None, "publish": command}
     terminal.result(document, outcome.table())
     if packed:
         terminal.say(packed_shown(packed)[1])
+    elif is_wanted:
+        for line in _without_room(out, parsed, passed, command):
+            terminal.say(line)
     elif code != 0:
         words = ["run", recipe, *_given({"--source": source, "--out": out, "--only": only})]
         again = shlex.join(["sdxl-coreml", *words, "--release-passing"]) if release else None
@@ -146,6 +150,52 @@ def run(
             terminal.say(line)
     terminal.say(f"Report: {out / 'reports' / 'index.html'}")
     return code
+
+
+def _released(
+    snapshot: Snapshot, out: Path, passed: Sequence[Path], split: int | None, terminal: Terminal
+) -> Packed | None:
+    """The release of the artifacts that passed; None if the disk has no room for its archives."""
+    from release.build import build_release
+    from release.card.source_card import source_texts
+    from release.pack.room import NoRoom
+
+    card, licenses = source_texts(snapshot)
+    try:
+        return build_release(
+            passed,
+            out / "release",
+            reports=out / "reports",
+            source=card,
+            licenses=licenses,
+            split=split,
+            progress=terminal,
+        )
+    except NoRoom:
+        return None
+
+
+def _publishing(out: Path, passed: Sequence[Path], options: Mapping[str, object]) -> str:
+    """The command that publishes what passed, without room for archives."""
+    from release.build import find_artifacts, of_last_run
+
+    is_all = set(of_last_run(find_artifacts(out))) == set(passed)
+    words = ["publish", str(out), *_given(options), *([] if is_all else ["--passing"])]
+    return shlex.join(["sdxl-coreml", *words])
+
+
+def _without_room(out: Path, recipe: Recipe, passed: Sequence[Path], command: str) -> Iterator[str]:
+    """What a run says that has no room for its archives, in lines.
+
+    Args:
+        command: that releases without.
+    """
+    from release.build import mark_unless_confirmed
+
+    yield "No release was made, because the disk has no room for its archives."
+    if left := mark_unless_confirmed(out / "release", recipe, passed, ()):
+        yield left
+    yield f"This releases the {len(passed)} artifacts, one archive at a time: {command}"
 
 
 def _unreleased(

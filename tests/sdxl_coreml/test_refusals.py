@@ -44,6 +44,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "verify.reference.reference.Reference.__enter__",
         "release.pack.bundle.digest_file",
         "release.publish.publish.digest_file",
+        "release.publish.sending.digest_file",
     ):
         monkeypatch.setattr(place, never)
 
@@ -93,6 +94,9 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         ("pack ART --out OUT/r --source SRC", "was not verified"),
         ("pack ART --out FULL --source SRC --allow-unverified", "which no `pack` has made"),
         ("publish OUT/none --repo bad", "`bad` is not a Hub repository"),
+        ("publish OUT/none --repo a/b", "is no release folder, and holds no artifact"),
+        ("publish ART --repo a/b", "not published, because verification did not pass"),
+        ("publish ART --repo a/b --split much", "`much`"),
     ],
 )
 def test_the_command_line_refuses_at_once(

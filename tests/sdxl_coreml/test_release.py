@@ -215,3 +215,81 @@ def test_compile_says_what_makes_the_bundle(
     code, _, err = command("compile", base_artifact, "--out", tmp_path / "compiled")
     assert code == 0
     assert f"apps load the bundle that this makes: sdxl-coreml pack {base_artifact}" in err
+
+
+ROOMY = """
+name = "r"
+source.path = "base"
+matrix = { attention = ["original"], resolution = ["64x64"] }
+verify.levels = ["structure"]
+release = { repo = "owner/r", license = "mit" }
+"""
+
+
+def test_a_run_without_room_for_archives_ends_with_what_publishes_without(
+    command: Run,
+    shapes: Mapping[str, Path],
+    tmp_path: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, out = tmp_path / "r.toml", tmp_path / "out"
+    recipe.write_text(ROOMY)
+    source = Path(shutil.copytree(shapes["base"], tmp_path / "source"))
+    (source / "README.md").write_text("# The source\n")
+    (source / "LICENSE").write_text("You may.\n")
+    run = ("run", recipe, "--source", source, "--out", out, "--jobs", 1)
+    code, text, err = command("plan", recipe, "--source", source)
+    assert code == 0, err
+    assert "The release's archives, which are copies, take about" in text
+    code, text, _ = command("plan", recipe, "--source", source, "--json")
+    foretold = json.loads(text)
+    assert foretold["archive_bytes"] == foretold["artifacts"][0]["archive_bytes"] > 0
+    assert foretold["free_bytes"] > 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("release.pack.room.free_at", lambda folder: foretold["archive_bytes"])
+        code, text, err = command(*run, "--json")
+    assert code == 0, err
+    before, after = err.split("artifacts made")
+    assert "A run goes on without archives" in before
+    assert "because the disk has no room for its archives" in after
+    document = json.loads(text)
+    assert (document["verdict"], document["release"]) == ("pass", None)
+    assert not (out / "release").exists()
+    words = ["publish", str(out), "--repo", "owner/r", "--source", str(source)]
+    assert document["publish"] == " ".join(["sdxl-coreml", *words])
+    assert document["publish"] in after
+    code, text, err = command(*words, "--dry-run", "--json")
+    assert code == 0, err
+    assert {f["change"] for f in json.loads(text)["files"]} == {"new"}
+    code, text, err = command(*words)
+    assert code == 0, err
+    there = hub.commits["owner/r", hub.refs["owner/r", "main"]]
+    assert "# The source" in there["README.md"].decode()
+    assert there["LICENSE"] == b"You may.\n"
+
+    # With room, a release; what is sent of it is there already, and has its source's card.
+    code, _, err = command(*run)
+    assert code == 0, err
+    (archive,) = (out / "release").glob("*.zip")
+    assert abs(archive.stat().st_size - foretold["archive_bytes"]) < 0.02 * archive.stat().st_size
+    for folder in (out / "release", out):
+        code, text, err = command("publish", folder)
+        assert "nothing to send" in text, err
+    code, _, err = command("publish", out / "release", "--passing")
+    assert code == 2
+    assert "--passing is of a run's folder, and this is a release" in err
+
+    # Later the disk is too small for one that is not there yet: what is there becomes stale.
+    recipe.write_text(ROOMY.replace('"64x64"', '"64x96"'))
+    with monkeypatch.context() as patch:
+        patch.setattr("release.pack.room.free_at", lambda folder: 1000)
+        code, _, err = command(*run)
+    assert code == 0
+    assert "it is marked stale, and `publish` refuses it" in err
+    assert "no room for its archives" in (out / "release" / "STALE.txt").read_text()
+    code, text, err = command("publish", out, "--source", source, "--dry-run")
+    assert code == 0, err
+    assert "Left out: r_original_16-bit_64x64" in err
+    assert "original/64x96/r_original_16-bit_64x96.zip" in text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ class Uploads:
     token: str = "hf_secret"  # what writing needs
     chunk_size: int | None = None  # of parts; None for one PUT
     refuse_after: int | None = None  # objects after which uploads are refused, once
+    on_receipt: Callable[[int], None] | None = None  # told how many objects there are, each time
     objects: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     received: list[str] = field(default_factory=list)  # SHA-256 of objects, as they arrived whole
@@ -112,6 +114,8 @@ def _receive(handler: BaseHTTPRequestHandler, hub: HubServer, path: str, body: b
         return _send(handler, 400, {"error": "another SHA-256"})
     state.objects[oid] = body
     state.received.append(oid)
+    if state.on_receipt is not None:
+        state.on_receipt(len(state.received))
     _send(handler, 200, {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +149,26 @@ def test_a_login_that_may_not_write_is_explained_without_the_token(
     captured = capsys.readouterr()
     assert TOKEN not in str(error.value) + captured.out + captured.err
     assert hub.uploads.received == []
+
+
+def test_what_xet_reports_is_explained(
+    release: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(InputError, match="the Hub refused with status 401"):
+        send(release, hub)  # it has no storage to give a token for
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.preupload_lfs_files", raising(ConnectionError("Network error: …"))
+    )
+    with pytest.raises(InputError, match="cannot be reached, or the connection broke"):
+        send(release, hub)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
+
+    return call
 
 
 def test_an_unreachable_hub_is_explained(release: Path, hub: HubServer) -> None:
