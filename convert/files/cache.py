@@ -128,7 +128,10 @@ class Cache:
                 path.rename(self.new_folder() / "old")
 
     def digests(self, files: Iterable[Path], report: Advance = silent) -> dict[Path, str]:
-        """SHA-256 of files, remembered by path, size and times so that 5 GB are read once."""
+        """SHA-256 of files, remembered by inode, size and times so that 5 GB are read once.
+
+        Files that are one, by hard links, are read once for all of them.
+        """
         out = {}
         for file in files:
             _, facts = self.entry("digests", _identity(file), partial(_digest, file, report))
@@ -138,6 +141,16 @@ class Cache:
     def remember(self, file: Path, sha256: str) -> None:
         """Spare `digests` the reading of a file whose SHA-256 is known."""
         self.entry("digests", _identity(file), lambda folder: {"sha256": sha256})
+
+    def told(self, file: Path, question: Any, answer: Callable[[], str]) -> str:
+        """What is true of a file's content, remembered as digests are.
+
+        Args:
+            question: JSON; what beside the content determines the answer.
+        """
+        key = key_of([_identity(file), question])
+        _, facts = self.entry("told", key, lambda _: {"answer": answer()})
+        return str(facts["answer"])
 
     def _facts(self, path: Path) -> dict[str, Any] | None:
         """What is known of an entry; None, so that it is made again, if it is not as it was."""
@@ -165,7 +178,7 @@ def _identity(file: Path) -> str:
     stat = file.stat()
     # The last is not to be set back: `cp -p`, rsync and tar bring a time of their own with a file.
     times = [stat.st_mtime_ns, stat.st_ctime_ns]
-    return key_of([str(file.resolve()), stat.st_size, *times, stat.st_ino])
+    return key_of([stat.st_dev, stat.st_ino, stat.st_size, *times])
 
 
 def _files(folder: Path) -> list[str]:

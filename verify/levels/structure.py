@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,21 @@ from verify.artifact.interface import (
     with_aliases,
 )
 from verify.judge.checks import Check, failed, passed
+from verify.levels.finite import Remember, broken_weight, find_out
 from verify.levels.stored_bits import deviations
 from verify.mil import Feature, Program, TensorType, load_program
 
-SCAN_BYTES = 16 << 20
 SUFFIXES = (".mlpackage", ".mlmodelc")
 
 
-def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
-    """The folder: its components, its tokenizer files, its manifest. Nothing for a lone package."""
+def check_artifact(
+    artifact: Artifact, source: Checkpoint, *, remember: Remember = find_out
+) -> Iterator[Check]:
+    """The folder: its components, its tokenizer files, its manifest. Nothing for a lone package.
+
+    Args:
+        remember: what knows the digests of files that were read before, such as `Cache.told`.
+    """
     if not artifact.is_folder:
         return
     for component in artifact.missing:
@@ -48,7 +55,7 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
     unlisted = [name for name in artifact.packages if name not in listed]
     problem = f"the manifest does not list {', '.join(unlisted)}" if unlisted else ""
     yield _verdict("artifact", "components", "as the manifest lists them", problem)
-    for owner, problem in _files(artifact, source):
+    for owner, problem in _files(artifact, source, remember):
         yield _verdict(owner, "files", "as the manifest has them", problem)
     yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
     if artifact.pipeline:
@@ -56,7 +63,7 @@ def check_artifact(artifact: Artifact, source: Checkpoint) -> Iterator[Check]:
         yield _verdict("artifact", "pipeline", "the checkpoint's settings", problem)
 
 
-def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
+def _files(artifact: Artifact, source: Checkpoint, remember: Remember) -> Iterator[tuple[str, str]]:
     """How files differ from the manifest, by component, or `artifact` for files of none."""
     owners = {f"{spec.file}{s}": name for name, spec in COMPONENTS.items() for s in SUFFIXES}
     files: dict[str, list[str]] = {"artifact": [], **{name: [] for name in artifact.packages}}
@@ -64,7 +71,7 @@ def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
         owner = owners.get(name.partition("/")[0], "")
         files[owner if owner in files else "artifact"].append(name)
     for owner, names in files.items():
-        problem = next(filter(None, (_file(artifact, name) for name in names)), "")
+        problem = next(filter(None, (_file(artifact, name, remember) for name in names)), "")
         if problem and owner in artifact.packages:
             problem += _changed_tensor(artifact.packages[owner], owner, source)
         if not names and artifact.files and owner != "artifact":
@@ -72,7 +79,7 @@ def _files(artifact: Artifact, source: Checkpoint) -> Iterator[tuple[str, str]]:
         yield owner, problem
 
 
-def _file(artifact: Artifact, name: str) -> str:
+def _file(artifact: Artifact, name: str, remember: Remember) -> str:
     """How a file differs from its entry in the manifest, or nothing."""
     path, facts = artifact.path / name, artifact.files[name]
     if not isinstance(facts, dict) or not is_local(name):
@@ -82,7 +89,7 @@ def _file(artifact: Artifact, name: str) -> str:
     size = path.stat().st_size
     if size != facts.get("size"):
         return f"{name} has {size} bytes, the manifest says {facts.get('size')}"
-    if digest_file(path) != facts.get("sha256"):
+    if remember(path, "sha256", partial(digest_file, path)) != facts.get("sha256"):
         return f"{name} has another SHA-256 than the manifest says"
     return ""
 
@@ -150,6 +157,7 @@ def check_package(
     resolution: Resolution | None = None,
     claims: Mapping[str, str] | None = None,
     asked: CompressionRequest | None = None,
+    remember: Remember = find_out,
 ) -> Iterator[Check]:
     """One package.
 
@@ -157,6 +165,7 @@ def check_package(
         resolution: what it must be made for; its own if None.
         claims: the manifest's; without them what is found is told and only has to be consistent.
         asked: what the manifest says was asked of the component's weights beside its bits.
+        remember: what knows which weights are finite in files that were read before.
     """
     claims = claims or {}
     # In a folder, another package's resolution or the manifest's may be the one that is asked.
@@ -200,7 +209,7 @@ def check_package(
         problem = "" if found in (None, str(SCALING_FACTOR)) else f"it says {found}"
         gate = f"apps scale by {SCALING_FACTOR}"
         yield _verdict(component, "scaling_factor", gate, problem, found or "")
-    yield _verdict(component, "weights", "readable and finite", _weights(program))
+    yield _verdict(component, "weights", "readable and finite", broken_weight(program, remember))
     yield _bits(program, component, source, claims.get("bits"), asked or CompressionRequest())
 
 
@@ -271,30 +280,6 @@ def _precision(program: Program, component: str, claimed: str | None) -> Check:
     wanted = "fp16" if COMPONENTS[component].is_half else claimed
     problem = "" if wanted in (None, found) else f"it computes in {found}"
     return _verdict(component, "precision", wanted or "any", problem, found)
-
-
-def _weights(program: Program) -> str:
-    """The first weight that cannot be read or is not finite, or nothing."""
-    for name, constant in program.constants():
-        try:
-            array = constant.array()
-        except (CannotExecute, InputError) as error:
-            file = f"{Path(error.where).name}: " if error.where else ""
-            return f"{name}: {file}{error.problem}"
-        if array.dtype.kind != "f":
-            continue
-        flat = array.reshape(-1)
-        step = SCAN_BYTES // flat.itemsize
-        for start in range(0, flat.size, step):
-            part = flat[start : start + step]
-            # One pass without a temporary: a sum of finite fp32 squares could overflow, min and
-            # max cannot, and both are NaN if anything is.
-            low, high = part.min(), part.max()
-            if not (np.isfinite(low) and np.isfinite(high)):
-                at = start + int(np.argmax(~np.isfinite(part)))
-                index = [int(i) for i in np.unravel_index(at, array.shape)]
-                return f"{name}{index} is {flat[at]}"
-    return ""
 
 
 def _bits(

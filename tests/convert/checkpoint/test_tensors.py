@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from convert.checkpoint.tensors import CHUNK_BYTES, read_header, read_safetensors
+from convert.checkpoint.tensors import CHUNK_BYTES, are_finite, read_header, read_safetensors
 from convert.errors import InputError
 
 DTYPES = {
@@ -206,3 +206,20 @@ def test_metadata_is_read(file: Path) -> None:
     save_file({"w": torch.ones(2)}, file, {"modelspec.architecture": "x"})
     tensors, metadata = read_safetensors(file)
     assert (list(tensors), metadata) == (["w"], {"modelspec.architecture": "x"})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_infinities_and_nans_of_both_signs_are_seen_among_all_that_is_finite(dtype: type) -> None:
+    largest = np.finfo(dtype).max
+    values = np.array([0, -0.0, 1, -1, largest, -largest, np.finfo(dtype).tiny], dtype)
+    assert are_finite(values)
+    assert are_finite(values[::2])
+    assert are_finite(values[:0])
+    bits = np.dtype(f"u{values.itemsize}")
+    nan = np.array([np.nan], dtype).view(bits)
+    negative_nan = (nan | bits.type(1 << (8 * values.itemsize - 1))).view(dtype)[0]
+    for wrong in (np.inf, -np.inf, np.nan, negative_nan):
+        for at in range(len(values)):
+            spoilt = values.copy()
+            spoilt[at] = wrong
+            assert not are_finite(spoilt)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def test_a_file_written_over_with_its_old_size_and_time_is_read_again(tmp_path: 
         file.write_bytes(b"y" * 1000)
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` does
         assert cache.digests([file]) != first
+
+
+def test_what_is_known_of_a_file_is_known_of_its_links_until_it_changes(tmp_path: Path) -> None:
+    file, link = tmp_path / "f", tmp_path / "link"
+    file.write_bytes(b"x" * 1000)
+    link.hardlink_to(file)
+    asked: list[str] = []
+
+    def answer(text: str) -> Callable[[], str]:
+        return lambda: asked.append(text) or text
+
+    with Cache(tmp_path / "cache") as cache:
+        assert cache.told(file, ["finite", 1], answer("yes")) == "yes"
+        assert cache.told(link, ["finite", 1], answer("no")) == "yes"
+        assert cache.told(link, ["finite", 2], answer("another question")) == "another question"
+        time.sleep(0.02)
+        link.write_bytes(b"y" * 1000)
+        assert cache.told(file, ["finite", 1], answer("changed")) == "changed"
+    assert asked == ["yes", "another question", "changed"]
 
 
 def test_text_is_replaced_without_a_trace(tmp_path: Path) -> None:
