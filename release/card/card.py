@@ -20,8 +20,14 @@ from release.card.facts import facts
 from release.card.licenses import license_front
 from release.card.markdown import block, bullets, code, escape, image, link, prose, table
 from release.card.source_card import MARK, SourceCard
-from verify.judge.gates import FINITE
-from verify.reports.figures import NOT_MEASURED, decibels
+from release.card.verified import (
+    evidence_cell,
+    gates_note,
+    says_evidence,
+    sizes_note,
+    snr_cell,
+    verified_section,
+)
 
 TAGS = ["coreml", "text-to-image", "stable-diffusion-xl"]
 TOOL = "sdxl-coreml"
@@ -63,6 +69,7 @@ def compose(
         *_samples(samples),
         "## Recommended settings",
         *_settings(recipe, manifest),
+        *verified_section(manifest["archives"]),
         "## How it was made",
         *_making(manifest),
     ]
@@ -114,6 +121,7 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
     """The table of the files, and what its columns mean."""
     rows = []
     archives = manifest["archives"]
+    is_told = says_evidence(archives)
     is_compressed = any(a["manifest"]["bits"] != UNCOMPRESSED for a in archives)
     for archive in archives:
         own = archive["manifest"]
@@ -127,9 +135,10 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
             size(archive["size"]).replace(" ", "&nbsp;"),
             UNITS.get(own["attention"], SPLIT_UNITS),
             own["minimum_system"],
-            _snr(archive, "checkpoint"),
+            snr_cell(archive, "checkpoint"),
         ]
-        rows.append([*cells, _snr(archive, "program")] if is_compressed else cells)
+        cells += [snr_cell(archive, "program")] if is_compressed else []
+        rows.append([*cells, evidence_cell(archive)] if is_told else cells)
     heads = [
         "File", "Variant", "Width × height", "Bits", "UNet, bits per weight", "Size",
         "Compute units", "From", "SNR, checkpoint",
@@ -137,14 +146,18 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
     notes = [
         "SNR, checkpoint: the lowest signal-to-noise ratio of any model's output against PyTorch "
         "in float32 with the checkpoint's own weights, 10·log10(Σref² / Σ(ref − out)²)."
-        + _asked(archives, "compression" if is_compressed else "conversion")
+        + gates_note(archives, "compression" if is_compressed else "conversion")
+        + sizes_note(archives)
     ]
     if is_compressed:
         heads.append("SNR, program")
         notes.append(
             "SNR, program: the same with the file's own weights in PyTorch: what the networks and "
-            "their precision cost, compression left out." + _asked(archives, "conversion")
+            "their precision cost, compression left out." + gates_note(archives, "conversion")
         )
+    if is_told:
+        heads.append("Evidence")
+        notes.append("Evidence: how the file was verified, see below.")
     notes.append("`sha256sum --check SHA256SUMS` checks what you have downloaded.")
     joined = [a for a in archives if len(a["files"]) > 1]
     if joined:
@@ -153,33 +166,7 @@ def _files(manifest: Mapping[str, Any]) -> list[str]:
             "Archives that come in parts are joined before they are unpacked: "
             f"{code(f'cat {name}.* > {name}')}."
         )
-    return [table(heads, rows, "lllrrrllr" + "r" * is_compressed), bullets(notes)]
-
-
-def _snr(archive: Mapping[str, Any], figure: str) -> str:
-    """A figure of an archive for people: see `verify.reports.figures`."""
-    own = archive["manifest"]
-    checked = own.get("verification")
-    if not checked:
-        return "not verified"
-    program = checked.get("program_snr_db", checked.get("conversion_snr_db"))
-    value = program
-    if figure == "checkpoint":  # releases of version 0.1.0 have the program's alone
-        value = checked.get("snr_db", program if own["bits"] == UNCOMPRESSED else None)
-    return NOT_MEASURED if value is None else decibels(value)
-
-
-def _asked(archives: Sequence[Mapping[str, Any]], level: str) -> str:
-    """The gates of a level, each once with the models that it is for; empty without any."""
-    found: dict[str, list[str]] = {}
-    for archive in archives:
-        checked = archive["manifest"].get("verification") or {}
-        for component, gate in checked.get("gates", {}).get(level, {}).items():
-            names = found.setdefault(gate, [])
-            if component not in names and gate != FINITE:
-                names.append(component)
-    asked = [f"{code(g)} ({escape(', '.join(names))})" for g, names in found.items() if names]
-    return f" What was asked of it: {'; '.join(asked)}." if asked else ""
+    return [table(heads, rows, "lllrrrllr" + "r" * is_compressed + "l" * is_told), bullets(notes)]
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:
@@ -273,8 +260,9 @@ def _making(manifest: Mapping[str, Any]) -> list[str]:
         parts.append(bullets([_embedding(embedding) for embedding in source["embeddings"]]))
     checked = first.get("verification")
     if checked:
+        how = "Verified" if says_evidence(manifest["archives"]) else "Verified op by op"
         parts.append(
-            f"Verified op by op ({escape(checked['runtime'])}, policy {escape(checked['policy'])}):"
+            f"{how} ({escape(checked['runtime'])}, policy {escape(checked['policy'])}):"
             f" {escape(checked['scope'])}. Each archive's `manifest.json` has the figures, the "
             "SHA-256 of the checkpoint's files and its own, and the bits per weight of each model."
         )

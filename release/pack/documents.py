@@ -9,7 +9,8 @@ from pydantic import Field
 from convert.files.documents import Document, FileFacts, LocalName, Size
 from convert.recipe.fields import BitsText, ResolutionText
 from convert.run.manifest import RecipeFacts, SourceFacts
-from convert.values import Attention, Verdict
+from convert.values import Attention, Effort, Verdict
+from verify.reports.evidence_words import SavedEvidence
 
 Figure = float | Literal["inf", "-inf"] | None
 
@@ -26,6 +27,8 @@ class Verification(Document):
 
     verdict: Verdict
     policy: str
+    effort: Effort | None = None
+    evidence: SavedEvidence | None = None
     runtime: str
     scope: str
     gates: dict[str, dict[str, str]] | None = None
@@ -65,6 +68,8 @@ class ArchiveManifest(Document):
     pipeline: ArchivePipeline | None = None
     notices: list[NoticeDocument] | None = None
     verdict: Verdict | None
+    effort: Effort | None = None
+    evidence: SavedEvidence | None = None
     verification: Verification | None = None
 
 

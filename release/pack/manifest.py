@@ -25,6 +25,7 @@ from verify.reports.saved import reports_of
 
 __all__ = ["FILE", "SCHEMA", "bundle_manifest", "file_facts", "read", "release_manifest", "text"]
 
+EVIDENCE = ("effort", "evidence")  # beside a verdict
 SHARED = ("source", "recipe", "versions")  # the same for all archives of a release
 
 # The oldest system that reads each Core ML specification version.
@@ -60,14 +61,16 @@ def bundle_manifest(
         files: size and sha256 of the bundle's files, but for this one.
         report: its verification, of `verify.reports.report.to_json`; None if it has none.
     """
+    unproven = {key: value for key, value in artifact.items() if key not in EVIDENCE}
     return {
-        **artifact,
+        **unproven,
         "kind": "bundle",
         "components": dict(components),
         "files": dict(sorted(files.items())),
         "minimum_system": SYSTEMS[artifact["specification_version"]],
         "deviations": [asdict(d) for d in deviations(components)],
         "verdict": report["verdict"] if report else None,
+        **_evidence(report),
         "verification": verification(report) if report else None,
         "packages": {
             name: facts for name, facts in artifact["files"].items() if ".mlpackage/" in name
@@ -86,7 +89,7 @@ def deviations(components: Iterable[str]) -> list[Any]:
 
 
 def verification(report: Mapping[str, Any]) -> dict[str, Any]:
-    """How a verification came out: verdict, gates and numbers of checks.
+    """How a verification came out: verdict, what was done for it, gates and numbers of checks.
 
     Nothing measured, because the last digits of that differ from run to run, and archives must not.
     """
@@ -94,6 +97,7 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
     levels = list(dict.fromkeys(c["level"] for c in checks))
     return {
         "verdict": report["verdict"],
+        **_evidence(report),
         "policy": report["policy"],
         "runtime": report["runtime"],
         "scope": report["scope"],
@@ -110,6 +114,11 @@ def verification(report: Mapping[str, Any]) -> dict[str, Any]:
             for level in levels
         },
     }
+
+
+def _evidence(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What was done, in the report's words; of an older report, or without one, nothing."""
+    return {key: report[key] for key in EVIDENCE if report and report.get(key)}
 
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from convert.errors import InputError
 from convert.networks.deviations import DEVIATIONS
 from release.pack import manifest
+from release.pack.pack import read_release
+from release.pack.packable import Packable
 
 ARTIFACT: dict[str, Any] = {
     "artifact": "x",
@@ -77,6 +81,49 @@ def test_deviations_are_those_of_the_components_that_are_there() -> None:
     found = {d.component for d in manifest.deviations(["vae_decoder"])}
     assert "unet" not in found
     assert {d.component for d in manifest.deviations(["unet", "vae_decoder"])} >= {"all", "unet"}
+
+
+def test_evidence_stands_beside_the_verdict_and_is_the_reports() -> None:
+    artifact = {
+        **ARTIFACT,
+        "verdict": "pass",
+        "effort": "thorough",
+        "evidence": {"unet": ["graph"]},
+    }
+    told = {"effort": "quick", "evidence": {"unet": ["weights"]}}
+    report = {**REPORT, **told}
+    found = manifest.bundle_manifest(artifact, {}, {}, report)
+    assert {key: found[key] for key in ("verdict", *told)} == {"verdict": "fail", **told}
+    assert {key: found["verification"][key] for key in told} == told
+    for other in (REPORT, None):  # of an older version, and none: nothing is said
+        bundle = manifest.bundle_manifest(artifact, {}, {}, other)
+        assert not {"effort", "evidence"} & bundle.keys()
+        assert not {"effort", "evidence"} & (bundle["verification"] or {}).keys()
+
+
+def test_another_evidence_makes_another_archive() -> None:
+    from verify.judge.policy import load_policy
+
+    report = {**REPORT, "code": load_policy().made_by}
+    both = [
+        Packable(Path("x"), ARTIFACT, {**report, "evidence": {"unet": words}})
+        for words in (["graph"], ["graph", "weights"])
+    ]
+    assert both[0].fingerprint != both[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("effort", "full"), ("evidence", {"unet": ["everything"]}), ("evidence", [])],
+)
+def test_a_release_with_a_wrong_word_of_evidence_is_refused(
+    base_release: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    document = json.loads((base_release / "manifest.json").read_text())
+    document["archives"][0]["manifest"][key] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=rf"`archives\[0\]\.manifest\.{key}"):
+        read_release(tmp_path)
 
 
 @pytest.mark.parametrize("others", [1, 2])
