@@ -35,6 +35,8 @@ KEPT = (
     "versions",
     "code",
     "fingerprint",
+    "effort",
+    "evidence",
     "checks",
 )
 DIGITS = 7  # significant ones; the rest is noise in every review

@@ -1,8 +1,8 @@
 """Two results compared: what got worse, and what is no longer asked or no longer looked at.
 
 Worse are: a gate that was loosened or vanished, a check, component, level or artifact that
-vanished, a verdict that fell, a measure that vanished, and a number that is worse by more than the
-policy's tolerance. What got better, or is new, is reported and fails nothing.
+vanished, a model that is no longer executed as near to its own size, a verdict that fell, a measure
+that vanished, and a number that is worse by more than the policy's tolerance. What got better, or is new, is reported and fails nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from convert.values import Verdict
 from verify.judge.gates import METRICS, number, parse_gates
 from verify.judge.policy import Policy
 from verify.judge.policy_file import Tolerance
+from verify.reports.evidence import REACHES, how_verified
 from verify.reports.figures import WORST_WEIGHT, case_text, kind, place
 from verify.reports.saved import Report
 
@@ -106,6 +107,7 @@ def _reports(name: str, old: Report, new: Report, policy: Policy) -> Iterator[Ch
             yield Change(
                 "vanished", True, name, f"{fact} {old.get(fact)}", f"{fact} {new.get(fact)}"
             )
+    yield from _evidence(name, old, new)
     before, after = _checks(old), _checks(new)
     yield from _vanished(name, before, after)
     for key, check in after.items():
@@ -115,6 +117,21 @@ def _reports(name: str, old: Report, new: Report, policy: Policy) -> Iterator[Ch
             yield Change("new", False, place(check, name), "not there", check["verdict"])
         else:
             yield from _check(place(check, name), before[key], check, policy)
+
+
+def _evidence(name: str, old: Report, new: Report) -> Iterator[Change]:
+    """Components that were executed nearer to their own size than they are now.
+
+    Of one step it makes no difference on which artifact: that is the run's to choose.
+    """
+    if not old.get("evidence"):
+        return
+    before, after = how_verified(old), how_verified(new)
+    for component in before.words:
+        had, has = before.reach_of(component), after.reach_of(component)
+        both = {had, has}
+        if REACHES.index(has) < REACHES.index(had) and both != {"one step", "one step elsewhere"}:
+            yield Change("vanished", True, f"{name} · evidence · {component}", had, has)
 
 
 Key = tuple[str, str, str, str, int]

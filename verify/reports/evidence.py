@@ -88,14 +88,15 @@ class HowVerified:
         nothing is said."""
         if not self.words:
             return None
-        reaches = {c: self._reach(c) for c in self.words}
+        reaches = {c: self.reach_of(c) for c in self.words}
         if reaches.get("unet") == "one step":
             for component, found in reaches.items():
                 if found == "one step elsewhere":
                     reaches[component] = "one step"
         return min(reaches.values(), key=REACHES.index)
 
-    def _reach(self, component: str) -> EvidenceReach:
+    def reach_of(self, component: str) -> EvidenceReach:
+        """How near to itself one model was looked at; of one that nothing is said of, not at all."""
         if component in self.executed():
             return "executed"
         if component in self.once(elsewhere=False):

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert.errors import InputError
+from convert.values import Effort
+from tests.support.evidence import evidence
 from verify.judge.checks import Results
 from verify.judge.gates import HIGHER_IS_BETTER
 from verify.judge.policy import load_policy
@@ -224,3 +226,21 @@ def test_results_without_numbers_or_without_a_reason_are_refused(report: Report)
     assert math.isfinite(
         bless([report], "a reason")["reports"][0]["checks"][-1]["metrics"]["nrmse"]
     )
+
+
+def test_less_evidence_than_before_is_worse(report: Report) -> None:
+    def with_evidence(effort: Effort, elsewhere: str | None = None) -> Report:
+        size = report["resolution"]
+        return {**report, "effort": effort, "evidence": evidence(effort, size, elsewhere)}
+
+    policy, quick, thorough = load_policy(), with_evidence("quick"), with_evidence("thorough")
+    once, elsewhere = with_evidence("standard"), with_evidence("standard", "other_1024x1024")
+    for old, new in ((once, quick), (thorough, once), (elsewhere, quick), (thorough, elsewhere)):
+        worse = diff([old], [new], policy).worse
+        places = {change.place.partition(" · ")[2] for change in worse}
+        assert places == {f"evidence · {c}" for c in ("unet", "vae_decoder", "vae_encoder")}
+        assert diff([new], [old], policy)
+    assert diff([once], [elsewhere], policy)  # which one is executed is the run's to choose
+    assert diff([report], [quick], policy)
+    assert not diff([quick], [report], policy)
+    assert bless([quick], "right")["reports"][0]["evidence"] == quick["evidence"]
