@@ -96,7 +96,7 @@ class HowVerified:
         return min(reaches.values(), key=REACHES.index)
 
     def reach_of(self, component: str) -> EvidenceReach:
-        """How near to itself one model was looked at; of one that nothing is said of, not at all."""
+        """How near to itself one model was looked at; not at all where nothing is said of it."""
         if component in self.executed():
             return "executed"
         if component in self.once(elsewhere=False):
