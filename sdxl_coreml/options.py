@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from convert.values import Effort
 
 
 def writable(path: Path | None) -> Path | None:
@@ -20,6 +23,20 @@ def writable(path: Path | None) -> Path | None:
 def out_option(text: str, metavar: str | None = None) -> Any:
     """The option `--out`, with its help."""
     return typer.Option("--out", metavar=metavar, help=text, callback=writable)
+
+
+def effort_of(text: str | None) -> Effort | None:
+    """The effort that `--effort` names; raises InputError if it names none."""
+    from convert.errors import InputError
+    from convert.values import EFFORTS
+
+    for effort in EFFORTS:
+        if text == effort:
+            return effort
+    if text is None:
+        return None
+    known = ", ".join(EFFORTS)
+    raise InputError(f"unknown effort `{text}`; there are {known}", near=(text, EFFORTS))
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
@@ -85,6 +102,16 @@ Only = Annotated[
     str | None, typer.Option("--only", help="Glob of artifact names, such as '*split-einsum*'.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Indeterminate counts as failed.")]
+EffortOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        metavar="[quick|standard|thorough]",
+        help="How much is executed: each network at a small size; and once at the true size for "
+        "each attention; or every artifact at its own size, at every timestep. What the recipe "
+        "says by default, else standard.",
+    ),
+]
 RuntimeOption = Annotated[
     str, typer.Option(help="coreml (on a Mac), torch, or auto for what works here.")
 ]

@@ -59,6 +59,7 @@ verify.sampling        whole runs: diffusers' pipelines around any networks
 verify.golden          what the reference did, kept for machines without it
 verify.question        what is asked, and what there is to compare with
 verify.levels          structure, graph, conversion, compression, generation, sanity
+verify.proof           what has to be shown of a run, once for all that share it, and kept
 verify.run             one artifact
 verify.batch           all artifacts of a run
 release                what scripts need

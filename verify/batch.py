@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
-from convert.errors import InputError
 from convert.files.cache import Cache, key_of
 from convert.plan.plan import Plan
-from convert.process.code import code_digest
-from convert.process.interrupts import deferred_interrupt
-from convert.process.progress import Say, silent
+from convert.process.progress import Progress, Silent
 from convert.recipe.sections import Verify
 from convert.run import manifest as manifests
 from convert.run.run import Result
-from convert.values import Resolution, Verdict
-from verify.judge.checks import exit_code, versions, worst
+from convert.values import Effort, Resolution, Verdict
+from verify.judge.checks import Results, exit_code, versions, worst
 from verify.judge.gates import recipe_gates
 from verify.judge.policy import Policy, load_policy
+from verify.proof.prove import Proven, prove
+from verify.proof.tasks import ProofContext
+from verify.reference.reference import how_read
+from verify.reports import report
 from verify.reports.images import image_paths
 from verify.reports.recheck import recheck
 from verify.reports.report import SCHEMA
-from verify.reports.saved import Report, read_reports
 from verify.reports.summary import summary_json, summary_markdown, summary_table
 
-if TYPE_CHECKING:
-    from verify.question import Evidence, Question
-
-
-_Reported = tuple[Result, dict[str, Any], dict[str, bytes]]  # its report, and that one's images
+_UNSEEN = ("recipe", "fingerprint", "verdict", "effort", "evidence")  # by a verification
 
 
 @dataclass(frozen=True)
@@ -71,200 +65,132 @@ def verify_all(
     artifacts: Sequence[Result],
     plan: Plan,
     *,
+    effort: Effort | None = None,
     command: Callable[[str], str] | None = None,
-    say: Say = silent,
+    progress: Progress | None = None,
 ) -> Outcome:
-    """Verify the artifacts and write `out/reports`; a report that is still true is kept.
+    """Verify the artifacts and write `out/reports`.
 
-    Where what was measured is still true and only the gates, or what applies them, have changed,
-    the report is judged again and nothing is run.
-
-    Artifacts of one resolution are checked against one recording of the reference, made with the
-    recipe's first prompt, and against the same whole runs of the reference, of all its prompts.
+    What was found before, of these files, by this code, with these versions and prompts, holds and
+    is not found again; gates are applied anew, so that only they can change without anything being
+    run. What several artifacts share is done once.
 
     Args:
+        effort: how much is executed; what the recipe says if None.
         command: an artifact's name → the command line that repeats its verification, for its page;
             one that knows no recipe if None.
 
     Raises:
         CannotExecute: a package that cannot be read or run.
     """
-    policy = load_policy()
-    reports: dict[str, dict[str, Any]] = {}
+    policy, asked = load_policy(), plan.recipe.verify
+    if effort is not None:
+        asked = asked.model_copy(update={"effort": effort})
     with Cache(out / ".cache") as cache:
-        doubtful = []
+        context = _context(plan, artifacts, asked, cache)
+        proven = prove(context, artifacts, asked.effort, cache, progress or Silent())
+        reports: list[dict[str, Any]] = []
+        images: dict[str, bytes] = {}
         for artifact in artifacts:
-            name = artifact.manifest["artifact"]
-            found = _measured(out / "reports" / f"{name}.json", artifact, plan.recipe.verify)
-            reports[name] = found or {}  # its place
-            if found is None:
-                doubtful.append(artifact)
-        again = _judged_again(artifacts, reports, plan.recipe.verify, policy, say)
-        for artifact, document, images in chain(again, _verified(doubtful, plan, policy, say)):
-            name = artifact.manifest["artifact"]
-            for path, image in images.items():
-                cache.write_bytes(out / "reports" / path, image)
-            cache.write_text(out / "reports" / f"{name}.json", _text(document))
-            reports[name] = document
-        for artifact in artifacts:
-            verdict = reports[artifact.manifest["artifact"]]["verdict"]
-            if artifact.manifest["verdict"] != verdict:
-                manifest = manifests.text({**artifact.manifest, "verdict": verdict})
-                cache.write_text(artifact.path / manifests.FILE, manifest)
-        outcome = Outcome(tuple(reports.values()))
-        cache.write_text(out / "reports" / "summary.json", _text(outcome.document))
-        cache.write_text(out / "reports" / "summary.md", summary_markdown(outcome.reports))
-        _write_pages(cache, out / "reports", outcome.reports, command)
+            found = proven[artifact.manifest["artifact"]]
+            document = _report(artifact, found, context, policy)
+            reports.append(document)
+            for path in image_paths(document):
+                images[path] = found.images[path].read_bytes()
+            _mark(cache, artifact, document)
+        outcome = Outcome(tuple(reports))
+        _write(cache, out / "reports", outcome, images, command)
     return outcome
 
 
-def _write_pages(
+def _context(plan: Plan, artifacts: Sequence[Result], asked: Verify, cache: Cache) -> ProofContext:
+    """What all tasks share; the checkpoint's digests are those that the manifests have."""
+    components = dict.fromkeys(c for a in artifacts for c in a.manifest["components"])
+    digests: dict[str, str] = {}
+    half: dict[str, None] = {}
+    for artifact in artifacts:
+        digests |= artifact.manifest["source"]["files"]
+        is_half = artifact.manifest["vae_precision"] == "float16"
+        half |= {c: None for c in components if COMPONENTS[c].is_half or is_half}
+    return ProofContext(
+        checkpoint=plan.checkpoint,
+        digests=digests,
+        components=tuple(components),
+        half=tuple(half),
+        asked=asked,
+        cache=cache.root,
+    )
+
+
+def _report(
+    artifact: Result, proven: Proven, context: ProofContext, policy: Policy
+) -> dict[str, Any]:
+    """An artifact's report: what was found of it, judged by the recipe's gates."""
+    manifest, asked = artifact.manifest, context.asked
+    compression = manifest["compression"]
+    results = Results(
+        artifact=manifest["artifact"],
+        attention=manifest["attention"],
+        source=context.checkpoint.name,
+        runtime=context.runtime.name,
+        scope=context.runtime.scope + how_read(context.checkpoint),
+        resolution=Resolution.parse(manifest["resolution"]),
+        policy=policy.version,
+        checks=proven.checks,
+        versions=versions(),
+        code=policy.made_by,
+        bits=manifest["bits"],
+        compressed=tuple(name for name, facts in compression.items() if facts["tensors"]),
+        effort=asked.effort,
+        evidence=proven.evidence,
+        worst_ops={name: [*ops] for name, ops in proven.rounding.items()},
+    )
+    document = report.to_json(results, proven.generations)
+    marks = {
+        "measured_of": key_of({k: v for k, v in manifest.items() if k not in _UNSEEN}),
+        "fingerprint": manifest["fingerprint"],
+        "asked": json.loads(asked.model_dump_json()),
+    }
+    gates = recipe_gates(asked.gates, document["bits"])
+    return {**recheck(document, policy, gates), **marks}
+
+
+def _mark(cache: Cache, artifact: Result, document: Mapping[str, Any]) -> None:
+    """Write into an artifact's manifest what its verification came to."""
+    marks = {name: document.get(name) for name in ("verdict", "effort", "evidence")}
+    if any(artifact.manifest.get(name) != value for name, value in marks.items()):
+        text = manifests.text({**artifact.manifest, **marks})
+        cache.write_text(artifact.path / manifests.FILE, text)
+
+
+def _write(
     cache: Cache,
     folder: Path,
-    reports: Sequence[dict[str, Any]],
+    outcome: Outcome,
+    images: Mapping[str, bytes],
     command: Callable[[str], str] | None,
 ) -> None:
-    """An HTML page for each report, and one that links to them."""
-    from verify.page.page import html, index_html, read_images
+    """Everything in `reports`: what is there as it should be stays as it is."""
+    from verify.page.page import html, index_html
 
-    images: dict[str, bytes] = {}
-    for report in reports:
-        found = read_images(report, folder)
-        name = report["artifact"]
-        page = html(report, found, index="index.html", command=command and command(name))
-        cache.write_text(folder / f"{name}.html", page)
-        images.update(found)
-    cache.write_text(folder / "index.html", index_html(reports, images))
-
-
-def _judged_again(
-    artifacts: Sequence[Result],
-    reports: Mapping[str, Report],
-    asked: Verify,
-    policy: Policy,
-    say: Say,
-) -> Iterator[_Reported]:
-    """Each artifact with a report that is true and not judged by today's gates."""
-    for artifact in artifacts:
-        name = artifact.manifest["artifact"]
-        if reports[name]:
-            document = _judged(reports[name], artifact, asked, policy)
-            if document != reports[name]:
-                say(f"{name}: judged again")
-                yield artifact, document, {}
+    for path, image in images.items():
+        _put(cache, folder / path, image)
+    for document in outcome.reports:
+        name = document["artifact"]
+        _put(cache, folder / f"{name}.json", _text(document).encode())
+        own = {path: images[path] for path in image_paths(document)}
+        page = html(document, own, index="index.html", command=command and command(name))
+        _put(cache, folder / f"{name}.html", page.encode())
+    _put(cache, folder / "summary.json", _text(outcome.document).encode())
+    _put(cache, folder / "summary.md", summary_markdown(outcome.reports).encode())
+    _put(cache, folder / "index.html", index_html(outcome.reports, images).encode())
 
 
-def _verified(
-    artifacts: Sequence[Result], plan: Plan, policy: Policy, say: Say
-) -> Iterator[_Reported]:
-    """Each artifact with its report and that one's images, those of one resolution together."""
-    if not artifacts:
-        return
-    with deferred_interrupt():  # torch is only imported where there is something to verify
-        from verify.question import Question
-        from verify.reports import report
-        from verify.run import verify
-    asked = plan.recipe.verify
-    by_resolution: dict[str, list[Result]] = {}
-    for artifact in artifacts:
-        by_resolution.setdefault(artifact.manifest["resolution"], []).append(artifact)
-    for resolution, group in by_resolution.items():
-        question = Question(
-            levels=asked.levels,
-            components=list(group[0].manifest["components"]),
-            recipe=asked,
-            policy=policy,
-        )
-        told = _prefixed(say, f"{resolution}: ")
-        evidence = _evidence(plan.checkpoint, group[0], question, say=told)
-        for artifact in group:
-            told = _prefixed(say, f"{artifact.path.name}: ")
-            results = verify(artifact.path, evidence, question, say=told)
-            document = report.to_json(results)
-            marks = {
-                "measured_of": _looked_at(artifact),
-                "fingerprint": artifact.manifest["fingerprint"],
-                "asked": _asked(asked),
-            }
-            yield artifact, {**document, **marks}, report.pictures(results)
+def _put(cache: Cache, file: Path, data: bytes) -> None:
+    """Write a file unless it is there with this content."""
+    if not file.is_file() or file.read_bytes() != data:
+        cache.write_bytes(file, data)
 
 
-def _evidence(
-    checkpoint: Checkpoint, artifact: Result, question: Question, *, say: Say
-) -> Evidence:
-    """What all artifacts of this one's resolution are compared with."""
-    from verify.question import Evidence
-    from verify.reference.recording import Denoising, record
-    from verify.sampling.sampling import kinds_of, settings_for, trace_all
-
-    asked, components = question.recipe, list(artifact.manifest["components"])
-    resolution = Resolution.parse(artifact.manifest["resolution"])
-    recording = traces = None
-    if question.compares:
-        recording = record(
-            checkpoint,
-            components,
-            resolution=resolution,
-            fp16=[c for c in components if _precision(artifact, c) == "float16"],
-            denoising=Denoising.of(asked),
-            say=say,
-        )
-    if question.makes_pictures:
-        settings = settings_for(asked, kinds_of(components), embeddings=checkpoint.embeddings)
-        traces = trace_all(checkpoint, settings, resolution, say=say)
-    return Evidence(checkpoint, recording=recording, traces=traces)
-
-
-def _prefixed(say: Say, prefix: str) -> Say:
-    return lambda text: say(prefix + text)
-
-
-def _precision(artifact: Result, component: str) -> str:
-    is_half = COMPONENTS[component].is_half
-    return "float16" if is_half else str(artifact.manifest["vae_precision"])
-
-
-def _measured(file: Path, artifact: Result, asked: Verify) -> Report | None:
-    """The report, if what it measured is of these files, this code, these versions and prompts."""
-    try:
-        (report,) = read_reports(file)
-        same = (
-            report["measured_of"] == _looked_at(artifact)
-            and report["code"]["measured_by"] == code_digest("measure")
-            and report["versions"] == versions()
-            and _without_gates(report["asked"]) == _without_gates(_asked(asked))
-            and all((file.parent / image).is_file() for image in image_paths(report))
-        )
-        return report if same else None
-    except (InputError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _looked_at(artifact: Result) -> str:
-    """The digest of all that a verification looks at: not what else the recipe says."""
-    unseen = ("recipe", "fingerprint", "verdict")
-    return key_of({key: value for key, value in artifact.manifest.items() if key not in unseen})
-
-
-def _judged(report: Report, artifact: Result, asked: Verify, policy: Policy) -> Report:
-    """The report as it is, or judged again if gates or what applies them have changed."""
-    current = {
-        "code": policy.made_by,
-        "fingerprint": artifact.manifest["fingerprint"],
-        "asked": _asked(asked),
-    }
-    if {key: report.get(key) for key in current} == current:
-        return report
-    return {**recheck(report, policy, recipe_gates(asked.gates, report["bits"])), **current}
-
-
-def _asked(asked: Verify) -> dict[str, Any]:
-    return dict(json.loads(asked.model_dump_json()))
-
-
-def _without_gates(asked: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in asked.items() if key != "gates"}
-
-
-def _text(document: dict[str, Any]) -> str:
+def _text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

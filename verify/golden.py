@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import ConfigDict, Field
-from torch import Tensor
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.small_files import write_small_files
@@ -37,16 +34,15 @@ from convert.process.progress import Say, silent
 from convert.recipe.fields import ResolutionText
 from convert.run import manifest as manifests
 from convert.source.select import SINGLE
-from convert.values import Resolution
 from verify.judge.checks import versions
 from verify.reference.kept import load_tensors, recording_of, save_tensors
 from verify.reference.recording import Recording
-from verify.sampling.sampling import NetworkCall, Picture, Settings, Trace
+from verify.sampling.kept import PICTURES_FILE, trace_facts, trace_tensors, traces_of
+from verify.sampling.sampling import Trace
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 COMPONENTS_FILE = "components.safetensors"
-PICTURES_FILE = "pictures.safetensors"
 CHECKPOINT = "checkpoint"
 
 
@@ -136,7 +132,7 @@ def _fill(
 ) -> None:
     write_small_files(checkpoint, bundle / CHECKPOINT)
     save_tensors(bundle / COMPONENTS_FILE, recording.tensors())
-    save_tensors(bundle / PICTURES_FILE, _trace_tensors(traces))
+    save_tensors(bundle / PICTURES_FILE, trace_tensors(traces))
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
     manifest = {
         "schema": SCHEMA,
@@ -144,14 +140,7 @@ def _fill(
         "resolution": str(recording.resolution),
         "checkpoint": {"name": checkpoint.name, "files": dict(sorted(digests.items()))},
         "cases": recording.names(),
-        "pictures": [
-            {
-                **asdict(trace.settings),
-                "timesteps": trace.picture.timesteps,
-                "sigmas": trace.picture.sigmas,
-            }
-            for trace in traces
-        ],
+        "pictures": [trace_facts(trace) for trace in traces],
         "versions": versions(),
         "files": {
             str(file.relative_to(bundle)): {
@@ -190,7 +179,7 @@ def read_golden(path: Path) -> Golden:
         recorded = load_tensors(path / COMPONENTS_FILE)
         recording = recording_of(manifest.resolution, manifest.cases, recorded)
         pictures = load_tensors(path / PICTURES_FILE)
-        traces = _traces(values["pictures"], manifest.resolution, pictures)
+        traces = traces_of(values["pictures"], manifest.resolution, pictures)
     except (KeyError, ValueError) as error:
         problem = f"the manifest does not fit the bundle's tensors: {reason(error)}"
         raise InputError(problem, where=file, hint=hint) from None
@@ -236,79 +225,3 @@ def _require_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 where=file,
                 hint="It was damaged or changed: copy the bundle again, or record a new one.",
             )
-
-
-# ---- tensors ----
-
-
-def _trace_tensors(traces: Sequence[Trace]) -> dict[str, Tensor]:
-    """All tensors of the traces; an input that is that of the call before is not repeated."""
-    found: dict[str, Tensor] = {}
-    for number, trace in enumerate(traces):
-        found |= {f"{number}/noise/{i}": t for i, t in enumerate(trace.noise)}
-        found |= {f"{number}/latents/{i}": t for i, t in enumerate(trace.picture.latents)}
-        found[f"{number}/image"] = torch.from_numpy(trace.picture.image)
-        if trace.start is not None:
-            found[f"{number}/start"] = torch.from_numpy(trace.start)
-        for component, calls in trace.calls.items():
-            before: Mapping[str, Tensor] = {}
-            for index, call in enumerate(calls):
-                where = f"{number}/{component}/{index}"
-                for name, tensor in call.inputs.items():
-                    if before.get(name) is not tensor:
-                        found[f"{where}/inputs/{name}"] = tensor
-                found |= {f"{where}/outputs/{name}": t for name, t in call.outputs.items()}
-                before = call.inputs
-    return found
-
-
-def _traces(
-    pictures: Sequence[Mapping[str, Any]], resolution: Resolution, tensors: Mapping[str, Tensor]
-) -> tuple[Trace, ...]:
-    traces = []
-    for number, picture in enumerate(pictures):
-        own = {
-            key.partition("/")[2]: tensor
-            for key, tensor in tensors.items()
-            if key.startswith(f"{number}/")
-        }
-        asked = {k: v for k, v in picture.items() if k not in ("timesteps", "sigmas")}
-        start = own.get("start")
-        traces.append(
-            Trace(
-                settings=Settings(**asked),
-                resolution=resolution,
-                noise=_listed(own, "noise"),
-                picture=Picture(
-                    latents=_listed(own, "latents"),
-                    image=np.asarray(own["image"].numpy()),
-                    timesteps=tuple(picture["timesteps"]),
-                    sigmas=tuple(picture["sigmas"]),
-                ),
-                calls=_calls(own),
-                start=None if start is None else np.asarray(start.numpy()),
-            )
-        )
-    return tuple(traces)
-
-
-def _listed(tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
-    count = sum(key.startswith(f"{kind}/") for key in tensors)
-    return tuple(tensors[f"{kind}/{index}"] for index in range(count))
-
-
-def _calls(tensors: Mapping[str, Tensor]) -> dict[str, tuple[NetworkCall, ...]]:
-    parts: dict[str, dict[int, dict[str, dict[str, Tensor]]]] = {}
-    for key, tensor in tensors.items():
-        if key.count("/") == 3:
-            component, index, kind, name = key.split("/")
-            part = parts.setdefault(component, {}).setdefault(int(index), {})
-            part.setdefault(kind, {})[name] = tensor
-    calls: dict[str, tuple[NetworkCall, ...]] = {}
-    for component, found in parts.items():
-        made: list[NetworkCall] = []
-        for _, call in sorted(found.items()):
-            before = made[-1].inputs if made else {}
-            made.append(NetworkCall({**before, **call.get("inputs", {})}, call["outputs"]))
-        calls[component] = tuple(made)
-    return calls

@@ -24,10 +24,8 @@ from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
 from verify.question import Evidence, Question, require_possible
-from verify.reference.embeddings import how_added
-from verify.reference.loras import how_merged
 from verify.reference.recording import Recording
-from verify.reference.single_file import how_loaded
+from verify.reference.reference import how_read
 
 
 def verify(
@@ -182,8 +180,5 @@ def _proviso(evidence: Evidence, question: Question) -> str:
         told = ", ".join(f"{name} {made_by.get(name)}" for name in ("torch", "diffusers"))
         text += f"; the reference is a recording, made with {told}"
     if evidence.golden is None:
-        source = evidence.reference
-        bare = source.bare or source  # what is read before embeddings are added
-        ways = (how_loaded(bare), how_merged(bare), how_added(source))
-        text += "".join(f"; {told}" for told in ways if told)
+        text += how_read(evidence.reference)
     return text

@@ -122,6 +122,7 @@ PARTS: dict[CodePart, tuple[str, ...]] = {
         "verify/levels/*.py",
         "verify/mil/*.py",
         "verify/operations/*.py",
+        "verify/proof/*.py",
         "verify/question.py",
         "verify/reference/kept.py",
         "verify/reports/images.py",

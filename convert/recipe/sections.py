@@ -23,12 +23,13 @@ from convert.recipe.fields import (
 from convert.recipe.schedulers import Scheduler
 from convert.recipe.section import Section
 from convert.values import (
-    COMPONENT_LEVELS,
+    DEFAULT_LEVELS,
     AskedVaePrecision,
     Attention,
     Bits,
     Compressible,
     DeploymentTarget,
+    Effort,
     Level,
     Resolution,
     suggestion,
@@ -185,8 +186,15 @@ class CompressionGate(Section):
 
 
 class Verify(Section):
-    """The images that are made to check the artifacts."""
+    """How the artifacts are checked, and the images that are made for it."""
 
+    effort: Effort = Field(
+        default="standard",
+        description="How much is executed. quick: each network with each weight file once, at a "
+        "small size; standard: and once at the true size, for each attention; thorough: every "
+        "artifact at its own size, at every timestep.",
+        examples=["standard"],
+    )
     prompts: ManyOf[Text] = Field(
         default=("a photograph of an astronaut riding a horse",),
         description="Prompts, one image each.",
@@ -203,7 +211,7 @@ class Verify(Section):
         default="euler", description="The scheduler that makes them.", examples=["euler_a"]
     )
     levels: EachOnce[Level] = Field(
-        default=COMPONENT_LEVELS,
+        default=DEFAULT_LEVELS,
         description="What is checked. Generation and sanity make every prompt's image with the "
         "reference and with each artifact, as text-to-image and as image-to-image.",
         examples=[["structure", "graph", "conversion", "compression", "generation", "sanity"]],

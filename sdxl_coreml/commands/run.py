@@ -12,6 +12,7 @@ import typer
 from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
+    EffortOption,
     Jobs,
     JsonOption,
     Only,
@@ -19,6 +20,7 @@ from sdxl_coreml.options import (
     SourceOption,
     Split,
     Strict,
+    effort_of,
     out_option,
 )
 from sdxl_coreml.steps import make, packed_shown, results_shown, url_token
@@ -77,6 +79,7 @@ def run(
     quiet: Quiet = False,
     as_json: JsonOption = False,
     strict: Strict = False,
+    effort: EffortOption = None,
 ) -> int:
     """Do everything a recipe asks for: download, convert, verify, release; cached and resumable.
 
@@ -120,8 +123,9 @@ def run(
     with deferred_interrupt():
         from release.build import releasable
         from verify.batch import verify_all
-    with terminal.working("Verifying") as say:
-        outcome = verify_all(out, made, plan, command=repeat, say=say)
+    outcome = verify_all(
+        out, made, plan, effort=effort_of(effort), command=repeat, progress=terminal
+    )
     code = outcome.exit_code(strict=strict)
     passed = releasable(out, parsed)
     is_wanted = release and (code == 0 or (release_passing and bool(passed)))

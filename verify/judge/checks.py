@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convert.errors import CannotExecute
-from convert.values import Level, Resolution, Verdict
+from convert.values import Effort, Level, Resolution, Verdict
 from verify.judge.image_metrics import ImageMetrics
 from verify.judge.metrics import Metrics
 
@@ -66,6 +66,9 @@ class Results:
     attention: str | None = None  # as the manifest claims it; None if nobody knows
     bits: str | None = None  # of the weights, as recipes say it; None if nobody knows
     compressed: tuple[str, ...] = ()  # the components some of whose weights are compressed
+    effort: Effort | None = None  # as it was asked for; None where all was done that was asked
+    # component → what was done and found right, in the words of `verify.reports.evidence`
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
     generations: tuple[Generation, ...] = ()  # the pictures of levels generation and sanity
     # component → the ops that rounding costs most (`verify.bisect.ops.worst_ops_of`)
     worst_ops: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -28,9 +28,9 @@ from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
 from convert.process.interrupts import require_uninterrupted
-from verify.reference.embeddings import LibraryTokens
-from verify.reference.loras import merge_into, unmerged
-from verify.reference.single_file import load_single
+from verify.reference.embeddings import LibraryTokens, how_added
+from verify.reference.loras import how_merged, merge_into, unmerged
+from verify.reference.single_file import how_loaded, load_single
 
 
 class Reference:
@@ -361,3 +361,10 @@ def quiet() -> Iterator[None]:
             lib.set_verbosity(verbosity)
             if bars:
                 lib.enable_progress_bar()
+
+
+def how_read(source: Checkpoint) -> str:
+    """What of the reference is not the libraries' alone, for the scope of a report; or nothing."""
+    bare = source.bare or source  # what is read before embeddings are added
+    ways = (how_loaded(bare), how_merged(bare), how_added(source))
+    return "".join(f"; {told}" for told in ways if told)

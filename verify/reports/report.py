@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from convert.values import Verdict
@@ -15,12 +15,15 @@ from verify.reports.evidence import how_verified
 from verify.reports.figures import FIGURES, MEANINGS, Json, decibels
 from verify.reports.images import file_name, generation_json, png
 
+if TYPE_CHECKING:
+    from verify.levels.generation import Generation
+
 SCHEMA = 1
 MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "indeterminate": "?"}
 STYLES: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "indeterminate": "yellow"}
 
 
-def to_json(results: Results) -> dict[str, Any]:
+def to_json(results: Results, generations: Sequence[Json] | None = None) -> dict[str, Any]:
     """The results as plain JSON values, the same for the same results.
 
     Numbers that JSON cannot say are the strings "inf" and "-inf"; what is undefined is null.
@@ -28,6 +31,9 @@ def to_json(results: Results) -> dict[str, Any]:
     `fp16_error_ratio` is our error over that floor, all null where the component does not compute
     in float16. So results can be judged again, under another policy, from their JSON alone.
     `snr_db`, `program_snr_db` and `components` are the figures of `verify.reports.figures`.
+
+    Args:
+        generations: the pictures as `generation_json` has them; those of the results if None.
     """
     checks = [_check(check) for check in results.checks]
     document = {
@@ -44,8 +50,10 @@ def to_json(results: Results) -> dict[str, Any]:
         "policy": results.policy,
         "versions": dict(sorted(results.versions.items())),
         "code": dict(results.code),
+        **({} if results.effort is None else {"effort": results.effort}),
+        **({"evidence": dict(results.evidence)} if results.evidence else {}),
         "checks": checks,
-        **_generations(results),
+        **_generations(results, generations),
         **({"worst_ops": dict(results.worst_ops)} if results.worst_ops else {}),
     }
     return document | figures.figures_json(document)
@@ -53,19 +61,23 @@ def to_json(results: Results) -> dict[str, Any]:
 
 def pictures(results: Results) -> dict[str, bytes]:
     """The PNG files that the JSON report names, by their path beside it."""
+    return pictures_of(results.generations)
+
+
+def pictures_of(generations: Iterable[Generation]) -> dict[str, bytes]:
+    """The same of some whole runs."""
     images = [
         image
-        for made in results.generations
+        for made in generations
         for image in (made.reference, made.candidate, made.start)
         if image is not None
     ]
     return {file_name(image): png(image) for image in images}
 
 
-def _generations(results: Results) -> dict[str, Any]:
-    if not results.generations:
-        return {}
-    return {"generations": [generation_json(made) for made in results.generations]}
+def _generations(results: Results, made: Sequence[Json] | None) -> dict[str, Any]:
+    made = made if made is not None else [generation_json(one) for one in results.generations]
+    return {"generations": [*made]} if made else {}
 
 
 def _check(check: Check) -> dict[str, Any]:
