@@ -21,6 +21,7 @@ from verify.judge.gates import recipe_gates
 from verify.judge.policy import Policy, load_policy
 from verify.proof.prove import Proven, prove
 from verify.proof.tasks import ProofContext
+from verify.reference.kept import run_by
 from verify.reference.reference import how_read
 from verify.reports import report
 from verify.reports.images import image_paths
@@ -104,7 +105,7 @@ def verify_all(
 
 
 def _context(plan: Plan, artifacts: Sequence[Result], asked: Verify, cache: Cache) -> ProofContext:
-    """What all tasks share; the checkpoint's digests are those that the manifests have."""
+    """What all tasks share. Manifests have the digests of most files; the others are taken now."""
     components = dict.fromkeys(c for a in artifacts for c in a.manifest["components"])
     digests: dict[str, str] = {}
     half: dict[str, None] = {}
@@ -112,6 +113,12 @@ def _context(plan: Plan, artifacts: Sequence[Result], asked: Verify, cache: Cach
         digests |= artifact.manifest["source"]["files"]
         is_half = artifact.manifest["vae_precision"] == "float16"
         half |= {c: None for c in components if COMPONENTS[c].is_half or is_half}
+    source = plan.checkpoint
+    parts = {COMPONENTS[name].part for name in run_by(source, components)}
+    wanted = {file for part in parts for file in source.parts[part].weight_files}
+    unknown = {n: path for n, path in source.files.items() if path in wanted and n not in digests}
+    taken = cache.digests(unknown.values())
+    digests |= {name: taken[path] for name, path in unknown.items()}
     return ProofContext(
         checkpoint=plan.checkpoint,
         digests=digests,

@@ -16,7 +16,7 @@ from convert.checkpoint.checkpoint import Checkpoint
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.recipe.sections import Verify
-from convert.values import COMPONENT_LEVELS, LEVELS, Level, Resolution
+from convert.values import COMPONENT_LEVELS, LEVELS, Effort, Level, Resolution
 from verify.artifact.artifact import LONE
 from verify.judge.checks import PICTURE_LEVELS
 from verify.judge.gates import Gate, recipe_gates
@@ -40,6 +40,9 @@ class Question:
         levels: of `LEVELS`. Those of whole runs, `generation` and `sanity`, take the reference and
             the artifact through every step of every picture, so they are not among the default.
         components: those that must be there and are checked; all that the checkpoint has if None.
+        effort: how much is executed. At `thorough` the artifact at its own size, at all timesteps;
+            at `quick` and `standard` its weights in graphs for a small size, at `standard` also
+            once as it is (`verify.proof.alone`).
         timesteps: at which the UNet is compared; those of `verify.reference.schedule` if None.
         probe: compare at this size instead of the packages' own, with their own weights; see
             `verify.artifact.probe`. Structure is that of the packages as they are.
@@ -56,6 +59,7 @@ class Question:
 
     levels: Collection[str] = COMPONENT_LEVELS
     components: Collection[str] | None = None
+    effort: Effort = "thorough"
     timesteps: Sequence[int] | None = None
     probe: Resolution | None = None
     recipe: Verify = field(default_factory=Verify)
@@ -182,6 +186,12 @@ def require_possible(path: Path, question: Question, *, golden: bool = False) ->
         raise InputError(
             "a probe compares components; it makes no pictures and needs no golden bundle",
             hint="Leave out --probe, or --golden and the levels generation and sanity.",
+        )
+    if question.effort != "thorough" and (probe or golden or question.timesteps is not None):
+        given = "a probe" if probe else "a golden bundle" if golden else "timesteps"
+        raise InputError(
+            f"an effort chooses sizes and timesteps; so does {given}",
+            hint="Leave one of them out.",
         )
     if question.timesteps is not None and (golden or not question.compares):
         why = "a golden bundle has its own" if golden else "no level compares the UNet"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from verify.artifact import probe
 from verify.bisect.ops import worst_ops_of
 from verify.equivalence.sizes import small_size
 from verify.golden import Golden, require_same_checkpoint, source_files
-from verify.judge.checks import Check, Results, failed, versions
+from verify.judge.checks import Check, Results, failed, versions, worst
+from verify.judge.rules import Rules
 from verify.levels.components import check_components, recording_for, require_recording
 from verify.levels.generation import Generation
 from verify.levels.graph import check_graphs
@@ -23,8 +25,8 @@ from verify.levels.structure import check_artifact, check_package
 from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for
+from verify.proof.alone import Executed, at_size, executed, words_of
 from verify.question import Evidence, Question, require_possible
-from verify.reference.recording import Recording
 from verify.reference.reference import how_read
 
 
@@ -59,31 +61,16 @@ def verify(
     if "weights" in question.levels:
         for component, program in subject.programs.items():
             checks += check_weights(program, component, subject.source, say=say)
-    if "graph" in question.levels and not (question.compares and question.probe):
-        checks += check_graphs(subject, say=say)
-    recording = evidence.recorded
-    if question.compares and subject.programs:
-        with probed(subject, question.probe) as compared:
-            if "graph" in question.levels and question.probe:
-                checks += check_graphs(subject, executed=compared.programs, say=say)
-            if recording is None:
-                recording = recording_for(compared, question, say=say)
-            broken = _broken(checks)
-            checks += check_components(compared, recording, question, rules, broken=broken, say=say)
     generations: tuple[Generation, ...] = ()
-    if question.makes_pictures:
-        traces = evidence.traced
-        if traces is None:
-            traces = traces_for(subject, question, say=say)
-        failing = bool(_broken(checks))
-        found, generations = check_whole_runs(
-            subject, traces, question, rules, failing=failing, say=say
-        )
-        checks += found
     rounding = {}
-    if generations and recording is not None:
-        say("op by op")
-        rounding = _worst_ops(subject, recording, _broken(checks), question.device)
+    with _executed(subject, evidence, question, rules, _broken(checks), say) as made:
+        checks += made.checks
+        if question.makes_pictures:
+            found, generations = _check_pictures(subject, evidence, question, rules, checks, say)
+            checks += found
+        if generations and made.recording is not None:
+            say("op by op")
+            rounding = _worst_ops(made, _broken(checks), question.device)
     if "structure" not in question.levels:
         for component in subject.artifact.missing:
             checks.append(failed("conversion", component, "file", "is there", "it is missing"))
@@ -100,9 +87,70 @@ def verify(
         attention=subject.artifact.claims.get("attention"),
         bits=rules.bits,
         compressed=subject.compressed,
+        effort=question.effort if evidence.golden is None and question.probe is None else None,
+        evidence=_done(checks, made),
         generations=generations,
         worst_ops=rounding,
     )
+
+
+@contextmanager
+def _executed(
+    subject: Subject,
+    evidence: Evidence,
+    question: Question,
+    rules: Rules,
+    broken: Collection[str],
+    say: Say,
+) -> Iterator[Executed]:
+    """Levels graph, conversion and compression, by whatever is executed for them."""
+    if not question.compares or not subject.programs:
+        checks = [*check_graphs(subject, say=say)] if "graph" in question.levels else []
+        yield Executed(checks, {}, evidence.recorded, subject)
+    elif question.effort != "thorough" and evidence.recorded is None:
+        with executed(subject, question, rules, broken=broken, say=say) as found:
+            yield found
+    else:
+        with probed(subject, question.probe) as standing:
+            checks = []
+            if "graph" in question.levels:
+                programs = standing.programs if question.probe else None
+                checks += check_graphs(subject, executed=programs, say=say)
+            failing = {*broken, *_broken(checks)}
+            recording = evidence.recorded or recording_for(standing, question, say=say)
+            of = check_components(standing, recording, question, rules, broken=failing, say=say)
+            words = words_of(of, standing, recording.resolution)
+            checks += [at_size(check, question.probe) for check in of]
+            yield Executed(checks, words, recording, standing)
+
+
+def _check_pictures(
+    subject: Subject,
+    evidence: Evidence,
+    question: Question,
+    rules: Rules,
+    checks: Sequence[Check],
+    say: Say,
+) -> tuple[list[Check], tuple[Generation, ...]]:
+    """Levels generation and sanity."""
+    traces = evidence.traced
+    if traces is None:
+        traces = traces_for(subject, question, say=say)
+    failing = bool(_broken(checks))
+    return check_whole_runs(subject, traces, question, rules, failing=failing, say=say)
+
+
+def _done(checks: Sequence[Check], executed: Executed) -> dict[str, list[str]]:
+    """What was done of each component and found right, in the words of reports."""
+    found: dict[str, list[str]] = {}
+    for component in executed.programs.programs:
+        for level in ("weights", "graph"):
+            own = [c.verdict for c in checks if (c.level, c.component) == (level, component)]
+            if own and worst(own) == "pass":
+                found.setdefault(component, []).append(level)
+        if words := executed.evidence.get(component):
+            found.setdefault(component, []).extend(words)
+    return found
 
 
 def _fitting(path: Path, evidence: Evidence, question: Question) -> Subject:
@@ -157,11 +205,13 @@ def _check_structure(subject: Subject, say: Say) -> Iterator[Check]:
 
 
 def _worst_ops(
-    subject: Subject, recording: Recording, broken: Collection[str], device: str
+    executed: Executed, broken: Collection[str], device: str
 ) -> dict[str, list[dict[str, Any]]]:
     """The ops that rounding costs most, in components that have not failed."""
+    assert executed.recording is not None
+    subject = executed.programs
     sound = {name: p for name, p in subject.programs.items() if name not in broken}
-    first = {name: cases[0].inputs for name, cases in recording.cases.items()}
+    first = {name: cases[0].inputs for name, cases in executed.recording.cases.items()}
     return worst_ops_of(sound, subject.source, first, device=device)
 
 

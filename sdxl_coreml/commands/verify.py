@@ -13,6 +13,7 @@ from convert.errors import InputError
 from convert.process.interrupts import deferred_interrupt
 from sdxl_coreml.options import (
     BaseOption,
+    EffortOption,
     EmaOption,
     EmbeddingOption,
     LoraOption,
@@ -20,6 +21,7 @@ from sdxl_coreml.options import (
     Quiet,
     Strict,
     VaeOption,
+    effort_of,
 )
 from sdxl_coreml.steps import require_writable, url_token, warn_of_others, write_report
 from sdxl_coreml.terminal import Terminal
@@ -54,15 +56,16 @@ def verify(
     level: Annotated[
         list[str] | None,
         typer.Option(
-            help="structure, conversion and compression by default; graph compares programs op by "
-            "op with those of a small size; generation and sanity make whole pictures with the "
-            "reference and the artifact, which takes long at full size."
+            help="structure, weights, graph, conversion and compression by default; generation and "
+            "sanity make whole pictures with the reference and the artifact, which takes long at "
+            "full size."
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="Levels, prompts, scheduler and steps from this recipe's [verify]."),
     ] = None,
+    effort: EffortOption = None,
     component: Annotated[list[str] | None, typer.Option(help="Only this component.")] = None,
     timesteps: Annotated[
         list[int] | None,
@@ -147,13 +150,17 @@ def verify(
             hint="Give the checkpoint it was made from with --source, or a recording of it with "
             "--golden.",
         )
+    # Without the checkpoint's weights there is nothing to compare weights and graphs with.
+    levels = COMPONENT_LEVELS if source is None and parsed is None else asked.levels
+    chooses = not (golden or probe or timesteps)  # what else says what is executed
     question = Question(
-        levels=level or asked.levels,
+        levels=level or levels,
         components=component,
         timesteps=sorted(set(timesteps), reverse=True) if timesteps else None,
         probe=PROBE if probe else None,
         recipe=asked,
         policy=load_policy(policy),
+        effort=effort_of(effort) or (asked.effort if chooses else "thorough"),
         runtime=choose(runtime, device=device),
         device=device,
     )
@@ -162,7 +169,7 @@ def verify(
     before = None if baseline is None else read_baseline(baseline, artifact_name(path))
     recorded = bundles.read_golden(golden) if golden else None
     if recorded and recorded.traces and not (level or recipe) and path.suffix not in SUFFIXES:
-        question = replace(question, levels=(*COMPONENT_LEVELS, *PICTURE_LEVELS))
+        question = replace(question, levels=(*levels, *PICTURE_LEVELS))
     checkpoint, unlike = None, ""
     if source is not None:
         recipes = parsed.source if parsed else NOTHING

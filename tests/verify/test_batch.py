@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,11 @@ from convert.plan.plan import Plan, make_plan
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
-from verify import run as verification
+from convert.values import Resolution
 from verify.batch import Outcome, verify_all
 from verify.judge.policy import Policy, load_policy
+from verify.proof import work
+from verify.proof.tasks import ProofTask
 from verify.reports.images import image_paths
 from verify.reports.summary import summary_markdown
 from verify.sampling import sampling
@@ -42,12 +46,16 @@ def test_pictures_are_made_with_every_artifact_and_kept(
 ) -> None:
     plan = plan_of(RECIPE, base)
     made = run(plan, Snapshot(base.path, None, None, ()), tmp_path)
-    told: list[str] = []
-    outcome = verify_all(tmp_path, made, plan, say=told.append)
+    traced: list[Resolution] = []
+
+    def counted(*arguments: Any) -> Any:
+        traced.append(arguments[2])
+        return sampling.trace_all(*arguments)
+
+    monkeypatch.setattr(work, "trace_all", counted)
+    outcome = verify_all(tmp_path, made, plan)
     assert outcome.verdict == "pass", outcome.document
-    # The reference runs once for both artifacts.
-    steps = [line for line in told if "reference euler_a text-to-image" in line]
-    assert len(steps) == 2
+    assert len(traced) == 1  # the reference runs once for both artifacts
     for report in outcome.reports:
         cases = [g["case"] for g in report["generations"]]
         assert cases == ["euler_a text-to-image 1", "euler_a image-to-image 1"]
@@ -56,17 +64,16 @@ def test_pictures_are_made_with_every_artifact_and_kept(
     assert "pipeline" in summary_markdown(outcome.reports)
 
     def never(*_: object, **__: object) -> None:
-        raise AssertionError("the reports are still true")
+        raise AssertionError("what was found still holds")
 
-    monkeypatch.setattr(sampling, "trace_all", never)
-    again = verify_all(tmp_path, made, plan)
-    assert json.dumps(again.document) == json.dumps(outcome.document)
+    monkeypatch.setattr(work, "trace_all", never)
     picture = tmp_path / "reports" / image_paths(outcome.reports[0])[0]
     picture.unlink()
-    with pytest.raises(AssertionError, match="still true"):
-        verify_all(tmp_path, made, plan)
+    again = verify_all(tmp_path, made, plan)
+    assert json.dumps(again.reports) == json.dumps(outcome.reports)
+    assert picture.is_file()
     other = plan_of(RECIPE.replace("steps = 2", "steps = 3"), base)
-    with pytest.raises(AssertionError, match="still true"):
+    with pytest.raises(AssertionError, match="still holds"):
         verify_all(tmp_path, made, other)
 
 
@@ -94,13 +101,14 @@ def test_gates_that_change_judge_again_what_was_measured(
     """The recipe's gates, and the policy's although nobody raised its version."""
     source = open_checkpoint(toy)
     measured: list[str] = []
-    real = verification.verify
+    real = work.Bench.do
 
-    def counted(path: Path, *arguments: object, **options: object) -> object:
-        measured.append(path.name)
-        return real(path, *arguments, **options)  # type: ignore[arg-type]
+    def counted(bench: work.Bench, task: ProofTask) -> None:
+        if task.kind == "numbers":
+            measured.append(str(task))
+        real(bench, task)
 
-    monkeypatch.setattr(verification, "verify", counted)
+    monkeypatch.setattr(work.Bench, "do", counted)
     out = tmp_path / "out"
 
     def outcome(recipe: int, policy: int | None) -> Outcome:
@@ -128,8 +136,7 @@ def test_gates_that_change_judge_again_what_was_measured(
     assert failed
     assert all("snr_db >= 99 is asked" in message for message in failed), failed
     # Judged again, they are what they would be if they were measured again.
-    for file in (out / "reports").glob("base_*.json"):
-        file.unlink()
+    shutil.rmtree(out / ".cache" / "proofs")
     fresh = outcome(99, 20)
     assert len(measured) == 4
     assert json.dumps(fresh.reports) == json.dumps(again.reports)

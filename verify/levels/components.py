@@ -58,12 +58,14 @@ def check_components(
     question: Question,
     rules: Rules,
     *,
+    decoded: bool = False,
     broken: Collection[str] = (),
     say: Say = silent,
 ) -> list[Check]:
     """The levels among `question.levels` of every component that is there.
 
     Args:
+        decoded: the recording is of the programs' own decoded weights.
         broken: components that failed already. What cannot be run of them is a failure like the
             others, and the rest is still checked; of any other it is an error.
 
@@ -76,7 +78,7 @@ def check_components(
         if precision(program) != "fp16":  # a golden bundle has it for all components
             cases = tuple(replace(case, fp16={}) for case in cases)
         try:
-            checks += _check(subject, component, cases, question, rules, say)
+            checks += _check(subject, component, cases, question, rules, decoded, say)
         except (CannotExecute, InputError) as error:
             if component not in broken:
                 raise
@@ -90,13 +92,14 @@ def _check(
     cases: tuple[Case, ...],
     question: Question,
     rules: Rules,
+    decoded: bool,
     say: Say,
 ) -> Iterator[Check]:
     program, source = subject.programs[component], subject.source
-    if is_compressed(program) and not source.part(component).tensors:
+    if is_compressed(program) and not decoded and not source.part(component).tensors:
         yield from _check_outputs_alone(subject, component, cases, question, rules)
         return
-    weights = compressed_weights(program, source, component)
+    weights = {} if decoded else compressed_weights(program, source, component)
     if weights:
         original = cases
         cases = decoded_cases(source, component, cases, weights, device=question.device, say=say)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from convert.components import COMPONENTS
 from convert.files.cache import Cache
 from convert.process.progress import Progress
 from convert.run.run import Result
@@ -14,7 +13,7 @@ from convert.values import LEVELS, Effort, Level, Resolution
 from verify.judge.checks import Check, failed, worst
 from verify.proof.keep import Findings, found
 from verify.proof.processes import do_all
-from verify.proof.scheme import TRUE_TIMESTEPS, Execution, execution, small_sizes
+from verify.proof.scheme import TRUE_TIMESTEPS, Execution, execution, small_sizes, true_steps
 from verify.proof.shipped import Shipped, members_of
 from verify.proof.tasks import ProofContext, ProofTask, Tasks
 from verify.reference.recording import SMALLEST
@@ -285,7 +284,7 @@ def _told(line: _Line, true: ProofTask, checks: Sequence[Check]) -> Check:
     return Check(
         "conversion",
         component,
-        f"the true size, {_steps(true)}",
+        f"the true size, {true_steps(component)}",
         gate,
         verdict,
         message=message,
@@ -306,12 +305,6 @@ def _words(line: _Line, checks: Sequence[Check], done: _Done) -> Iterator[str]:
         yield "numbers" if line.member.size is None else f"numbers {executed.size}"
     if line.true is not None and done.verdict(line.true) == "pass":
         assert line.true.execution is not None
-        told = f"{_steps(line.true)} {line.true.execution.size}"
+        told = f"{true_steps(line.member.component)} {line.true.execution.size}"
         name = line.true.member.artifact.name
         yield told if name == line.member.artifact.name else f"{told} of {name}"
-
-
-def _steps(task: ProofTask) -> str:
-    """What was executed at the true size: a timestep of a UNet, or a VAE once."""
-    kind = COMPONENTS[task.member.component].kind
-    return f"t={TRUE_TIMESTEPS[0]}" if kind == "unet" else "run"

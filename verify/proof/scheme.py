@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.components import COMPONENTS
 from convert.errors import CannotExecute
 from convert.files.cache import Cache, key_of
 from convert.process.code import code_digest
@@ -53,6 +54,11 @@ def execution(member: Shipped, effort: Effort, small: Resolution | None) -> Exec
     if small is None or pixels(size) <= pixels(small) or not member.native:
         return Execution(size, SMALL_TIMESTEPS)
     return Execution(small, SMALL_TIMESTEPS, probe=True)
+
+
+def true_steps(component: str) -> str:
+    """What is executed at the true size: a timestep of a UNet, or a VAE once."""
+    return f"t={TRUE_TIMESTEPS[0]}" if COMPONENTS[component].kind == "unet" else "run"
 
 
 def pixels(size: Resolution) -> int:

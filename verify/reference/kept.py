@@ -63,8 +63,10 @@ def recording_key(
     """
     about = {
         "code": [code_digest("record"), versions()],
-        "files": {**digests, **checkpoint.document_digests()},
-        "tensors": {name: checkpoint.tensor_keys(name, digests) for name in checkpoint.components},
+        "files": {**_documents(digests), **checkpoint.document_digests()},
+        "tensors": {
+            name: checkpoint.tensor_keys(name, digests) for name in run_by(checkpoint, components)
+        },
         "parts": {name: [dict(p.config), p.variant] for name, p in checkpoint.parts.items()},
         "scheduler": dict(checkpoint.scheduler),
         "loras": [one.to_json() for one in checkpoint.loras],
@@ -80,6 +82,24 @@ def recording_key(
         "device": device,
     }
     return key_of([about, asked])
+
+
+def run_by(checkpoint: Checkpoint, components: Collection[str]) -> list[str]:
+    """The components that `record` runs to have the cases of some."""
+    if not any(COMPONENTS[name].has_resolution for name in components):
+        return [name for name in checkpoint.components if name in components]
+    return [
+        name
+        for name in checkpoint.components
+        if COMPONENTS[name].part != "vae"
+        or name in components
+        or (name == "vae_decoder" and "vae_encoder" in components)
+    ]
+
+
+def _documents(digests: Mapping[str, str]) -> dict[str, str]:
+    """Of a checkpoint's files, configs and tokenizers: tensors have keys of their own."""
+    return {name: digest for name, digest in digests.items() if name.endswith((".json", ".txt"))}
 
 
 def kept_recording(cache: Cache, key: str, make: Callable[[], Recording]) -> Recording:
