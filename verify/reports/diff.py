@@ -2,8 +2,8 @@
 
 Worse are: a gate that was loosened or vanished, a check, component, level or artifact that
 vanished, a model that is no longer executed as near to its own size, a verdict that fell, a measure
-that vanished, and a number that is worse by more than the policy's tolerance. What got better, or is
-new, is reported and fails nothing.
+that vanished, and a number that is worse by more than the policy's tolerance. What got better, or
+is new, is reported and fails nothing.
 """
 
 from __future__ import annotations
