@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from convert.components import COMPONENTS
 from convert.values import ATTENTIONS, Verdict
 from verify.judge.checks import worst
 from verify.page import words
@@ -25,6 +27,8 @@ class Entry:
 
     Attributes:
         snr: its lowest, and of the program alone where `of_program`.
+        at: the size that it was measured at: the artifact's own is "", of a model without a size it
+            is None.
         problem: what did not pass first; nothing where all did.
         evidence: how it was verified, in a few words and in a sentence.
     """
@@ -34,6 +38,7 @@ class Entry:
     verdict: Verdict
     snr: str
     of_program: bool
+    at: str | None
     problem: str
     evidence: str
     sentence: str
@@ -148,10 +153,31 @@ def _entry(document: Json) -> Entry:
         verdict=document["verdict"],
         snr=figures.snr_text(shown) if shown else "no SNR",
         of_program=program is not None,
+        at=_measured_at(shown),
         problem=problem,
         evidence=how.short if document.get("evidence") else "",
         sentence=how.sentence(),
     )
+
+
+def _measured_at(check: Json | None) -> str | None:
+    spec = None if check is None else COMPONENTS.get(check["component"])
+    if check is None or spec is None or not spec.has_resolution:
+        return None
+    return words.size(check.get("size") or "")
+
+
+def usual_size(grids: Sequence[Grid]) -> str:
+    """The size that most numbers were measured at; those of others say theirs. "" is their own."""
+    sizes = Counter(
+        entry.at
+        for grid in grids
+        for _, cells in grid.rows
+        for cell in cells
+        for entry in cell.entries
+        if entry.at is not None
+    )
+    return sizes.most_common(1)[0][0] or "" if sizes else ""
 
 
 def _stem(document: Json) -> str:

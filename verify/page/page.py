@@ -123,9 +123,12 @@ def index_html(documents: Sequence[Mapping[str, Any]], images: Images) -> str:
                 "more": len(bad[3:]),
             }
         )
+    grids = matrix.grids(documents) if len(documents) > 1 else []
     return _render(
         "index.html",
-        grids=matrix.grids(documents) if len(documents) > 1 else [],
+        grids=grids,
+        usual_size=matrix.usual_size(grids),
+        has_sizes=any(c.get("size") for d in documents for c in d["checks"]),
         legend=matrix.legend(documents),
         verdict=worst(document["verdict"] for document in documents),
         rows=rows,

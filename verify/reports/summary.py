@@ -13,11 +13,16 @@ from verify.judge.metrics import SNR
 from verify.reports import figures
 from verify.reports.evidence import how_verified, meanings
 from verify.reports.figures import FIGURES, MEANINGS
+from verify.reports.phrases import joined
 from verify.reports.report import MARKS, STYLES, failures
 from verify.reports.saved import Report
 
 # Column heads that leave the artifact's name its place on a terminal of 80 columns.
 SHORT = {name: spec.short for name, spec in COMPONENTS.items()} | {PIPELINE: "pictures"}
+
+SIZES = (
+    "Numbers are of {} where nothing was executed at an artifact's own size; of both, the lowest."
+)
 
 
 def summary_json(report: Report) -> dict[str, Any]:
@@ -117,12 +122,14 @@ def _cells(report: Report, components: Sequence[str], name: str) -> list[str]:
 
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
+    sizes = dict.fromkeys(c["size"] for r in reports for c in r["checks"] if c.get("size"))
     pictures = f" Of pictures the lowest PSNR in dB; {PSNR}."
     how = [how_verified(r) for r in reports] if any(r.get("evidence") for r in reports) else []
     return [
         *(f"Evidence, {short}: {meaning}." for short, meaning in meanings(how).items()),
         f"Numbers: the lowest SNR in dB; {SNR}."
         + (pictures if any(r.get("generations") for r in reports) else ""),
+        *([SIZES.format(joined(list(sizes)))] if sizes else []),
         *(f"{name}: {MEANINGS[name]}." for name in FIGURES),
         *(["both: no weight is compressed."] if any(map(figures.is_one, reports)) else []),
         *(f"Scope: {s}." for s in scopes),

@@ -100,9 +100,16 @@ def test_every_artifact_is_in_its_cell_with_verdict_snr_and_evidence() -> None:
             document["resolution"].replace("x", " × "),
         )
     texts = {link: text for *_, link, text in table.cells}
-    assert texts[f"{documents[0]['artifact']}.html"] == "Passed ✓ 54.0 dB one step"
+    assert texts[f"{documents[0]['artifact']}.html"] == "Passed ✓ 54.0 dB at its own size one step"
     six = artifact("split_einsum", "6", "640x1536")
     assert texts[f"{six}.html"] == "Passed ✓ 24.0 dB one step elsewhere"
+
+
+def test_the_size_of_a_number_is_said_once_where_it_is_that_of_most() -> None:
+    page = index_html(matrix(), {})
+    assert "measured at 320 × 448 pixels where the cell names no other size" in page
+    assert page.count("at its own size</small>") == 2  # of the two that were executed
+    assert "pixels where" not in index_html(matrix(effort="thorough"), {})
 
 
 def test_what_the_evidence_means_stands_below_with_its_count() -> None:
@@ -214,6 +221,8 @@ def test_reports_without_evidence_make_a_grid_without_it() -> None:
     documents = matrix(sizes=SIZES[:2], bits=("16",))
     for document in documents:
         del document["evidence"], document["effort"], document["attention"]
+        for check in document["checks"]:
+            check.pop("size", None)
     page = index_html(documents, {})
     table = Table(page)
     assert {c[0] for c in table.cells} == {"original", "split_einsum"}
@@ -229,7 +238,7 @@ def test_without_the_checkpoints_figure_it_is_the_programs_and_says_so() -> None
     for document in documents:
         document["checks"] = [c for c in document["checks"] if c["level"] != "compression"]
     texts = [c[-1] for c in Table(index_html(documents, {})).cells]
-    assert texts[1] == "Passed ✓ 55.0 dB of the program one step elsewhere"
+    assert texts[1] == "Passed ✓ 55.0 dB of the program at 320 × 448 one step elsewhere"
     documents[0]["checks"] = [c for c in documents[0]["checks"] if c["level"] == "weights"]
     assert "no SNR" in Table(index_html(documents, {})).cells[0][-1]
 

@@ -264,6 +264,7 @@ def test_the_summary_says_the_evidence_of_each_artifact_and_what_it_means() -> N
     shorts = [how_verified(r).short for r in found]
     assert shorts == ["one step", "one step elsewhere"] * 2
     assert [lines[n + 1].strip() for n in of] == shorts
+    assert f"Numbers are of {SMALL} where nothing was executed at an artifact's own" in text
     for short, meaning in meanings(map(how_verified, found)).items():
         assert f"Evidence, {short}: {meaning}." in " ".join(text.split())
     rows = [r.split(" | ") for r in summary_markdown(found).splitlines() if r.startswith("|")]
