@@ -99,7 +99,8 @@ class Bench:
 
     def find_artifact(self, task: ProofTask) -> Findings:
         """Level structure of the folder itself."""
-        return Findings(tuple(check_artifact(task.member.artifact, self.source)))
+        artifact, remember = task.member.artifact, self.cache.told
+        return Findings(tuple(check_artifact(artifact, self.source, remember=remember)))
 
     def find_package(self, task: ProofTask) -> Findings:
         """Levels structure, weights and graph of a package."""
@@ -110,7 +111,13 @@ class Bench:
         if "structure" in levels:
             asked = member.artifact.asked.get(component)
             checks += check_package(
-                program, component, self.source, resolution=size, claims=claims, asked=asked
+                program,
+                component,
+                self.source,
+                resolution=size,
+                claims=claims,
+                asked=asked,
+                remember=self.cache.told,
             )
         if "weights" in levels:
             checks += self.weights(program, member)
