@@ -38,7 +38,8 @@ class HowVerified:
     """What was done to verify one artifact, and what of it did not pass.
 
     Attributes:
-        words: by component, in the pipeline's order; of no component where nothing is said.
+        words: of what was done and found right, by component, in the pipeline's order; of no
+            component where nothing is said.
         resolution: of the artifact; None if nobody knows.
         failed, undecided: what did, as `graph of UNet`, as far as checks say.
     """
@@ -205,18 +206,21 @@ class HowVerified:
         if (never := [c for c in left if c not in here and c not in there]) and self.resolution:
             phrases = component_phrases(never)
             verb = "was" if len(phrases) == 1 else "were"
-            yield f"at {size} {joined(phrases)} {verb} not executed"
+            yield f"at {size} {joined(phrases)} {verb} {self._not} executed"
+
+    @property
+    def _not(self) -> str:
+        """Words are of what was found right, so what has none may have been tried."""
+        return "not" if self.verdict == "pass" else "not successfully"
 
     def _left(self, thing: str) -> Iterator[str]:
         """Which models' weights and operations were not compared."""
         if without := [c for c in self.words if c not in self.having("weights")]:
-            yield f"weights of {names(without)} were not compared one by one"
+            yield f"weights of {names(without)} were {self._not} compared one by one"
         known = {*self.having("graph"), *self.executed()}
         if without := [c for c in self.words if c not in known]:
-            yield (
-                f"operations of {names(without)} were not compared, so outputs at another size "
-                f"prove little of this {thing}"
-            )
+            what = f"operations of {names(without)} were {self._not} compared"
+            yield f"{what}, so outputs at another size prove little of this {thing}"
 
     def _outcome(self) -> Iterator[str]:
         """What did not pass."""
@@ -251,9 +255,11 @@ def how_verified(report: Mapping[str, Any]) -> HowVerified:
         for verdict in ("fail", "indeterminate")
     ]
     said = report.get("evidence") or {}
+    # What was looked at and not found right may have no words, and counts all the same.
+    looked_at = {*said, *(check["component"] for check in checks)} if said else ()
     return HowVerified(
         effort=report.get("effort"),
-        words={c: tuple(map(parse_word, said[c])) for c in COMPONENTS if said.get(c)},
+        words={c: tuple(map(parse_word, said.get(c, ()))) for c in COMPONENTS if c in looked_at},
         resolution=_resolution(report.get("resolution")),
         verdict=report.get("verdict"),
         failed=bad[0],

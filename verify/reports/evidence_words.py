@@ -1,4 +1,4 @@
-"""The words of a report's `evidence`, which say for each component what was done to verify it.
+"""The words of a report's `evidence`: for each component what was done and found right.
 
 `weights` and `graph` are the levels of these names; `numbers 320x448` are outputs compared with
 PyTorch's at that size, `numbers` those of a text encoder, which has none; `t=999 1024x1024` is one

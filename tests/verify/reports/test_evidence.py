@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from rich.console import Console
 from convert.components import COMPONENTS
 from convert.errors import InputError
 from convert.values import EFFORTS, Resolution
-from tests.support.evidence import SMALL, artifact, fail, matrix, report
+from tests.support.evidence import SMALL, artifact, evidence, fail, matrix, report
 from verify.judge.checks import Results
 from verify.reports import report as reports
 from verify.reports.evidence import NOT_SAID, how_verified, meanings
@@ -194,6 +195,27 @@ def test_what_did_not_pass_is_said(verdict: str, says: str) -> None:
     assert "; not all of it " in how_verified(found).sentence()
 
 
+def test_what_failed_is_not_said_to_have_been_left_out() -> None:
+    """Evidence has no word of what was not found right."""
+    found = fail(report(effort="quick"))
+    found["evidence"]["unet"] = ["weights", f"numbers {SMALL}"]
+    text = how_verified(found).sentence()
+    assert "; operations of the UNet were not successfully compared, so outputs" in text
+    assert text.endswith("; failed: graph of the UNet.")
+    assert "the UNet and the VAE were not successfully executed" in text
+
+
+@pytest.mark.parametrize("words", [[], None])
+def test_a_model_without_a_word_counts(words: list[str] | None) -> None:
+    found = fail(report(effort="quick"), "weights")
+    del found["evidence"]["unet"]
+    if words is not None:
+        found["evidence"]["unet"] = words
+    how = how_verified(found)
+    assert "every stored weight of the text encoders and the VAE was compared" in how.sentence()
+    assert how.short == "no outputs, weights in part, graph in part"
+
+
 def test_an_older_report_says_that_it_does_not_say() -> None:
     found = report()
     del found["evidence"], found["effort"]
@@ -207,31 +229,31 @@ def test_an_older_report_says_that_it_does_not_say() -> None:
 
 @given(EVIDENCE, st.sampled_from([None, *EFFORTS]), st.sampled_from([None, "64x64", "1024x1024"]))
 def test_no_sentence_claims_more_than_the_words(
-    evidence: dict[str, list[str]], effort: str | None, resolution: str | None
+    words: dict[str, list[str]], effort: str | None, resolution: str | None
 ) -> None:
     how = how_verified(
-        {"effort": effort, "evidence": evidence, "resolution": resolution, "verdict": "pass"}
+        {"effort": effort, "evidence": words, "resolution": resolution, "verdict": "pass"}
     )
     text = how.sentence()
-    sized = [c for c in evidence if COMPONENTS[c].has_resolution]
-    at_own = [c for c in sized if f"numbers {resolution}" in evidence[c]]
+    sized = [c for c in words if COMPONENTS[c].has_resolution]
+    at_own = [c for c in sized if f"numbers {resolution}" in words[c]]
     assert ("at several timesteps" in text) == ("unet" in at_own)
     assert (how.reach == "executed") == (
         set(at_own) == set(sized)
-        and all("numbers" in words for c, words in evidence.items() if c not in sized)
+        and all("numbers" in own for c, own in words.items() if c not in sized)
     )
-    parsed = {c: [parse_word(w) for w in evidence[c]] for c in sized if c not in at_own}
-    once = [w for words in parsed.values() for w in words if w.kind in ("step", "run")]
+    parsed = {c: [parse_word(w) for w in words[c]] for c in sized if c not in at_own}
+    once = [w for each in parsed.values() for w in each if w.kind in ("step", "run")]
     here = [w for w in once if not w.artifact and resolution in (None, str(w.size))]
     assert ("own size" in text and "and no more" in text) == bool(here)
     if sized and not here and not at_own:
         assert how.reach not in ("one step", "executed")
     assert "not on this one" not in text or any(w.artifact for w in once)
-    for component, words in evidence.items():
-        if "weights" not in words:
+    for component, own in words.items():
+        if "weights" not in own:
             assert "were not compared one by one" in text
             assert "weights" in how.short
-        if "graph" not in words and component not in at_own and component in sized:
+        if "graph" not in own and component not in at_own and component in sized:
             assert "were not compared, so outputs at another size" in text
             assert "graph" in how.short
 
@@ -280,26 +302,19 @@ def test_an_old_summary_has_no_word_of_evidence() -> None:
     assert "evidence" not in summary_json(found)
 
 
-def test_evidence_is_told_in_terminal_markdown_and_junit(
-    good: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = reports.to_json
-    words = {"unet": ["weights", "graph", "numbers 64x96"]}
-    told = {"effort": "quick", "evidence": words}
-    monkeypatch.setattr(reports, "to_json", lambda results: {**original(results), **told})
-    sentence = how_verified({**original(good), **told}).sentence()
+def test_evidence_is_told_in_terminal_markdown_and_junit(good: Results) -> None:
+    results = replace(good, effort="quick", evidence=evidence("quick", "64x96"))
+    sentence = how_verified(reports.to_json(results)).sentence()
     assert "own size, 64 × 96" in sentence
-    assert sentence in " ".join(printed(reports.table(good), 400).split())
-    assert f"\n{sentence}  \n" in reports.markdown(good)
-    root = ElementTree.fromstring(reports.junit(good))
+    assert sentence in " ".join(printed(reports.table(results), 400).split())
+    assert f"\n{sentence}  \n" in reports.markdown(results)
+    root = ElementTree.fromstring(reports.junit(results))
     found = {p.attrib["name"]: p.attrib["value"] for p in root.iter("property")}
-    assert (found["effort"], found["evidence"]) == ("quick", "executed")
+    assert (found["effort"], found["evidence"]) == ("quick", "small size")
     assert found["evidence means"] == sentence
 
 
 def test_two_cases_that_differ_in_size_alone_have_names_of_their_own(good: Results) -> None:
-    from dataclasses import replace
-
     last = next(c for c in good.checks if c.component == "unet" and c.metrics)
     both = replace(good, checks=(last, replace(last, size=Resolution(320, 448))))
     root = ElementTree.fromstring(reports.junit(both))
