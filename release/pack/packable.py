@@ -10,6 +10,7 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Packable:
         """The artifact's name."""
         return str(self.manifest["artifact"])
 
-    @property
+    @cached_property
     def report(self) -> Mapping[str, Any] | None:
         """The report, if it is by the checks and gates of this version."""
         return self.found if self.found is not None and is_current(self.found) else None
@@ -61,7 +62,7 @@ class Packable:
         """About how large its archive is, and never much less: weights are stored as they are."""
         return sum(facts["size"] for facts in self.manifest["files"].values())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """All that determines the archive's bytes."""
         told = verification(self.report) if self.report else None

@@ -72,9 +72,11 @@ def publication_text(found: Publication, *, dry_run: bool, pull_request: bool) -
     elif dry_run:
         repo = " (which would be created)" if found.creates_repo else ""
         count = len(found.changes)
-        about = "" if all(u.is_made for u in found.uploads) else "about "
+        # An archive to come is no larger than foretold; of others the Hub may have received some.
+        is_exact = all(u.is_made and (u.file or u.content) for u in found.changes)
+        at_most = "" if is_exact else "at most "
         lines.append(
-            f"Would send {count} files, {about}{size(found.bytes)}, to {found.repo}{repo} as "
+            f"Would send {count} files, {at_most}{size(found.bytes)}, to {found.repo}{repo} as "
             f"{kind}; nothing was sent"
         )
     else:

@@ -118,7 +118,8 @@ def _of_run(
     run = read_run(folder, split=split, only_passing=only_passing)
     name = wanted_repo(folder, repo, run.recipe)
     if run.left:
-        terminal.say(f"Left out: {', '.join(run.left)}")
+        why = "they did not pass or are of another recipe"
+        terminal.say(f"Left out, because {why}: {', '.join(run.left)}")
     card, licenses = source_texts_of_run(run, source, terminal)
     run = replace(run, source=card, licenses=licenses)
     if not allow_license:

@@ -291,5 +291,5 @@ def test_a_run_without_room_for_archives_ends_with_what_publishes_without(
     assert "no room for its archives" in (out / "release" / "STALE.txt").read_text()
     code, text, err = command("publish", out, "--source", source, "--dry-run")
     assert code == 0, err
-    assert "Left out: r_original_16-bit_64x64" in err
+    assert "are of another recipe: r_original_16-bit_64x64" in err
     assert "original/64x96/r_original_16-bit_64x96.zip" in text

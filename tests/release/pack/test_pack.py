@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,6 +254,28 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_sizes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not a size of at least 1024 bytes"):
         parse_size(text)
+
+
+def test_cutting_takes_the_room_of_one_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a.zip"
+    content = bytes(range(250)) * 4
+    archive.write_bytes(content)
+    most, copy = 0, shutil.copyfileobj
+
+    def counted(source: Any, target: Any, length: int) -> None:
+        nonlocal most
+        copy(source, target, length)
+        target.flush()
+        most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(shutil, "copyfileobj", counted)
+    parts = split(archive, 300)
+    assert [path.stat().st_size for path in parts] == [300, 300, 300, 100]
+    assert b"".join(path.read_bytes() for path in parts) == content
+    assert 0 < most <= len(content) + 300
+    assert sorted(tmp_path.iterdir()) == parts
 
 
 def test_too_many_parts_are_refused(tmp_path: Path) -> None:

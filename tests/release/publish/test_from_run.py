@@ -285,7 +285,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_no_trace(
     )  # fmt: skip
     text = publication_text(found, dry_run=True, pull_request=False)
     assert "new, yet to be made" in text
-    assert "Would send 7 files, about" in text
+    assert "Would send 7 files, at most" in text
     # What is foretold of an archive is what it comes to, nearly.
     send(out, hub)
     for name, foretold in archive_bytes(plan).items():
