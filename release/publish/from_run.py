@@ -143,7 +143,6 @@ def publish_run(
     listing = list_repo(where)
     with explained(where), Cache(run.folder / ".cache") as cache:
         known = [cache.known(KIND, item.fingerprint) for item in run.items]
-        _require_room(run, [item for item, m in zip(run.items, known, strict=True) if m is None])
         sending = Sending(where, listing, pull_request)
         going = _Going(run, sending, cache, progress)
         entries = going.archives(known)
@@ -173,15 +172,21 @@ class _Going:
 
         Args:
             known: what each came to when it was made; None where it never was.
+
+        Raises:
+            NoRoom: there is none to make one.
         """
         before = [self._of(i, m) if m else [] for i, m in zip(self._run.items, known, strict=True)]
         absent = [u for uploads in before for u in uploads if u.change != "unchanged"]
         kept = self._sending.received([{"size": u.size, "sha256": u.sha256} for u in absent])
+        up = [
+            bool(uploads) and all(u.change == "unchanged" or u.sha256 in kept for u in uploads)
+            for uploads in before
+        ]
+        _require_room(self._run, [i for i, u in zip(self._run.items, up, strict=True) if not u])
         entries = []
-        for item, made, uploads in zip(self._run.items, known, before, strict=True):
-            if made is not None and all(
-                u.change == "unchanged" or u.sha256 in kept for u in uploads
-            ):
+        for item, made, uploads, is_up in zip(self._run.items, known, before, up, strict=True):
+            if made and is_up:
                 for upload in uploads:
                     self._name(upload)
                 entries.append(item.entry(made))

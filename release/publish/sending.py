@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from convert.errors import InputError, UserError
 from convert.files.disk import digest_file
@@ -19,6 +20,9 @@ from convert.process.environment import is_of_certificates
 from convert.source.hub import Repo, explain, quiet
 from convert.source.select import File
 from convert.units import size
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 # Unknown is what a file will be that is made when its turn comes, where the repo has one like it.
 UploadChange = Literal["new", "changed", "unchanged", "unknown"]
@@ -105,12 +109,15 @@ class Sending:
     pull_request: bool = False
     _operations: list[Any] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _api(self) -> HfApi:
+        """The Hub, where the repo is there from now on."""
         from huggingface_hub import HfApi
 
-        self._api = HfApi(endpoint=self.repo.endpoint)
+        api = HfApi(endpoint=self.repo.endpoint)
         if self.listing.commit is None:
-            self._api.create_repo(self.repo.name, exist_ok=True)
+            api.create_repo(self.repo.name, exist_ok=True)
+        return api
 
     def received(self, files: Sequence[Mapping[str, Any]]) -> set[str]:
         """The SHA-256 of the files among these that the Hub keeps, be they in a commit or not.
@@ -120,7 +127,9 @@ class Sending:
         """
         from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
-        found = set()
+        found: set[str] = set()
+        if self.listing.commit is None:
+            return found
         for start in range(0, len(files), AT_ONCE):
             wanted = [
                 UploadInfo(size=f["size"], sample=b"", sha256=bytes.fromhex(f["sha256"]))

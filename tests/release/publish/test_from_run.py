@@ -193,7 +193,7 @@ def test_a_disk_that_holds_two_archives_will_do(
             patch.setattr(from_run, "_require_room", lambda *_: None)
             with pytest.raises(InputError, match="the disk is full"):
                 send(out, hub)
-        assert hub.uploads.received == []
+        assert (hub.uploads.received, hub.uploads.created) == ([], [])
         filler.write_bytes(bytes(filler.stat().st_size - 3 * largest // 2))
         with pytest.raises(InputError, match="no space"):
             build_release(find_artifacts(out), disk / "release", reports=out / "reports")
