@@ -34,7 +34,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "convert.source.download.download",
         "convert.files.cache.digest_file",
         "verify.golden.digest_file",
-        "verify.golden.load_file",
+        "verify.golden.load_tensors",
         "verify.run.digest_file",
         "verify.levels.structure.digest_file",
         "verify.artifact.artifact.load_program",
