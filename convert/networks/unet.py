@@ -97,11 +97,12 @@ def embed_conditions(
 def sinusoidal(m: Module, config: UNetConfig, x: Var, dim: int) -> Var:
     """Sinusoidal embedding [N] → [N, dim], in float32 (diffusers' get_timestep_embedding).
 
-    In float16, 999 × frequency has a rounding step of up to half a radian.
+    In float16, 999 × frequency has a rounding step of up to half a radian. Exponentials are of
+    float64: those of float32 differ between processors, and with them the package's bytes.
     """
     half = dim // 2
     exponent = -math.log(10000) * np.arange(half, dtype=np.float32) / (half - config.freq_shift)
-    frequencies = np.exp(exponent).astype(np.float32)[None]
+    frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)[None]
     dtype = m.graph.dtype
     if dtype != np.float32:
         x = cast(m, x, "fp32", name="fp32")

@@ -203,6 +203,8 @@ def stored_format(op: Op, constants: dict[str, Constant]) -> str:
     kind = op.type.removeprefix("constexpr_")
     if kind == "lut_to_dense" and "lut" in parts:
         shape = parts["lut"].type.shape
+        if len(shape) in (0, 2):
+            return kind
         # iOS16 [2^bits]; iOS18 [groups…, 2^bits, vector]
         entries = shape[0] if len(shape) == 1 else shape[-2]
         is_grouped = len(shape) > 1 and math.prod(shape[:-2]) > 1

@@ -63,7 +63,7 @@ def _method(op: Op, channels: int) -> Method | None:
     if op.type == "constexpr_affine_dequantize":
         return Method("int8")
     if op.type == "constexpr_blockwise_shift_scale":
-        data = op.inputs["data"][0]
+        data = next(iter(op.inputs.get("data", ())), None)
         return Method(data.type.dtype) if isinstance(data, Constant) else None
     return None
 
@@ -72,10 +72,12 @@ def palettes_of(op: Op) -> Palettes | None:
     """The palettes that a decoder looks weights up in; None if it does not, or not so plainly."""
     if op.type != "constexpr_lut_to_dense":
         return None
-    lut = op.attributes.get("lut") or op.inputs["lut"][0]  # iOS 16, iOS 18
+    lut = op.attributes.get("lut") or next(iter(op.inputs.get("lut", ())), None)  # iOS 16, iOS 18
     if not isinstance(lut, Constant):
         return None
     shape = lut.type.shape
+    if not (len(shape) == 1 if "lut" in op.attributes else len(shape) > 2):
+        return None
     entries = shape[0] if len(shape) == 1 else shape[-2]
     groups = 1 if len(shape) == 1 else shape[0]
     # Groups along another axis, and tables of vectors, are not judged.

@@ -27,6 +27,7 @@ from verify.mil import Constant, TensorType
 
 AXIS = 3  # of queries, in [B, C, 1, S] and in [B, T, 1, S]
 SLICE = dict.fromkeys(("x", "begin", "end", "end_mask"), 1)  # what a slice of queries takes
+JOIN = {"axis", "interleave"}  # what a concatenation of them takes beside the values
 # The parameter, and the place in it, through which queries go on along the same axis.
 CHUNKED = {"mul": ("x", 0), "softmax": ("x", 0), "einsum": ("values", 1)}
 
@@ -79,6 +80,11 @@ class _Merger:
 
     def merge(self, number: int, node: Node) -> None:
         self.lengths = ()
+        interleave = node.value("interleave")
+        if node.arguments.keys() - JOIN != {"values"} or node.attributes or len(node.outputs) != 1:
+            raise _malformed(node, "is no plain concatenation of queries")
+        if interleave is None or interleave.item():
+            raise _malformed(node, "does not join one chunk after another")
         found = self.whole(node.arguments.get("values", ()), node)
         if not isinstance(found, Output) or found.node not in self.merged:
             raise _malformed(node, "joins along the queries what is no chunk of them")

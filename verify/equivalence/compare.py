@@ -61,11 +61,14 @@ def compare(
 
 def compare_interfaces(shipped: Program, small: Program, sizes: SizeMap) -> Iterator[Difference]:
     """How the programs' interfaces differ, sizes aside."""
-    for what in ("opset", "specification_version"):
+    for what in ("opset", "specification_version", "function"):
         found, wanted = getattr(shipped, what), getattr(small, what)
         if found != wanted:
             text = f"{what.replace('_', ' ')} is {found}, expected {wanted}"
             yield Difference("interface", "", text)
+    for aside in shipped.aside:
+        if aside not in small.aside:
+            yield Difference("interface", "", f"has {aside}, which is not expected")
     for kind in ("inputs", "outputs"):
         features = {f.name: TensorType(f.dtype, f.shape) for f in getattr(shipped, kind)}
         expected = {f.name: TensorType(f.dtype, f.shape) for f in getattr(small, kind)}

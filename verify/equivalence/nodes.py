@@ -150,6 +150,8 @@ def graph_of(program: Program) -> OpGraph:
             if name in known:
                 raise _malformed(op, f"gives `{name}`, which was given before")
         if op.type == "const":
+            if len(op.outputs) != 1 or op.inputs or op.attributes.keys() != {"val"}:
+                raise _malformed(op, "is more than one value")
             ((name, type_),) = op.outputs
             if op.attributes["val"].type != type_:
                 raise _malformed(op, f"declares {type_} and holds {op.attributes['val'].type}")

@@ -182,7 +182,7 @@ class WeightFile:
             InputError: as `check`.
         """
         start, size = self.check(offset, dtype, shape)
-        return self._open()[start : start + size]
+        return self.mapped()[start : start + size]
 
     def check(self, offset: int, dtype: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Where the data of the blob is whose record is at `offset`, and its size in bytes.
@@ -191,7 +191,7 @@ class WeightFile:
             InputError: the file is missing, truncated or foreign, or the blob's dtype or size is
                 not the declared one.
         """
-        data = self._open()
+        data = self.mapped()
         record = data[offset : offset + HEADER].tobytes()
         problem = record_problem(record, offset, data.size, dtype, shape)
         if problem is not None:
@@ -199,7 +199,12 @@ class WeightFile:
         found = np.frombuffer(record, RECORD, 1)[0]
         return int(found["offset"]), int(found["size"])
 
-    def _open(self) -> np.ndarray:
+    def mapped(self) -> np.ndarray:
+        """The whole file, uint8; of it only what is used is read.
+
+        Raises:
+            InputError: the file is missing or foreign.
+        """
         if self._bytes is None:
             if not self.path.is_file():
                 raise self._bad("the weight file is missing")

@@ -8,6 +8,7 @@ from typing import Any
 
 from convert.errors import CannotExecute, InputError
 from convert.files.git_lfs import refuse_pointer
+from verify.mil.aside import of_interface
 from verify.mil.package import feature_of
 from verify.mil.program import Functions, Program, functions
 from verify.mil.text import parse_program
@@ -67,6 +68,10 @@ def compiled_functions(folder: Path) -> Functions:
             version=metadata.versionString,
             user_defined=dict(metadata.userDefined),
             function=name,
+            aside=(
+                *(f"{attribute} of the function" for attribute in function.attributes),
+                *of_interface(description, interface),
+            ),
         )
 
     return functions(mil, found, description, read)

@@ -16,6 +16,7 @@ from convert.files.documents import Document, LocalName, checked
 from convert.files.git_lfs import refuse_pointer
 from convert.files.json_files import FileMissing, read_json, shown
 from convert.process.memory import uncollected
+from verify.mil.aside import of_interface, of_package
 from verify.mil.blob import NUMPY_DTYPES, REMEDY, SUB_BYTE_BITS, WeightFile, decode, packed_size
 from verify.mil.program import (
     Block,
@@ -27,6 +28,8 @@ from verify.mil.program import (
     TensorType,
     functions,
 )
+
+NAME = TensorType("string", ())  # of an op's name
 
 
 def read_model(path: Path) -> tuple[Path, Any, bytes]:
@@ -81,9 +84,12 @@ def package_functions(path: Path) -> Functions:
                 f"function {name!r} has no block for its opset {function.opset!r}",
                 where=model_file,
             )
+        block = function.block_specializations[function.opset]
         with uncollected():
-            main = reader.block(function.block_specializations[function.opset])
+            main = reader.block(block)
         main.inputs = {i.name: reader.type(i.type) for i in function.inputs}
+        if len(main.inputs) != len(function.inputs):
+            raise reader.damaged("a function that takes one name twice")
         return Program(
             path=path,
             opset=function.opset,
@@ -97,6 +103,7 @@ def package_functions(path: Path) -> Functions:
             version=metadata.versionString,
             user_defined=dict(metadata.userDefined),
             function=name,
+            aside=(*of_package(model, function), *of_interface(model.description, interface)),
         )
 
     return functions(model_file, found, model.description, read)
@@ -115,10 +122,20 @@ class _PackageManifest(Document):
     root: Annotated[str, Field(alias="rootModelIdentifier")]
 
 
+def items(package: Path) -> list[str]:
+    """The files and folders below `Data` that a package's manifest names. Raises InputError."""
+    manifest = package / "Manifest.json"
+    return [item.path for item in _manifest(manifest).items.values()]
+
+
+def _manifest(file: Path) -> _PackageManifest:
+    return checked(_PackageManifest, read_json(file), file)
+
+
 def _root_model(package: Path) -> Path:
     manifest = package / "Manifest.json"
     try:
-        entries = checked(_PackageManifest, read_json(manifest), manifest)
+        entries = _manifest(manifest)
     except FileMissing:
         raise CannotExecute("not a model package: no Manifest.json", where=package) from None
     root = entries.items.get(entries.root)
@@ -152,6 +169,14 @@ def dtypes(data_type: Any) -> dict[int, str]:
     }
 
 
+def _holds(kind: str, dtype: str) -> bool:
+    """Whether values of a MIL dtype may be in this field of a `TensorValue`."""
+    if dtype in ("string", "bool"):
+        return kind == f"{dtype}s"
+    is_float = NUMPY_DTYPES.get(dtype, np.dtype(np.int8)).kind == "f"
+    return kind in ("bytes", *(("floats", "doubles") if is_float else ("ints", "longInts")))
+
+
 class _Reader:
     """Protobuf messages to dataclasses, for one model file."""
 
@@ -180,6 +205,8 @@ class _Reader:
         dtype = self.dtypes.get(tensor.dataType)
         if dtype is None or any(size < -1 for size in shape):
             raise self.damaged(f"a tensor of the data type {tensor.dataType} and shape {shape}")
+        if tensor.rank != len(shape) and (tensor.rank != -1 or shape):  # -1: it is not known
+            raise self.damaged(f"a tensor of rank {tensor.rank} and shape {shape}")
         return TensorType(dtype, shape)
 
     def block(self, block: Any) -> Block:
@@ -194,7 +221,12 @@ class _Reader:
         outputs = [(o.name, self.type(o.type)) for o in op.outputs]
         if op.type == "const" and not (outputs and "val" in attributes):
             raise self.damaged("a `const` without a value")
-        name = str(attributes.pop("name").item()) if "name" in attributes else ""
+        if op.type.startswith("constexpr_") and len(outputs) != 1:
+            raise self.damaged(f"a `{op.type}` that gives {len(outputs)} values")
+        given = attributes.pop("name", None)
+        if given is not None and given.type != NAME:
+            raise self.damaged(f"an operation whose name is of type {given.type}")
+        name = "" if given is None else str(given.item())
         return Op(
             type=op.type,
             name=name or (outputs[0][0] if outputs else op.type),
@@ -224,6 +256,8 @@ class _Reader:
         kind = tensor.WhichOneof("value")
         count = int(np.prod(type_.shape, dtype=np.int64))
         values: Any = getattr(tensor, kind).values if kind else []
+        if kind and not _holds(kind, type_.dtype):
+            raise self.damaged(f"a constant of type {type_} with other values: {kind}")
         if type_.dtype == "string":
             if len(values) != count:
                 raise self.damaged(f"a constant of type {type_} with {len(values)} texts")

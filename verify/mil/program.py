@@ -94,7 +94,7 @@ class Program:
 
     `inputs` and `outputs` are the public interface, `main.inputs` and `main.outputs` the
     function's own view of it. Other functions of the same file are other `Program`s, which may
-    share weights with it.
+    share weights with it. `aside` names what else the file says of it, which nothing here reads.
     """
 
     path: Path
@@ -109,6 +109,7 @@ class Program:
     version: str = ""
     user_defined: dict[str, str] = field(default_factory=dict)
     function: str = "main"
+    aside: tuple[str, ...] = ()
 
     @property
     def ops(self) -> list[Op]:

@@ -62,6 +62,7 @@ class Function:
     name: str
     opset: str  # ios17, for example
     main: Block
+    attributes: tuple[str, ...] = ()  # their names
 
 
 def parse_program(text: str, folder: Path) -> list[Function]:
@@ -166,8 +167,11 @@ class _Parser:
         opset = self.name()
         self.expect(">")
         self.expect("(")
-        inputs = dict(self.many(self.output, ")"))
-        self.attributes()
+        given = self.many(self.output, ")")
+        inputs = dict(given)
+        if len(inputs) != len(given):
+            raise _Unexpected("a function that takes one name twice")
+        attributes = self.attributes()
         self.expect("{")
         ops = []
         while not self.accept("}"):
@@ -176,7 +180,7 @@ class _Parser:
         self.expect("(")
         outputs = self.many(self.name, ")")
         self.expect(";")
-        return Function(name, opset, Block(inputs, ops, outputs))
+        return Function(name, opset, Block(inputs, ops, outputs), tuple(sorted(attributes)))
 
     def op(self) -> Op:
         outputs = [self.output()]
@@ -190,7 +194,10 @@ class _Parser:
         if self.tokens[self.at] == "{":
             raise _Unexpected("blocks within an operation are not known")
         self.expect(";")
-        name = str(attributes.pop("name").item()) if "name" in attributes else ""
+        given = attributes.pop("name", None)
+        if given is not None and given.type != TensorType("string", ()):
+            raise _Unexpected(f"an operation whose name is of type {given.type}")
+        name = "" if given is None else str(given.item())
         return Op(type_, name or outputs[0][0], inputs, attributes, outputs)
 
     def output(self) -> tuple[str, TensorType]:
