@@ -19,9 +19,10 @@ from verify.golden import Golden, require_same_checkpoint, source_files
 from verify.judge.checks import Check, Results, failed, versions, worst
 from verify.judge.rules import Rules
 from verify.levels.components import check_components, recording_for, require_recording
+from verify.levels.folder import check_artifact
 from verify.levels.generation import Generation
 from verify.levels.graph import check_graphs
-from verify.levels.structure import check_artifact, check_package
+from verify.levels.structure import check_package
 from verify.levels.subject import Subject, open_subject, probed
 from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs, require_traces, require_whole, traces_for

@@ -36,7 +36,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         "verify.golden.digest_file",
         "verify.golden.load_tensors",
         "verify.run.digest_file",
-        "verify.levels.structure.digest_file",
+        "verify.levels.folder.digest_file",
         "verify.artifact.artifact.load_program",
         "verify.levels.subject.load_program",
         "verify.sampling.pipeline.load_program",

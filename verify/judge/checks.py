@@ -46,6 +46,15 @@ def failed(level: Level, component: str, case: str, gate: str, message: str) -> 
     return Check(level, component, case, gate, "fail", message=message)
 
 
+def exact(
+    level: Level, component: str, case: str, gate: str, problem: str, found: str = ""
+) -> Check:
+    """A check that has failed if there is a problem; `found` is said of one that passed."""
+    if problem:
+        return failed(level, component, case, gate, problem)
+    return passed(level, component, case, gate, found)
+
+
 @dataclass(frozen=True)
 class Results:
     """All checks of one artifact or package; true if it passed.

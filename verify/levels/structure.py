@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
-
-import numpy as np
 
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.checkpoint.latents import SCALING_FACTOR
-from convert.checkpoint.pipeline import pipeline_config
+from convert.checkpoint.pipeline import user_metadata
 from convert.components import COMPONENTS
-from convert.errors import CannotExecute, InputError
-from convert.files.disk import digest_file
-from convert.files.documents import is_local
-from convert.files.json_files import FileMissing, decode, read_bytes, read_object, shown
 from convert.run.manifest import CompressionRequest
-from convert.tokenizer.app import app_files
 from convert.values import FORMATS, Format, Resolution
-from verify.artifact.artifact import Artifact
 from verify.artifact.graph import count_weights, infer_attention
 from verify.artifact.interface import (
     fits,
@@ -29,124 +19,22 @@ from verify.artifact.interface import (
     precision,
     with_aliases,
 )
-from verify.judge.checks import Check, failed, passed
+from verify.judge.checks import Check, exact
 from verify.levels.finite import Remember, broken_weight, find_out
 from verify.levels.stored_bits import deviations
-from verify.mil import Feature, Program, TensorType, load_program
+from verify.mil import Feature, Program, TensorType
+from verify.mil.package import items
 
-SUFFIXES = (".mlpackage", ".mlmodelc")
-
-
-def check_artifact(
-    artifact: Artifact, source: Checkpoint, *, remember: Remember = find_out
-) -> Iterator[Check]:
-    """The folder: its components, its tokenizer files, its manifest. Nothing for a lone package.
-
-    Args:
-        remember: what knows the digests of files that were read before, such as `Cache.told`.
-    """
-    if not artifact.is_folder:
-        return
-    for component in artifact.missing:
-        file = f"{COMPONENTS[component].file}.mlpackage"
-        yield failed("structure", component, "file", "is there", f"{file} is missing")
-    yield _verdict("artifact", "manifest", "complete and readable", "; ".join(artifact.problems))
-    listed = artifact.components
-    unlisted = [name for name in artifact.packages if name not in listed]
-    problem = f"the manifest does not list {', '.join(unlisted)}" if unlisted else ""
-    yield _verdict("artifact", "components", "as the manifest lists them", problem)
-    for owner, problem in _files(artifact, source, remember):
-        yield _verdict(owner, "files", "as the manifest has them", problem)
-    yield _verdict("artifact", "tokenizer", "the checkpoint's", _tokenizer(artifact.path, source))
-    if artifact.pipeline:
-        problem = _pipeline(artifact, source)
-        yield _verdict("artifact", "pipeline", "the checkpoint's settings", problem)
-
-
-def _files(artifact: Artifact, source: Checkpoint, remember: Remember) -> Iterator[tuple[str, str]]:
-    """How files differ from the manifest, by component, or `artifact` for files of none."""
-    owners = {f"{spec.file}{s}": name for name, spec in COMPONENTS.items() for s in SUFFIXES}
-    files: dict[str, list[str]] = {"artifact": [], **{name: [] for name in artifact.packages}}
-    for name in sorted(artifact.files):
-        owner = owners.get(name.partition("/")[0], "")
-        files[owner if owner in files else "artifact"].append(name)
-    for owner, names in files.items():
-        problem = next(filter(None, (_file(artifact, name, remember) for name in names)), "")
-        if problem and owner in artifact.packages:
-            problem += _changed_tensor(artifact.packages[owner], owner, source)
-        if not names and artifact.files and owner != "artifact":
-            problem = "the manifest lists no file of it"
-        yield owner, problem
-
-
-def _file(artifact: Artifact, name: str, remember: Remember) -> str:
-    """How a file differs from its entry in the manifest, or nothing."""
-    path, facts = artifact.path / name, artifact.files[name]
-    if not isinstance(facts, dict) or not is_local(name):
-        return f"the manifest's entry of {name} is malformed"
-    if not path.is_file():
-        return f"{name} is missing"
-    size = path.stat().st_size
-    if size != facts.get("size"):
-        return f"{name} has {size} bytes, the manifest says {facts.get('size')}"
-    if remember(path, "sha256", partial(digest_file, path)) != facts.get("sha256"):
-        return f"{name} has another SHA-256 than the manifest says"
-    return ""
-
-
-def _changed_tensor(package: Path, component: str, source: Checkpoint) -> str:
-    """Names the first weight of which some values, but not most, are no longer the checkpoint's.
-
-    Of weights that are stored as they are; where most values differ, it may be meant.
-    """
-    tensors = {n.replace(".", "_"): t for n, t in source.component_tensors(component).items()}
-    try:
-        for name, constant in load_program(package).constants():
-            if name not in tensors or constant.type.dtype not in ("fp16", "fp32"):
-                continue
-            stored = constant.array().reshape(-1)
-            own = tensors[name].read(stored.dtype).reshape(-1)
-            if stored.size == own.size:
-                differ = int(np.count_nonzero(own.view(np.uint8) != stored.view(np.uint8)))
-                if 0 < differ <= own.size // 2:
-                    return f"; `{tensors[name].name}` is no longer the checkpoint's"
-    except (CannotExecute, InputError):
-        pass  # what cannot be read is told by the package's own checks
-    return ""
-
-
-def _pipeline(artifact: Artifact, source: Checkpoint) -> str:
-    """The settings for pipelines that differ from the checkpoint's, or nothing."""
-    wanted = json.loads(json.dumps(pipeline_config(source)))
-    wrong = []
-    for part, values in wanted.items():
-        found = artifact.pipeline.get(part)
-        found = found if isinstance(found, dict) else {}
-        wrong += [
-            f"{part}.{key} is {shown(found.get(key))}, the checkpoint's {shown(value)}"
-            for key, value in values.items()
-            if found.get(key) != value
-        ]
-    return "; ".join(wrong)
-
-
-def _tokenizer(folder: Path, source: Checkpoint) -> str:
-    """What is wrong with `vocab.json` and `merges.txt`, or nothing."""
-    wanted = app_files(source.tokenizers) if source.tokenizers else {}
-    try:
-        vocab = read_object(folder / "vocab.json")
-        merges = decode(read_bytes(folder / "merges.txt"), folder / "merges.txt")
-    except FileMissing as error:
-        return f"{Path(str(error.where)).name} is missing"
-    except InputError as error:
-        return f"cannot be read: {error.problem}"
-    if not merges.endswith("\n"):
-        return "merges.txt does not end in a newline, so Apple's package drops its last merge"
-    if wanted and vocab != json.loads(wanted["vocab.json"]):
-        return "vocab.json is not the checkpoint's"
-    if wanted and merges != wanted["merges.txt"]:
-        return "merges.txt is not the checkpoint's"
-    return ""
+OURS = "com.github.sdxl-coreml.version"  # what our converter writes into each model
+_verdict = partial(exact, "structure")
+SETTINGS = (  # that apps read from a model
+    "hidden_size",
+    "prediction_type",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+    "requires_aesthetics_score",
+)
 
 
 def check_package(
@@ -209,14 +97,36 @@ def check_package(
         problem = "" if found in (None, str(SCALING_FACTOR)) else f"it says {found}"
         gate = f"apps scale by {SCALING_FACTOR}"
         yield _verdict(component, "scaling_factor", gate, problem, found or "")
+    yield _verdict(component, "settings", "the checkpoint's", _settings(program, component, source))
+    yield _verdict(component, "package", "its manifest names what is in it", _package(program))
     yield _verdict(component, "weights", "readable and finite", broken_weight(program, remember))
     yield _bits(program, component, source, claims.get("bits"), asked or CompressionRequest())
 
 
-def _verdict(component: str, case: str, gate: str, problem: str, found: str = "") -> Check:
-    if problem:
-        return failed("structure", component, case, gate, problem)
-    return passed("structure", component, case, gate, found)
+def _settings(program: Program, component: str, source: Checkpoint) -> str:
+    """The settings for apps that differ from the checkpoint's; others' models may have none."""
+    config, scheduler = source.part(component).config, dict(source.scheduler)
+    wanted = user_metadata(component, dict(config), scheduler, dict(source.model_index))
+    found = program.user_defined
+    wrong = [
+        f"{key} is {found.get(key, 'not there')}, the checkpoint's {wanted.get(key, 'not there')}"
+        for key in SETTINGS
+        if found.get(key) != wanted.get(key) and (key in found or OURS in found)
+    ]
+    return "; ".join(wrong)
+
+
+def _package(program: Program) -> str:
+    """What a package's manifest does not name, or names and is not there; nothing of other forms"""
+    if program.path.suffix != ".mlpackage":
+        return ""
+    named = {program.path / "Data" / item for item in items(program.path)}
+    lost = [path for path in named if not path.exists()]
+    if lost:
+        return f"it names {lost[0].relative_to(program.path)}, which is missing"
+    files = {c.file.path for _, c in program.constants() if c.file is not None}
+    unnamed = [f for f in sorted(files) if named.isdisjoint((f, *f.parents))]
+    return f"it does not name {unnamed[0].relative_to(program.path)}" if unnamed else ""
 
 
 def _described(shapes: Mapping[str, tuple[int, ...]], dtypes: tuple[str, ...]) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from convert.checkpoint.checkpoint import Checkpoint
+from convert.errors import InputError
 from convert.process.progress import Say, silent
 from verify.artifact.ours import is_ours
 from verify.judge.checks import Check, failed, passed
 from verify.mil import Program
 from verify.weights.find import FoundWeights, find_weights, match_values
+from verify.weights.own import file_problem, wrong_constants
 from verify.weights.parallel import Compared, compare_all
 
 GATES = {
@@ -21,6 +23,8 @@ GATES = {
     "palettes": "each index is that of a nearest entry, each table as good as its width allows",
     "integers": "each integer is the nearest to weight ÷ scale, no scale larger than it must be",
     "other": "stored in a way that is known",
+    "own": "what is no tensor of the checkpoint's is what its name means, to the bit",
+    "file": "the weight file holds this and nothing else",
 }
 SHOWN = 3  # deviations that are told one by one
 
@@ -53,6 +57,26 @@ def check_weights(
     for form, gate in GATES.items():
         if form in forms:
             yield _judged(component, form, gate, forms[form])
+    if ours:
+        yield from _beside(component, found, program, source)
+
+
+def _beside(
+    component: str, found: FoundWeights, program: Program, source: Checkpoint
+) -> Iterator[Check]:
+    """What our weight files hold that is no tensor's, and how they are arranged."""
+    own, problem = [], ""
+    try:
+        own = [str(fault) for fault in wrong_constants(found.foreign, component, source)]
+        problem = file_problem(program)
+    except InputError as error:
+        problem = f"unreadable: {error.problem}"
+    for case, text in (("own", "; ".join(own[:SHOWN])), ("file", problem)):
+        if text:
+            yield failed("weights", component, case, GATES[case], text)
+        elif case == "file" or found.foreign:
+            told = f"{len(found.foreign)} constants" if case == "own" else ""
+            yield passed("weights", component, case, GATES[case], told)
 
 
 def _presence(

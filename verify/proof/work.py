@@ -25,8 +25,9 @@ from verify.levels.compression import (
     decoded_cases,
 )
 from verify.levels.conversion import check_conversion
+from verify.levels.folder import check_artifact
 from verify.levels.graph import check_graph
-from verify.levels.structure import check_artifact, check_package
+from verify.levels.structure import check_package
 from verify.levels.subject import open_subject
 from verify.levels.weights import check_weights
 from verify.levels.whole_runs import check_whole_runs

@@ -78,7 +78,7 @@ def test_a_sound_package_passes(
                 artifacts[bits] / f"{file}.mlpackage", checkpoint, component
             ).values()
         }
-        assert {c.case for c in found} == {"tensors", "plain", *forms}
+        assert {c.case for c in found} == {"tensors", "plain", "own", "file", *forms}
 
 
 def test_a_compiled_model_passes_and_its_faults_are_named(
