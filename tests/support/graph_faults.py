@@ -2,7 +2,7 @@
 
 Each is a function of a `Spoiled` model, which it changes, and returns the name of the op that is
 wrong then; or None where the network has no place for such a fault, and nothing is changed. What
-stands at several places is changed at one in the middle of the network.
+stands at several places is changed at one in the middle of the network, or at a random one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from tests.support.packages import edit_model, operations
 Fault = Callable[["Spoiled"], str | None]
 
 
-def plant(package: Path, fault: Fault) -> str | None:
+def plant(package: Path, fault: Fault, random: Random | None = None) -> str | None:
     """Plant a fault into a package; the name of the op that is wrong, or None."""
     names: list[str | None] = []
-    edit_model(package, lambda model: names.append(fault(Spoiled(model))))
+    edit_model(package, lambda model: names.append(fault(Spoiled(model, random))))
     return names[0]
 
 
@@ -40,7 +41,8 @@ def exchange_graph(package: Path, other: Path) -> None:
 class Spoiled:
     """A `Model` message that is to be changed, with what it had before the first change."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, random: Random | None = None) -> None:
+        self.model, self.random = model, random
         self.operations = operations(model)
         self.producers = {o.name: op for op in self.operations for o in op.outputs}
         self.types = {
@@ -52,6 +54,12 @@ class Spoiled:
     def of_type(self, *types: str) -> list[Any]:
         """The ops of these types, in order."""
         return [op for op in self.operations if op.type in types]
+
+    def one(self, found: list[Any]) -> Any | None:
+        """The one in the middle, or any one of them; None of none."""
+        if self.random is not None and found:
+            return self.random.choice(found)
+        return found[len(found) // 2] if found else None
 
     def maker(self, op: Any, parameter: str, index: int = 0) -> Any | None:
         """The op that makes what another takes; None of the function's inputs."""
@@ -128,11 +136,6 @@ def taken(op: Any, parameter: str, index: int = 0) -> str:
     return str(op.inputs[parameter].arguments[index].name)
 
 
-def middle(found: list[Any]) -> Any | None:
-    """The one in the middle; None of none."""
-    return found[len(found) // 2] if found else None
-
-
 # ---- the faults of a graph ----
 
 
@@ -140,7 +143,7 @@ def residual_from_another_op(model: Spoiled) -> str | None:
     """A residual is added that another op has made, of the same type."""
     makers = [(op, model.maker(op, "x"), model.maker(op, "y")) for op in model.of_type("add")]
     adds = [o for o, *both in makers if all(m is not None and m.type != "const" for m in both)]
-    op = middle(adds)
+    op = model.one(adds)
     if op is None:
         return None
     wanted = model.types[taken(op, "y")]
@@ -161,7 +164,7 @@ def residual_from_another_op(model: Spoiled) -> str | None:
 def slice_shifted(model: Spoiled) -> str | None:
     """A slice begins and ends one further."""
     inner = [s for s in model.slices() if s[2][s[1]] == 0 and s[1] != 2]
-    found = middle(inner)
+    found = model.one(inner)
     if found is None:
         return None
     op, axis, begin, end = found
@@ -175,7 +178,7 @@ def slice_shifted(model: Spoiled) -> str | None:
 
 def end_too_short(model: Spoiled) -> str | None:
     """A slice ends one before where it should."""
-    found = middle(list(model.slices()))
+    found = model.one(list(model.slices()))
     if found is None:
         return None
     op, axis, _, end = found
@@ -196,7 +199,7 @@ def height_and_width_exchanged(model: Spoiled) -> str | None:
         and (maker := model.maker(op, "x")) is not None
         and shape[-2] in _space(maker)
     ]
-    place = middle(found)
+    place = model.one(found)
     if place is None:
         return None
     op, shape = place
@@ -219,13 +222,13 @@ def heads_exchanged(model: Spoiled) -> str | None:
         if model.types[taken(one, "values")] == model.types[taken(other, "values")]
         and taken(one, "values") != taken(other, "values")
     ]
-    if (pair := middle(pairs)) is not None:
+    if (pair := model.one(pairs)) is not None:
         one, other = (op.inputs["values"].arguments[0] for op in pair)
         one.name, other.name = other.name, one.name
         return named(pair[0])
     products = model.of_type("matmul")
     attentions = list(zip(products[::2], products[1::2], strict=False))
-    if (attention := middle(attentions)) is None:
+    if (attention := model.one(attentions)) is None:
         return None
     scores, result = attention
     values = "x" if taken(result, "y") in softmaxes else "y"
@@ -238,7 +241,7 @@ def heads_exchanged(model: Spoiled) -> str | None:
 
 def another_epsilon(model: Spoiled) -> str | None:
     """A norm divides by the root of a variance and something more than it should."""
-    op = middle([op for op in model.of_type("layer_norm", "batch_norm")])
+    op = model.one([op for op in model.of_type("layer_norm", "batch_norm")])
     epsilon = None if op is None else model.value(op, "epsilon")
     if op is None or epsilon is None:
         return None
@@ -255,7 +258,7 @@ def another_scale(model: Spoiled) -> str | None:
             op = model.maker(op, "x") or model.maker(op, "values", 1)
         if op is not None and op.type == "mul" and model.value(op, "y") is not None:
             scales.append(op)
-    op = middle(scales)
+    op = model.one(scales)
     if op is None:
         return None
     scale = model.value(op, "y")
@@ -266,7 +269,7 @@ def another_scale(model: Spoiled) -> str | None:
 
 def another_upsampling(model: Spoiled) -> str | None:
     """Bilinear where the nearest neighbour is meant."""
-    op = middle(model.of_type("upsample_nearest_neighbor"))
+    op = model.one(model.of_type("upsample_nearest_neighbor"))
     if op is None:
         return None
     op.type = "upsample_bilinear"
@@ -275,7 +278,7 @@ def another_upsampling(model: Spoiled) -> str | None:
 
 def another_factor(model: Spoiled) -> str | None:
     """Upsampling by three."""
-    op = middle(model.of_type("upsample_nearest_neighbor"))
+    op = model.one(model.of_type("upsample_nearest_neighbor"))
     if op is None:
         return None
     model.set_value(op, "scale_factor_width", np.float32([3]))
@@ -284,7 +287,7 @@ def another_factor(model: Spoiled) -> str | None:
 
 def transposed(model: Spoiled) -> str | None:
     """A matmul transposes its first factor where it should not, or the other way."""
-    op = middle(model.of_type("matmul"))
+    op = model.one(model.of_type("matmul"))
     if op is None:
         return None
     flag = model.value(op, "transpose_x")
@@ -294,7 +297,7 @@ def transposed(model: Spoiled) -> str | None:
 
 
 def _op_more(model: Spoiled, kind: str) -> str | None:
-    op = middle(model.of_type("silu", "gelu")) or middle(model.of_type("conv", "linear"))
+    op = model.one(model.of_type("silu", "gelu")) or model.one(model.of_type("conv", "linear"))
     if op is None:
         return None
     name, source = f"{named(op)}_planted", taken(op, "x")
@@ -349,7 +352,7 @@ def _chunks(model: Spoiled) -> list[tuple[Any, int, np.ndarray, np.ndarray]]:
 
 def gap_between_chunks(model: Spoiled) -> str | None:
     """A chunk begins a query late."""
-    found = middle(_chunks(model))
+    found = model.one(_chunks(model))
     if found is None:
         return None
     op, _, begin, _ = found
@@ -360,7 +363,7 @@ def gap_between_chunks(model: Spoiled) -> str | None:
 
 def overlap_of_chunks(model: Spoiled) -> str | None:
     """A chunk begins a query early."""
-    found = middle(_chunks(model))
+    found = model.one(_chunks(model))
     if found is None:
         return None
     op, _, begin, _ = found
