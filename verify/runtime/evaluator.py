@@ -200,8 +200,6 @@ class Evaluator:
         def tensor(binding: str | Constant) -> Tensor:
             held = isinstance(binding, str) and binding in values.tensors
             value = self._binding(binding, values)
-            if not held and isinstance(binding, str) and binding in self._decoders:
-                temporary.append(value)
             if upcast and value.dtype == torch.float16:
                 value = self._memory.copy(value, torch.float32)
                 reusable.append(value)
