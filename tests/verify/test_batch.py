@@ -12,6 +12,7 @@ import pytest
 from convert.checkpoint.checkpoint import Checkpoint
 from convert.opening.door import open_checkpoint
 from convert.plan.plan import Plan, make_plan
+from convert.process.progress import Advance
 from convert.recipe.recipe import parse_recipe
 from convert.run.run import run
 from convert.source.download import Snapshot
@@ -48,9 +49,9 @@ def test_pictures_are_made_with_every_artifact_and_kept(
     made = run(plan, Snapshot(base.path, None, None, ()), tmp_path)
     traced: list[Resolution] = []
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         traced.append(arguments[2])
-        return sampling.trace_all(*arguments)
+        return sampling.trace_all(*arguments, **options)
 
     monkeypatch.setattr(work, "trace_all", counted)
     outcome = verify_all(tmp_path, made, plan)
@@ -103,10 +104,10 @@ def test_gates_that_change_judge_again_what_was_measured(
     measured: list[str] = []
     real = work.Bench.do
 
-    def counted(bench: work.Bench, task: ProofTask) -> None:
+    def counted(bench: work.Bench, task: ProofTask, advance: Advance) -> None:
         if task.kind == "numbers":
             measured.append(str(task))
-        real(bench, task)
+        real(bench, task, advance)
 
     monkeypatch.setattr(work.Bench, "do", counted)
     out = tmp_path / "out"

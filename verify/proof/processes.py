@@ -11,6 +11,7 @@ from convert.plan.estimate import available_memory
 from convert.process.progress import Progress
 from convert.run.pool import run_tasks
 from verify.proof.keep import found
+from verify.proof.steps import steps
 from verify.proof.tasks import ProofContext, ProofTask, TaskKind
 from verify.proof.work import Bench, worker
 
@@ -27,7 +28,6 @@ BYTES_PER_WEIGHT: dict[TaskKind, float] = {
     "traces": 4.0,
     "pictures": 2.0,
 }
-UNITS: dict[TaskKind, str] = {"package": "packages", "pictures": "artifacts"}
 
 
 def do_all(
@@ -42,7 +42,9 @@ def do_all(
     if not missing:
         return
     count = processes(context, missing)
-    with progress.stage(name, len(missing), UNITS.get(missing[0].kind, "runs")) as advance:
+    unit = "packages" if missing[0].kind == "package" else "steps"
+    total = sum(steps(context, task) for task in missing)
+    with progress.stage(name, total, unit) as advance:
         if count > 1:
             threads = max(1, (os.cpu_count() or 1) // count)
             start = partial(worker, context, threads)
@@ -51,8 +53,7 @@ def do_all(
         else:
             bench = Bench(context, cache)
             for task in missing:
-                bench.do(task)
-                advance(1)
+                bench.do(task, advance)
 
 
 def processes(context: ProofContext, tasks: Sequence[ProofTask]) -> int:

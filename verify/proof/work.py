@@ -12,7 +12,7 @@ import torch
 
 from convert.errors import CannotExecute, InputError
 from convert.files.cache import Cache, key_of
-from convert.process.progress import Advance
+from convert.process.progress import Advance, Say, silent
 from verify.artifact.probe import probe_package
 from verify.bisect.ops import worst_ops_of
 from verify.judge.checks import PIPELINE, Check, failed
@@ -55,11 +55,7 @@ def worker(context: ProofContext, threads: int | None) -> Callable[[ProofTask, A
         torch.set_num_threads(threads)
     bench = Bench(context, Cache(context.cache).__enter__())  # left to the next if it is killed
 
-    def work(task: ProofTask, advance: Advance) -> None:
-        bench.do(task)
-        advance(1)
-
-    return work
+    return bench.do
 
 
 class Bench:
@@ -68,19 +64,26 @@ class Bench:
     def __init__(self, context: ProofContext, cache: Cache) -> None:
         self.context, self.cache, self.source = context, cache, context.checkpoint
         self.rules = Rules(load_policy())
+        self.say: Say = silent
 
-    def do(self, task: ProofTask) -> None:
+    def do(self, task: ProofTask, advance: Advance) -> None:
         """Do a task and keep what was found.
+
+        Args:
+            advance: is told the steps, of which a task has as many as `steps` says.
 
         Raises:
             CannotExecute, InputError: what looks right cannot be read or run.
         """
+        self.say = lambda _: advance(1)
         if task.kind == "recording":
             self.recording(task)
         elif task.kind == "traces":
             self.traces(task)
         else:
             kept(self.cache, task.key, partial(self.find, task))
+        if task.kind in ("artifact", "package"):
+            advance(1)
 
     def find(self, task: ProofTask) -> Findings:
         """What comes of a task; that a broken package cannot be run is a finding like others."""
@@ -149,8 +152,9 @@ class Bench:
             package = member.package
             weights = partial(compressed_weights, load_program(package), self.source, component)
             cases = self.decoded(task, cases, weights)
-        runtime, policy = self.context.runtime, self.rules.policy
-        checks = tuple(_at(check_conversion(program, component, cases, runtime, policy), task))
+        runtime, policy, say = self.context.runtime, self.rules.policy, self.say
+        of = check_conversion(program, component, cases, runtime, policy, say=say)
+        checks = tuple(_at(of, task))
         rounding: list[dict[str, Any]] = []
         if self.context.makes_pictures and all(check.verdict == "pass" for check in checks):
             first = {component: cases[0].inputs}
@@ -164,7 +168,8 @@ class Bench:
         subject = open_subject(artifact.path, self.source, self.context.components)
         levels, asked = self.context.levels, self.context.asked
         question = Question(levels=levels, recipe=asked, runtime=self.context.runtime)
-        checks, made = check_whole_runs(subject, self.traces(task), question, self.rules)
+        traces = self.traces(task)
+        checks, made = check_whole_runs(subject, traces, question, self.rules, say=self.say)
         generations = tuple(generation_json(one) for one in made)
         return Findings(tuple(checks), generations, images=pictures_of(made))
 
@@ -190,6 +195,7 @@ class Bench:
                 denoising=context.denoising(execution),
                 weights=own,
                 device=context.device,
+                say=self.say,
             )
 
         return kept_recording(self.cache, task.recording, make)
@@ -208,7 +214,8 @@ class Bench:
 
         def make() -> Recording:
             device = self.context.device
-            made = decoded_cases(self.source, component, cases, weights(), device=device)
+            values = weights()
+            made = decoded_cases(self.source, component, cases, values, device=device, say=self.say)
             return Recording(member.resolution, {component: made})
 
         return kept_recording(self.cache, key, make).cases[component]
@@ -258,7 +265,7 @@ class Bench:
         def make() -> tuple[Trace, ...]:
             kinds = kinds_of(context.components)
             settings = settings_for(context.asked, kinds, embeddings=self.source.embeddings)
-            return trace_all(self.source, settings, task.member.resolution)
+            return trace_all(self.source, settings, task.member.resolution, say=self.say)
 
         return kept_traces(self.cache, task.recording, make)
 
