@@ -72,10 +72,10 @@ def sizes_note(archives: ArchiveEntries) -> str:
     if not sizes:
         return ""
     whole = any(how_verified(a["manifest"]).reach == "executed" for a in archives)
-    start = "But for files whose evidence is `executed`, it" if whole else "It"
+    start = "But for files whose evidence is `executed`, those" if whole else "Those"
     return (
-        f" {start} was measured at {joined(list(sizes))} with the same weights, and at a file's "
-        "own size only as far as its evidence says."
+        f" {start} of UNet and VAE were measured at {joined(list(sizes))} with the same weights, "
+        "and at a file's own size only as far as its evidence says."
     )
 
 

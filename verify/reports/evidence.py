@@ -7,6 +7,7 @@ downloads, and a few words for a table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -196,17 +197,18 @@ class HowVerified:
         own = self.resolution or next((word.size for word in here.values()), None)
         size = f"this {thing}'s own size, {size_text(own)},"
         if here:
-            yield f"at {size} {_once(here)} executed and compared, and no more"
-        for artifact in dict.fromkeys(w.artifact for w in there.values()):
-            of = {c: w for c, w in there.items() if w.artifact == artifact}
-            yield (
-                f"at full size {_once(of)} executed and compared, on another {thing} ({artifact}, "
-                f"{size_text(next(iter(of.values())).size)}), not on this one"
-            )
+            yield f"at {size} {_were(_once(here))} executed and compared, and no more"
+        others = dict.fromkeys((w.artifact, w.size) for w in there.values())
+        done = [
+            f"{joined(_once(of))} on another {thing} ({artifact}, {size_text(at)})"
+            for artifact, at in others
+            if (of := {c: w for c, w in there.items() if (w.artifact, w.size) == (artifact, at)})
+        ]
+        if done:
+            verb = "was" if len(done) == len(_once(there)) == 1 else "were"
+            yield f"at full size {joined(done)} {verb} executed and compared, not on this one"
         if (never := [c for c in left if c not in here and c not in there]) and self.resolution:
-            phrases = component_phrases(never)
-            verb = "was" if len(phrases) == 1 else "were"
-            yield f"at {size} {joined(phrases)} {verb} {self._not} executed"
+            yield f"at {size} {_were(component_phrases(never))} {self._not} executed"
 
     @property
     def _not(self) -> str:
@@ -269,25 +271,20 @@ def how_verified(report: Mapping[str, Any]) -> HowVerified:
 
 
 def _resolution(text: str | None) -> Resolution | None:
-    try:
+    with suppress(InputError):  # a report may say anything here
         return Resolution.parse(text) if text else None
-    except InputError:  # a report may say anything here
-        return None
+    return None
 
 
 def meanings(verified: Iterable[HowVerified]) -> dict[str, str]:
     """What the short forms of several artifacts mean, each once, the farthest reach first."""
     found = {how.short: how for how in verified}
-
-    def nearness(short: str) -> tuple[int, int]:
-        reach = found[short].reach
-        return (-REACHES.index(reach) if reach else 1, len(short))
-
-    return {short: found[short].meaning for short in sorted(found, key=nearness)}
+    nearness = {short: REACHES.index(how.reach or "no outputs") for short, how in found.items()}
+    return {short: found[short].meaning for short in sorted(found, key=lambda s: -nearness[s])}
 
 
-def _once(words: Mapping[str, EvidenceWord]) -> str:
-    """Components that were executed once, and the verb."""
+def _once(words: Mapping[str, EvidenceWord]) -> list[str]:
+    """What was executed once, for each model that has a timestep, and for all others together."""
     parts = []
     steps = (w.timestep for w in words.values() if w.kind == "step")
     for timestep in dict.fromkeys(steps):
@@ -295,4 +292,8 @@ def _once(words: Mapping[str, EvidenceWord]) -> str:
         parts.append(f"one step of {names(of)} (t={timestep})")
     if runs := [c for c, w in words.items() if w.kind == "run"]:
         parts.append(f"one run of {names(runs)}")
-    return f"{joined(parts)} {'was' if len(parts) == 1 else 'were'}"
+    return parts
+
+
+def _were(phrases: Sequence[str]) -> str:
+    return f"{joined(phrases)} {'was' if len(phrases) == 1 else 'were'}"

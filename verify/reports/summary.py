@@ -92,6 +92,11 @@ def summary_markdown(reports: Sequence[Report]) -> str:
     return "\n".join([*lines, *(f"{line}  " for line in _footnotes(reports))]).rstrip() + "\n"
 
 
+def _sized(check: Report) -> bool:
+    """Whether a check measured at another size than the artifact's own."""
+    return bool(check.get("size") and check["metrics"])
+
+
 def _components(reports: Sequence[Report]) -> list[str]:
     seen = {check["component"] for report in reports for check in report["checks"]}
     return [c for c in (*COMPONENTS, PIPELINE) if c in seen]
@@ -122,7 +127,7 @@ def _cells(report: Report, components: Sequence[str], name: str) -> list[str]:
 
 def _footnotes(reports: Sequence[Report]) -> list[str]:
     scopes = list(dict.fromkeys(r["scope"] for r in reports))
-    sizes = dict.fromkeys(c["size"] for r in reports for c in r["checks"] if c.get("size"))
+    sizes = dict.fromkeys(c["size"] for r in reports for c in r["checks"] if _sized(c))
     pictures = f" Of pictures the lowest PSNR in dB; {PSNR}."
     how = [how_verified(r) for r in reports] if any(r.get("evidence") for r in reports) else []
     return [

@@ -65,7 +65,7 @@ def test_files_verified_differently_are_told_apart() -> None:
     assert f"**executed** (`{found[0]['archive']}`)" in text
     assert f"**small size** (`{found[1]['archive']}`)" in text
     assert "- Not done" in text
-    assert sizes_note(found).startswith(" But for files whose evidence is `executed`, it was meas")
+    assert sizes_note(found).startswith(" But for files whose evidence is `executed`, those of")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,9 @@ def test_a_whole_card_has_the_column_and_the_section(base_release: Any) -> None:
     assert "| SNR, checkpoint | Evidence |" in card
     row = next(line for line in card.splitlines() if line.startswith("| [base"))
     assert row.endswith(" | one step elsewhere |")
-    assert r"another file (other\_one\_1024x1024, 1024 × 1024), not on this one." in card
-    assert "It was measured at 320 × 448 with the same weights" in card
+    assert (
+        r"another file (other\_one\_1024x1024, 1024 × 1024) were executed and compared, not on"
+        in card
+    )
+    assert "Those of UNet and VAE were measured at 320 × 448 with the same weights" in card
     assert "Verified op by op" not in card

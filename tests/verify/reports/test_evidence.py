@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -61,6 +61,7 @@ EVIDENCE = st.fixed_dictionaries({}, optional={c: fitting(c) for c in COMPONENTS
 # ---- the words ----
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_a_word_is_read_as_it_was_written(word: EvidenceWord) -> None:
     assert parse_word(str(word)) == word
@@ -141,10 +142,25 @@ def test_standard_says_what_was_executed_here_and_that_it_was_no_more() -> None:
 
 def test_standard_says_what_was_executed_on_another_artifact() -> None:
     how = how_verified(report(size="832x1216", elsewhere=OTHER))
-    text = f"at full size {EXECUTED_HERE}, on another file ({OTHER}, 1024 × 1024), not on this one."
+    text = (
+        "at full size one step of the UNet (t=999) and one run of the VAE on another file "
+        f"({OTHER}, 1024 × 1024) were executed and compared, not on this one."
+    )
     assert how.sentence("file").endswith(text)
     assert "own size" not in how.sentence()
     assert how.short == "one step elsewhere"
+
+
+def test_two_others_that_were_executed_are_each_named_with_what_it_was() -> None:
+    found = report(size="832x1216", elsewhere=OTHER)
+    for component in ("vae_decoder", "vae_encoder"):
+        found["evidence"][component][-1] = "run 64x64 of small"
+    text = (
+        f"; at full size one step of the UNet (t=999) on another artifact ({OTHER}, 1024 × 1024) "
+        "and one run of the VAE on another artifact (small, 64 × 64) were executed and compared, "
+        "not on this one."
+    )
+    assert how_verified(found).sentence().endswith(text)
 
 
 def test_thorough_says_that_it_was_executed_at_its_own_size() -> None:
@@ -161,9 +177,8 @@ def test_the_vaes_one_run_may_be_anothers() -> None:
     found["evidence"]["vae_decoder"][-1] += f" of {OTHER}"
     how = how_verified(found)
     assert how.short == "one step"
-    assert (
-        f"one run of the VAE decoder was executed and compared, on another artifact ({OTHER}"
-        in (how.sentence())
+    assert f"; at full size one run of the VAE decoder on another artifact ({OTHER}, " in (
+        how.sentence()
     )
 
 
@@ -227,6 +242,7 @@ def test_an_older_report_says_that_it_does_not_say() -> None:
     )
 
 
+@settings(deadline=None, max_examples=60)
 @given(EVIDENCE, st.sampled_from([None, *EFFORTS]), st.sampled_from([None, "64x64", "1024x1024"]))
 def test_no_sentence_claims_more_than_the_words(
     words: dict[str, list[str]], effort: str | None, resolution: str | None
