@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,8 +53,7 @@ def plan(
     parsed = read_recipe(recipe)
     plan = prepare(parsed, source, terminal, only=only, looking=True, token=url_token()).plan
     document = plan_document(plan)
-    room = room_for(plan, Path("out"))
-    terminal.result(document | {"free_bytes": room.free}, f"{plan_table(plan, document)}\n{room}")
+    terminal.result(document, f"{plan_table(plan, document)}\n{room_for(plan, Path('out'))}")
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
     if not dry_run:
         require_ours(out, plan)
     room = room_for(plan, out)
-    document = plan_document(plan) | {"free_bytes": room.free}
+    document = plan_document(plan)
     table = plan_table(plan, document)
     if release:
         table += f"\n{room}"
@@ -176,6 +176,8 @@ def _released(
             progress=terminal,
         )
     except NoRoom:
+        with suppress(OSError):  # it holds an earlier release
+            (out / "release").rmdir()
         return None
 
 
