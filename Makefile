@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo baseline regression test quick lint format bench lock clean
+.PHONY: help demo baseline regression test quick conformance lint format bench lock clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -24,6 +24,9 @@ test: $(READY)  ## Run the tests
 
 quick: $(READY)  ## Run the tests but for the slow ones
 	PYTHONUTF8=1 $(BIN)/pytest --numprocesses 2 -m "not slow"
+
+conformance: $(READY)  ## Run 7,000 of coremltools' own op tests against evaluator and compiler
+	$(BIN)/python -m tests.conformance --processes 2
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -150,6 +150,9 @@ def _stored(decoder: str, parts: dict[str, Any]) -> str:
         shape = [d.constant.size for d in parts["lut"].type.tensorType.dimensions]
         entries = shape[0] if len(shape) == 1 else shape[-2]
         return f"Palettized ({entries.bit_length() - 1} bits)"
+    if "lut" in decoder and "indices" in parts:  # whose palette another operation decodes
+        bits = _dtype(parts["indices"].type.tensorType.dataType).removeprefix("UInt")
+        return f"Palettized ({bits} bits)"
     data = [parts[k] for k in ("quantized_data", "data", "source_val") if k in parts]
     if not data:
         raise CannotExecute(f"{decoder} has no data to decode")

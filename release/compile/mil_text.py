@@ -55,8 +55,7 @@ def write_program(
         CannotExecute: something whose text is not known.
     """
     description = model.description
-    for state in (*description.state, *(s for f in description.functions for s in f.state)):
-        raise CannotExecute(f"has the state {state.name!r}, whose text is not known", hint=XCODE)
+    _refuse_states((*description.state, *(s for f in description.functions for s in f.state)))
     if not model.mlProgram.functions:
         raise CannotExecute("the program has no function")
     text = MilText(scalars=model.specificationVersion >= NEW_DIALECT)
@@ -88,6 +87,11 @@ def block_of(function: Any, name: str) -> Any:
     if function.opset not in function.block_specializations:
         raise CannotExecute(f"function {name!r} has no block for its opset {function.opset}")
     return function.block_specializations[function.opset]
+
+
+def _refuse_states(states: Iterable[Any]) -> None:
+    for state in states:
+        raise CannotExecute(f"has the state {state.name!r}, whose text is not known", hint=XCODE)
 
 
 class MilText:
@@ -125,6 +129,10 @@ class MilText:
         if not block.outputs:
             raise CannotExecute(f"function {name!r} has no outputs, whose text is not known")
         inputs = sorted(function.inputs, key=lambda i: i.name.encode())
+        for state in (i for i in inputs if i.type.WhichOneof("type") == "stateType"):
+            raise CannotExecute(
+                f"has the state {state.name!r}, whose text is not known", hint=XCODE
+            )
         attributes = {k: self.value(v) for k, v in function.attributes.items()}
         if flexible := self.flexible_shapes(description):
             attributes["FlexibleShapeInformation"] = flexible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from verify.mil import Constant, Program
+from verify.mil import Block, Constant, Op, Program, TensorType
 
 
 def assert_same(one: Program, other: Program) -> None:
@@ -51,6 +51,14 @@ def assert_same_constant(one: Constant, other: Constant) -> None:
     assert left.dtype == right.dtype
     assert left.shape == right.shape
     assert left.tobytes() == right.tobytes()  # NaN and the sign of zero, too
+
+
+def one_op(type_: str, **inputs: list[str | Constant]) -> Program:
+    """A program that takes x and gives what one op makes of it."""
+    number = TensorType("fp32", (1,))
+    op = Op(type_, "it", inputs, {}, [("y", number)])
+    main = Block({"x": number}, [op], ["y"])
+    return Program(Path("one.mlpackage"), "CoreML8", 9, [], [], main)
 
 
 def stateful(path: Path) -> Path:

@@ -205,7 +205,9 @@ class _Reader:
         dtype = self.dtypes.get(tensor.dataType)
         if dtype is None or any(size < -1 for size in shape):
             raise self.damaged(f"a tensor of the data type {tensor.dataType} and shape {shape}")
-        if tensor.rank != len(shape) and (tensor.rank != -1 or shape):  # -1: it is not known
+        if tensor.rank == -1 or any(d.unknown.variadic for d in tensor.dimensions):
+            return TensorType(dtype, (-1,), any_rank=True)
+        if tensor.rank != len(shape):
             raise self.damaged(f"a tensor of rank {tensor.rank} and shape {shape}")
         return TensorType(dtype, shape)
 

@@ -21,14 +21,15 @@ from verify.mil.blob import WeightFile
 class TensorType:
     """A MIL dtype (`fp16`, `fp32`, `int32`, `bool`, `uint4`, `string`, …) and a shape.
 
-    A dimension that the program leaves open is -1.
+    A dimension that the program leaves open is -1; one of `any_rank` may be any number of them.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    any_rank: bool = False
 
     def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
+        return f"{self.dtype}[…]" if self.any_rank else f"{self.dtype}{list(self.shape)}"
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,12 @@ def functions(
     """
     described = {f.name: f for f in description.functions}
     names, default = tuple(sorted(names)), description.defaultFunctionName or None
-    if description.state or any(f.state for f in description.functions):
-        raise CannotExecute("models with states are not supported", where=where)
+    for state in (*description.state, *(s for f in description.functions for s in f.state)):
+        raise CannotExecute(
+            f"has the state {state.name!r}: read_state and write_state are not supported",
+            where=where,
+            hint="Only models that keep nothing from run to run can be read here.",
+        )
     if default is not None and default not in names:
         raise CannotExecute(f"the default function {default!r} is not in the program", where=where)
 

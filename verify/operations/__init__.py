@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from verify.operations import (
     activation,
-    constexpr,
+    boxes,
+    compression,
     elementwise,
-    image,
     index,
     linear,
+    pixels,
     pooling,
+    recurrent,
     reduce,
+    resize,
+    sampling,
     shape,
 )

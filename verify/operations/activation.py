@@ -113,3 +113,40 @@ def gelu(x: Tensor, mode: str = "EXACT", out: Tensor | None = None) -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     raise ValueError(f"unknown gelu mode {mode!r}")
+
+
+@op("clamped_relu")
+def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(x, beta) where x ≥ 0, else min(alpha · x, beta); of any shape.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/activation.py`.
+    """
+    return F.leaky_relu(x, alpha).clamp_max_(beta)
+
+
+@op("scaled_tanh")
+def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha · tanh(beta · x), of any shape.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/activation.py`.
+    """
+    return torch.tanh(x * beta) * alpha
+
+
+@op("softplus_parametric")
+def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """x [N, C, *D], alpha and beta [C]: alpha · ln(1 + e^(beta · x)) by channel.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/activation.py`.
+    """
+    shape = (-1, *[1] * (x.dim() - 2))
+    return softplus(x * beta.reshape(shape)) * alpha.reshape(shape)
+
+
+@op("thresholded_relu", kind="map")
+def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
+    """x where x ≥ alpha, else 0; of any shape.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/activation.py`.
+    """
+    return torch.where(x >= alpha, x, 0)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from verify.operations.pooling import pad_axes, window_pads
 from verify.operations.registry import Empty, fresh, op
-from verify.operations.window import pad_axes, window_pads
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def _alike(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Tensors in the dtype that holds the values of all: from iOS17 on constants may differ."""
+    dtype = first.dtype
+    for tensor in others:
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+    return tuple(None if t is None else t.to(dtype) for t in (first, *others))
 
 
 @op("conv")
@@ -31,6 +40,7 @@ def conv(
 
     Source: coremltools `ops/defs/{iOS15,iOS17}/conv.py`.
     """
+    x, weight, bias = _alike(x, weight, bias)
     rank = x.dim() - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
@@ -84,6 +94,7 @@ def conv_transpose(
 
     Source: coremltools `ops/defs/{iOS15,iOS17}/conv.py`.
     """
+    x, weight, bias = _alike(x, weight, bias)
     rank = x.dim() - 2
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
@@ -115,7 +126,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Source: coremltools `ops/defs/{iOS15,iOS17}/linear.py`.
     """
-    return F.linear(x, weight, bias)
+    return F.linear(*_alike(x, weight, bias))
 
 
 @op("matmul")
@@ -130,6 +141,7 @@ def matmul(
 
     Source: coremltools `ops/defs/{iOS15,iOS17}/linear.py`.
     """
+    x, y = _alike(x, y)
     x, y = x.mT if transpose_x else x, y.mT if transpose_y else y
     if x.shape[:-2] != y.shape[:-2] or x.dim() < 3:
         return torch.matmul(x, y)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from verify.operations.registry import Empty, fresh, op
 from verify.operations.strides import like_strides
@@ -214,6 +215,17 @@ def instance_norm(
         None if gamma is None else gamma.reshape(shape),
         None if beta is None else beta.reshape(shape),
     )
+
+
+@op("local_response_norm")
+def local_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """x [N, C, *D] / (k + alpha / size · Σ x²)^beta, summed over `size` neighbouring channels.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/normalization.py`.
+    """
+    return F.local_response_norm(x, size, alpha, beta, k)
 
 
 @op("l2_norm")

@@ -75,6 +75,21 @@ class Implementation:
 
 
 OPS: dict[str, Implementation] = {}
+# What is not run, and why. README has the same list.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("cond", "while_loop"), "holds blocks of its own"),
+    **dict.fromkeys(
+        ("make_list", "list_gather", "list_length", "list_read", "list_scatter", "list_write"),
+        "is about lists, which are no tensors",
+    ),
+    **dict.fromkeys(
+        ("random_bernoulli", "random_categorical", "random_normal", "random_uniform"),
+        "draws numbers that no two runs share, so that nothing can be compared",
+    ),
+    **dict.fromkeys(("read_state", "write_state"), "is about states, which last from run to run"),
+    "conv_quantized": "is experimental, and how its bits are stored is not documented",
+    "classify": "gives a label and a dictionary, which are no tensors",
+}
 F_ = TypeVar("F_", bound=Callable[..., Any])
 
 
@@ -134,10 +149,14 @@ def bind(op: Op, program: Program) -> Call:
     """
     implementation = OPS.get(op.type)
     if implementation is None:
+        problem = f"no implementation of {op.type} (op {op.name!r}, opset {program.opset})"
+        reason = REFUSED.get(op.type)
         raise CannotExecute(
-            f"no implementation of {op.type} (op {op.name!r}, opset {program.opset})",
+            problem if reason is None else f"{problem}: it {reason}",
             where=program.path,
-            hint="Open an issue with the op's name; on a Mac, verify with Core ML instead.",
+            hint="On a Mac, verify with Core ML instead."
+            if reason
+            else "Open an issue with the op's name; on a Mac, verify with Core ML instead.",
         )
     # iOS16 keeps the parameters of constexpr ops among the attributes.
     given: dict[str, list[str | Constant]] = {k: [v] for k, v in op.attributes.items()}

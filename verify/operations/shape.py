@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -247,3 +249,59 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     """
     x = x.triu(-lower) if lower >= 0 else x
     return x.tril(upper) if upper >= 0 else x
+
+
+@op("flatten2d", kind="move")
+def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
+    """x [*A, *B] -> [ΠA, ΠB], where B begins at `axis`.
+
+    Source: coremltools `ops/defs/iOS15/tensor_operation.py`.
+    """
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+@op("reshape_like", kind="move")
+def reshape_like(
+    x: Tensor,
+    ref_tensors: list[Tensor],
+    begins: list[int] | int,
+    ends: list[int] | int,
+    end_masks: list[bool] | bool,
+) -> Tensor:
+    """x in the shape that pieces of other shapes make: of each from its begin to its end.
+
+    Where the mask says so a piece goes on to the last axis.
+
+    Source: coremltools `ops/defs/{iOS16,iOS17}/tensor_transformation.py`.
+    """
+    # A tuple of one is a value by itself.
+    pieces = ([v] if isinstance(v, int) else v for v in (begins, ends, end_masks))
+    shape: list[int] = []
+    for reference, begin, end, mask in zip(ref_tensors, *pieces, strict=True):
+        shape += reference.shape[begin : None if mask else end]
+    return x.reshape(shape)
+
+
+@op("sliding_windows", kind="move")
+def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
+    """x [*A, n, *B] -> [*A, windows, size, *B]: what lies in windows along `axis`.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
+    axis %= x.dim()
+    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
+
+
+@op("reverse_sequence", kind="move")
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
+    """Of each entry along `batch_axis` the first `lengths` along `seq_axis`, back to front.
+
+    Source: coremltools `ops/defs/{iOS15,iOS17}/tensor_transformation.py`.
+    """
+    rows = x.movedim((batch_axis, seq_axis), (0, 1))
+    place = torch.arange(rows.shape[1], device=x.device)
+    mirrored = lengths.long()[:, None] - 1 - place
+    index = torch.where(mirrored >= 0, mirrored, place).reshape(
+        *rows.shape[:2], *[1] * (x.dim() - 2)
+    )
+    return rows.take_along_dim(index, 1).movedim((0, 1), (batch_axis, seq_axis))

@@ -271,9 +271,12 @@ class Evaluator:
         return empty
 
     def _declared(self, op: Op, name: str, type_: TensorType, value: Tensor) -> Tensor:
-        if len(value.shape) != len(type_.shape) or any(
-            declared not in (-1, found)
-            for declared, found in zip(type_.shape, value.shape, strict=True)
+        if not type_.any_rank and (
+            len(value.shape) != len(type_.shape)
+            or any(
+                declared not in (-1, found)
+                for declared, found in zip(type_.shape, value.shape, strict=True)
+            )
         ):
             raise CannotExecute(
                 f"{op.type} gave {name!r} the shape {list(value.shape)}, the program declares "

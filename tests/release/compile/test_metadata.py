@@ -215,6 +215,13 @@ def test_compressed_weights_of_ios18(model: Any) -> None:
     assert metadata(model, "a")["storagePrecision"] == "Mixed (Int4, Palettized (3 bits))"
 
 
+def test_a_palette_that_another_operation_decodes_is_told_by_its_indices(model: Any) -> None:
+    palette = add(model, "constexpr_lut_to_dense")
+    in_file(palette.inputs["indices"].arguments.add().value, "UINT2", 4, 4)
+    palette.inputs["lut"].arguments.add().name = "decoded"
+    assert metadata(model, "a")["storagePrecision"] == "Palettized (2 bits)"
+
+
 def test_several_functions_are_told_one_by_one(model: Any) -> None:
     program, description = model.mlProgram, model.description
     del program.functions["main"]

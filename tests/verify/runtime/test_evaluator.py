@@ -219,6 +219,19 @@ def test_wrong_names_and_modes_are_named(network: Traced, packages: dict[str, Pa
         Evaluator(packages["FLOAT16"], mode="fp16")  # type: ignore[arg-type]
 
 
+def test_a_result_may_have_any_rank() -> None:
+    from tests.support.programs import one_op
+
+    program = one_op("fill", shape=["x"], value=[Constant(TensorType("fp32", ()), np.float32(2))])
+    program.main.inputs["x"] = TensorType("int32", (-1,))
+    program.ops[0].outputs[0] = ("y", TensorType("fp32", (-1,), any_rank=True))
+    for shape in ([3], [1, 2, 4]):
+        assert Evaluator(program).run({"x": np.int32(shape)})["y"].shape == tuple(shape)
+    program.ops[0].outputs[0] = ("y", TensorType("fp32", (-1,)))
+    with pytest.raises(CannotExecute, match=r"the shape \[1, 2\], the program declares \[-1\]"):
+        Evaluator(program).run({"x": np.int32([1, 2])})
+
+
 # ---- compressed weights ----
 
 
@@ -808,8 +821,8 @@ def decode(op_type: str, expected: Sequence[np.ndarray], **inputs: Any) -> list[
 
 
 def test_unknown_ops_and_inputs_are_named() -> None:
-    with pytest.raises(CannotExecute, match=r"lstm \(op 'op_1', opset CoreML7\)") as error:
-        evaluate("lstm", [("fp32", (1,))], x=random(1))
+    with pytest.raises(CannotExecute, match=r"svd \(op 'op_1', opset CoreML7\)") as error:
+        evaluate("svd", [("fp32", (1,))], x=random(1))
     assert error.value.hint
     with pytest.raises(CannotExecute, match="unknown inputs slope"):
         evaluate("relu", [("fp32", (1,))], x=random(1), slope=np.float32(1))

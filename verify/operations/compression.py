@@ -1,7 +1,9 @@
-"""Compressed weights: the `constexpr_*` ops of iOS16 and iOS18, bit for bit as coremltools.
+"""Compressed values: integers for activations, and weights, bit for bit as coremltools.
 
-Where iOS16 and iOS18 give one name to two forms, their inputs tell them apart.
-Source: coremltools `ops/defs/iOS16/constexpr_ops.py`, `ops/defs/iOS18/compression.py`.
+Weights are `constexpr_*`. Where iOS16 and iOS18 give one name to two forms, their inputs tell them
+apart.
+Source: coremltools `ops/defs/iOS17/quantization_ops.py`, `ops/defs/iOS16/constexpr_ops.py`,
+`ops/defs/iOS18/compression.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,46 @@ import torch
 from torch import Tensor
 
 from verify.mil.blob import unpack_bits
-from verify.operations.registry import op
+from verify.operations.registry import TORCH_DTYPES, op
 
 _CHUNK = 1 << 20  # indices that stay in cache while they are widened for the look-up
+
+
+def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """A scalar as it is, a vector [x.shape[axis]] so that it broadcasts along that axis of x."""
+    if parameter.dim() == 0 or axis is None:
+        return parameter
+    return parameter.reshape([-1 if a == axis % x.dim() else 1 for a in range(x.dim())])
+
+
+@op("quantize")
+def quantize(
+    input: Tensor,
+    scale: Tensor,
+    output_dtype: str,
+    zero_point: Tensor | None = None,
+    axis: int | None = None,
+) -> Tensor:
+    """round(input / scale) + zero point, halves to even, within what the integers hold."""
+    value = (input / _along(scale, input, axis)).round_()
+    if zero_point is not None:
+        value += _along(zero_point, input, axis)
+    bounds = torch.iinfo(TORCH_DTYPES[output_dtype])
+    return value.clamp_(bounds.min, bounds.max)
+
+
+@op("dequantize")
+def dequantize(
+    input: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    axis: int | None = None,
+) -> Tensor:
+    """scale · (input − zero point)."""
+    value = input.float()  # of integers, so a copy
+    if zero_point is not None:
+        value.sub_(_along(zero_point, input, axis))
+    return value.mul_(_along(scale, input, axis))
 
 
 def _look_up(table: Tensor, indices: Tensor) -> Tensor:
@@ -79,12 +118,7 @@ def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int
 ) -> Tensor:
     """scale · (data − zero_point) in fp32, then rounded to scale's dtype."""
-    shape = [1] * quantized_data.dim()
-    shape[axis] = -1
-    data = quantized_data.float()
-    data.sub_(zero_point.float().reshape(shape) if zero_point.dim() == 1 else zero_point.float())
-    data.mul_(scale.float().reshape(shape) if scale.dim() == 1 else scale.float())
-    return data.to(scale.dtype)
+    return dequantize(quantized_data, scale.float(), zero_point, axis).to(scale.dtype)
 
 
 @op("constexpr_cast", kind="move")
