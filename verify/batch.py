@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.components import COMPONENTS
-from convert.files.cache import Cache, key_of
+from convert.files.cache import Cache
 from convert.plan.plan import Plan
 from convert.process.progress import Progress, Silent
 from convert.recipe.sections import Verify
@@ -28,8 +28,6 @@ from verify.reports.images import image_paths
 from verify.reports.recheck import recheck
 from verify.reports.report import SCHEMA
 from verify.reports.summary import summary_json, summary_markdown, summary_table
-
-_UNSEEN = ("recipe", "fingerprint", "verdict", "effort", "evidence")  # by a verification
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,6 @@ def _report(
     )
     document = report.to_json(results, proven.generations)
     marks = {
-        "measured_of": key_of({k: v for k, v in manifest.items() if k not in _UNSEEN}),
         "fingerprint": manifest["fingerprint"],
         "asked": json.loads(asked.model_dump_json()),
     }

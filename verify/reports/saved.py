@@ -108,7 +108,6 @@ class SavedReport(Document):
     policy: str
     versions: dict[str, str] = Field(default_factory=dict)
     fingerprint: str | None = None
-    measured_of: str | None = None
     code: dict[str, str] = Field(default_factory=dict)
     asked: dict[str, Any] = Field(default_factory=dict)
     effort: Effort | None = None
