@@ -301,3 +301,25 @@ def test_a_run_without_room_for_archives_ends_with_what_publishes_without(
     assert code == 0, err
     assert "are of another recipe: r_original_16-bit_64x64" in err
     assert "original/64x96/r_original_16-bit_64x96.zip" in text
+
+
+def test_the_card_of_a_runs_folder_copies_that_of_the_repo_it_was_made_from(
+    command: Run, out: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    texts = {"README.md": b"---\nlicense: mit\n---\n# Theirs\n", "LICENSE.txt": b"You may.\n"}
+    commit = hub.push("owner/base", {**texts, "unet/model.safetensors": b"much"})
+    hub.push("owner/base", {"README.md": b"# Later\n"})
+    file = out / NAME / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["source"] |= {"repo": "owner/base", "commit": commit}
+    file.unlink()  # a hard link to the fixture's
+    file.write_text(json.dumps(manifest))
+    code, _, err = command("publish", out, "--repo", "owner/coreml-base")
+    assert code == 0, err
+    there = hub.commits["owner/coreml-base", hub.refs["owner/coreml-base", "main"]]
+    assert there["README.md"].decode().partition(MARK)[2].strip() == "# Theirs"
+    assert there["LICENSE.txt"] == b"You may.\n"
+    assert set(hub.fetched()) == set(texts)
