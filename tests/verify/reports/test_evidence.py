@@ -43,16 +43,14 @@ WORDS = st.one_of(
 def fitting(component: str) -> st.SearchStrategy[list[str]]:
     """Any words that a component can have."""
     spec = COMPONENTS[component]
-    once = "step" if spec.kind == "unet" else "run"
-
-    def fits(word: EvidenceWord) -> bool:
-        if word.kind in ("weights", "graph"):
-            return True
-        if not spec.has_resolution:
-            return word == EvidenceWord("numbers")
-        return word.size is not None and word.kind in ("numbers", once)
-
-    return st.lists(WORDS.filter(fits).map(str), min_size=1, max_size=4, unique=True)
+    plain = st.sampled_from(["weights", "graph"])
+    if not spec.has_resolution:
+        return st.lists(plain | st.just("numbers"), min_size=1, unique=True)
+    once, timestep = ("step", 999) if spec.kind == "unet" else ("run", None)
+    executed = st.builds(
+        EvidenceWord, st.just(once), SIZES, st.just(timestep), st.none() | NAMES
+    ) | st.builds(EvidenceWord, st.just("numbers"), SIZES)
+    return st.lists(plain | executed.map(str), min_size=1, max_size=4, unique=True)
 
 
 EVIDENCE = st.fixed_dictionaries({}, optional={c: fitting(c) for c in COMPONENTS}).filter(bool)
