@@ -10,7 +10,7 @@ from convert.errors import InputError
 from convert.files.documents import Document, FileFacts, checked
 from release.lint import apps
 from release.lint.app_view import exists
-from release.lint.compiled import completeness, disagreements
+from release.lint.compiled import completeness, disagreements, states
 from release.lint.interface import mismatches
 from release.lint.rules import Finding
 from release.lint.swift import Undecodable, metadata
@@ -79,6 +79,12 @@ def models(tree: Tree) -> Iterator[Finding]:
         name = f"{model}.mlmodelc"
         for rule, file, problem in completeness(tree, name):
             yield Finding("error", rule, file, problem, "Core ML refuses to load the model")
+        for state in states(tree, name):
+            problem = f"has the state `{state}`, which lasts from run to run"
+            effect = (
+                "apps for Stable Diffusion give models no states, and Core ML runs none without"
+            )
+            yield Finding("error", "stateful", name, problem, effect)
         try:
             entries[model] = metadata(tree, name)[0]
         except (Undecodable, LookupError):

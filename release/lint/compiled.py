@@ -17,6 +17,7 @@ NEEDED = ("coremldata.bin", "model.mil", "metadata.json")
 FEATURE = re.compile(rb"(?:tensor<)?(\w+), \[([\d, ]*)\]> (\w+)")
 BLOB = re.compile(rb'BLOBFILE\(path = [^"]*"@model_path/([^"]+)"\), offset = [^(]*\((\d+)\)\)')
 TYPE = re.compile(rb"(?:^|[ (])(?:tensor<)?(\w+)(?:, \[([\d, ]*)\]>)?\($")  # of what stands next
+STATE = re.compile(rb"state<[^()]*?> (\w+)[,)]")
 LONGEST_TYPE = 200  # letters
 BlobPlace = tuple[int, str, tuple[int, ...]]  # offset, dtype, shape
 
@@ -79,6 +80,14 @@ def disagreements(tree: Tree, model: str, entry: Any) -> Iterator[str]:
     if inputs is not None and told != inputs:
         names = sorted(n for n in told.keys() | inputs.keys() if told.get(n) != inputs.get(n))
         yield f"tells other inputs than the program has: {', '.join(names)}"
+
+
+def states(tree: Tree, model: str) -> list[str]:
+    """The states of a model's functions, which are among their inputs in the program."""
+    if f"{model}/model.mil" not in tree.files:
+        return []
+    heads = (t for t in lines(tree, f"{model}/model.mil") if t.lstrip().startswith(b"func "))
+    return [name.decode() for head in heads for name in STATE.findall(head)]
 
 
 def lines(tree: Tree, path: str) -> Iterator[bytes]:

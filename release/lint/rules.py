@@ -41,6 +41,7 @@ REMEDIES = {
     "shape": "Make all models of a bundle from one checkpoint.",
     "sizes-disagree": "Make all models of a bundle for one resolution.",
     "stale": "Run the recipe again; `run --release-passing` releases what has passed.",
+    "stateful": "Convert it without states; `sdxl-coreml convert` makes none.",
     "tokenizer": "Copy vocab.json and merges.txt from the checkpoint's tokenizer/ folder.",
     "tokenizers-differ": "Copy both files from the checkpoint's tokenizer/ folder.",
     "unverified": "`sdxl-coreml verify` checks it against the checkpoint.",

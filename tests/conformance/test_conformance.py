@@ -15,6 +15,7 @@ from tests.conformance.cases import sample
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_sample_of_coremltools_tests_and_planted_faults(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     command = [sys.executable, "-m", "tests.conformance", "--cases", "250", "--json", str(kept)]

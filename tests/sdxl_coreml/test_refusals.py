@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -181,3 +182,31 @@ def test_clip_skip_as_an_option_is_explained(command: Run, tmp_path: Path) -> No
     assert "SDXL always has what model cards call clip skip 2" in err
     _, _, err = command("generate", tmp_path, "a cat", "--out", "p.png", "--clipping", "2")
     assert "clip skip" not in err
+
+
+def test_a_model_with_states_is_refused_by_every_command(
+    command: Run, base_artifact: Path, base: Checkpoint, tmp_path: Path
+) -> None:
+    """As a package, and among an artifact's."""
+    from tests.support.programs import stateful
+
+    artifact = tmp_path / base_artifact.name
+    shutil.copytree(base_artifact, artifact)
+    shutil.rmtree(artifact / "Unet.mlpackage")
+    alone = stateful(tmp_path / "Alone.mlpackage")
+    shutil.copytree(alone, artifact / "Unet.mlpackage")
+    (artifact / "manifest.json").unlink()
+    source = ("--source", base.path)
+    out = tmp_path / "out"
+    for model in (alone, artifact):
+        for line in (
+            ("inspect", model),
+            ("verify", model, *source, "--level", "structure"),
+            ("verify", model, *source, "--level", "weights", "--level", "graph"),
+            ("compile", model, "--out", out, "--engine", "native"),
+        ):
+            code, _, err = command(*line)
+            assert (code, "has the state 'cache'" in err) == (4, True), (line, err)
+    assert command("bisect", artifact / "Unet.mlpackage", *source)[0] == 4
+    assert not list(out.glob("*/Unet.mlmodelc"))
+    assert not (out / "Alone.mlmodelc").exists()

@@ -387,6 +387,13 @@ def of_another_kind(message: Any) -> None:
     text_format.Parse(text, first(message).attributes["val"])
 
 
+def state_among_the_inputs(message: Any) -> None:
+    """A state that the description does not tell of."""
+    of_input = main(message).inputs[0].type
+    wrapped = of_input.tensorType.SerializeToString()
+    of_input.stateType.wrappedType.tensorType.ParseFromString(wrapped)
+
+
 def no_tensor_in_a_file(message: Any) -> None:
     length = "length { constant { size: 1 } }"
     text = f"type {{ listType {{ type {{ {tensor('INT32')} }} {length} }} }}"
@@ -411,6 +418,7 @@ def no_tensor_in_a_file(message: Any) -> None:
         (flexible_image, "image input 'x' is of flexible size"),
         (lambda m: block(m).operations[0].ClearField("outputs"), "relu '' has no outputs"),
         (lambda m: m.description.state.add(name="cache"), "has the state 'cache'"),
+        (state_among_the_inputs, "has the state 'x'"),
         (lambda m: m.description.functions.add().state.add(name="s"), "has the state 's'"),
         (lambda m: m.mlProgram.functions.clear(), "the program has no function"),
         (lambda m: block(m).ClearField("outputs"), "function 'main' has no outputs"),

@@ -207,6 +207,11 @@ def untrue_metadata(bundle: Path) -> None:
     program(bundle, "Unet", "= einsum(", "= matmul(")
 
 
+def with_a_state(bundle: Path) -> None:
+    start = "func main<ios17>("
+    program(bundle, "Unet", start, f"{start}state<tensor<fp16, [2]>> cache, ")
+
+
 def failed(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "verdict": "fail"}))
@@ -237,6 +242,7 @@ BROKEN: list[tuple[Callable[[Path], None], str, tuple[str, ...], str]] = [
     (other_weights, "digest", (), "not what was verified"),
     (no_vocab, "tokenizer", SWIFT, "the app ends"),
     (untrue_metadata, "metadata-untrue", (), "misled"),
+    (with_a_state, "stateful", (), "give models no states"),
     (failed, "unverified", (), "may be wrong"),
 ]
 
