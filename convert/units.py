@@ -15,6 +15,13 @@ def count(number: float) -> str:
     return _human(number, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def _human(number: float, units: Iterable[tuple[str, float]], one: str) -> str:
     for unit, scale in units:
         # 999.6 k would round to 1000 k

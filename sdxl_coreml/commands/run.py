@@ -48,12 +48,15 @@ def plan(
     from convert.plan.text import plan_document, plan_table
     from convert.recipe.builtin import read_recipe
     from release.pack.room import room_for
+    from verify.proof.estimate import efforts_shown, verify_seconds
 
     terminal = Terminal(as_json=as_json)
     parsed = read_recipe(recipe)
     plan = prepare(parsed, source, terminal, only=only, looking=True, token=url_token()).plan
     document = plan_document(plan)
-    terminal.result(document, f"{plan_table(plan, document)}\n{room_for(plan, Path('out'))}")
+    seconds = verify_seconds(plan)
+    table = f"{plan_table(plan, document)}\n{efforts_shown(plan, seconds)}\n{room_for(plan, Path('out'))}"
+    terminal.result(document | {"verify": seconds}, table)
 
 
 def run(
@@ -91,6 +94,7 @@ def run(
     from convert.run.run import require_ours
     from release.pack.archive import parse_size
     from release.pack.room import room_for
+    from verify.proof.estimate import efforts_shown, verify_seconds
 
     if release_passing and not release:
         raise InputError("--release-passing and --no-release contradict each other")
@@ -104,8 +108,9 @@ def run(
     if not dry_run:
         require_ours(out, plan)
     room = room_for(plan, out)
-    document = plan_document(plan)
-    table = plan_table(plan, document)
+    seconds = verify_seconds(plan)
+    document = plan_document(plan) | {"verify": seconds}
+    table = f"{plan_table(plan, document)}\n{efforts_shown(plan, seconds, effort_of(effort))}"
     if release:
         table += f"\n{room}"
     if dry_run:

@@ -97,6 +97,7 @@ def plan_in(answer: tuple[int, str, str]) -> dict[str, Any]:
 def test_dry_run_is_the_plan(command: Run, toy: Path, tmp_path: Path) -> None:
     arguments = ["--source", toy, "--json"]
     planned = plan_in(command("plan", "toy", *arguments))
+    assert set(planned["verify"]) == {"quick", "standard", "thorough"}
     assert planned == plan_in(
         command("run", "toy", "--dry-run", "--out", tmp_path / "out", *arguments)
     )

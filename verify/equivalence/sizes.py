@@ -134,7 +134,9 @@ def _has_attention(config: UNetConfig, level: int) -> bool:
     return any("CrossAttn" in kind for kind in kinds)
 
 
-def constant_integers(component: str, source: Checkpoint, program: Program) -> set[int]:
+def constant_integers(
+    component: str, source: Checkpoint, program: Program | None = None
+) -> set[int]:
     """The numbers of a network that are no sizes, whatever its size is.
 
     By the weights' shapes and the config: widths, those of groups and of heads, where heads begin
@@ -151,7 +153,7 @@ def constant_integers(component: str, source: Checkpoint, program: Program) -> s
         found |= {groups} | {width // groups for width in found if width % groups == 0}
     if kind == "unet":
         found |= {*_unet_integers(source.unet)}
-    for constant in _constants(program):
+    for constant in _constants(program) if program is not None else ():
         if constant.file is not None:
             found |= {*constant.type.shape}
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -90,8 +89,3 @@ def _heads(checkpoint: Checkpoint, component: str, name: str) -> int:
     if COMPONENTS[component].kind != "unet":
         return 1
     return checkpoint.unet.heads[checkpoint.unet.level(name)]
-
-
-def weights_of(checkpoint: Checkpoint, component: str) -> int:
-    """How many weights a component has."""
-    return sum(math.prod(t.shape) for t in checkpoint.component_tensors(component).values())

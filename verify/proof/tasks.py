@@ -135,7 +135,9 @@ class Tasks:
     def decoded(self, member: Shipped, execution: Execution) -> ProofTask:
         """Level compression of a weight file, and what PyTorch makes of its decoded weights."""
         recording = self._recording(member, execution, own=False)
-        key = self._key("decoded", recording, self._weights(member))
+        # Whatever the program around them is: of every attention, the weights are the same.
+        own = [member.component, member.weights, dict(member.compression)]
+        key = self._key("decoded", recording, own, self._tensors_of(member.component))
         return ProofTask("decoded", member, key, execution, recording=recording)
 
     def numbers(self, member: Shipped, execution: Execution, *, own: bool = False) -> ProofTask:
