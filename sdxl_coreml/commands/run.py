@@ -55,8 +55,9 @@ def plan(
     plan = prepare(parsed, source, terminal, only=only, looking=True, token=url_token()).plan
     document = plan_document(plan)
     seconds = verify_seconds(plan)
-    table = f"{plan_table(plan, document)}\n{efforts_shown(plan, seconds)}\n{room_for(plan, Path('out'))}"
-    terminal.result(document | {"verify": seconds}, table)
+    table = f"{plan_table(plan, document)}\n{efforts_shown(plan, seconds)}"
+    room = room_for(plan, Path("out"))
+    terminal.result(document | {"verify": seconds}, f"{table}\n{room}")
 
 
 def run(
