@@ -87,19 +87,15 @@ class Verdict:
     text: str = ""
 
 
-def every_planting(seed: int, *, odd: bool = True) -> Iterator[Planting]:
-    """Fault after fault, each in a component, attention and width that follow from the seed.
-
-    Args:
-        odd: with faults that `proof.md` does not have.
-    """
+def every_planting(seed: int, attentions: tuple[str, ...] = ATTENTIONS) -> Iterator[Planting]:
+    """Fault after fault, each in a component, attention and width that follow from the seed."""
     weights = [fault for faults in PLANTS.values() for fault in faults]
-    faults = [*weights, *GRAPH_FAULTS, *OTHER_GRAPHS, *FILE_FAULTS, *(ODD_FAULTS if odd else ())]
+    faults = [*weights, *GRAPH_FAULTS, *OTHER_GRAPHS, *FILE_FAULTS, *ODD_FAULTS]
     random, number = Random(seed), 0
     places = [
         (component, attention, bits)
-        for component, attention, bits in product(COMPONENTS, ATTENTIONS, BITS)
-        if COMPONENTS[component].has_attention or attention == "split_einsum"
+        for component, attention, bits in product(COMPONENTS, attentions, BITS)
+        if COMPONENTS[component].has_attention or attention == attentions[-1]
     ]
     turns = {fault: random.sample(places, len(places)) for fault in faults}
     while True:  # a fault has more than one place in a network
@@ -113,14 +109,15 @@ def every_planting(seed: int, *, odd: bool = True) -> Iterator[Planting]:
 class Garden:
     """Sound artifacts of a tiny checkpoint, and of one of its shapes; spoilt copies of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, attentions: tuple[str, ...] = ATTENTIONS) -> None:
         self.folder = folder
         self.checkpoint = open_checkpoint(make_checkpoint(folder / "c", unet=UNET, vae=VAE))
         self.other = self.checkpoint
         for part, config in OTHER.items():
             self.other = edit_checkpoint(self.other, folder / part, part, config=config)
-        self.sound = made(self.checkpoint, folder / "out", RECIPE, SIZES)
-        self.strange = made(self.other, folder / "strange", RECIPE, SIZES[:1])
+        self.attentions = attentions
+        self.sound = made(self.checkpoint, folder / "out", RECIPE, SIZES, attentions)
+        self.strange = made(self.other, folder / "strange", RECIPE, SIZES[:1], attentions)
 
     def spoilt(self, planting: Planting) -> tuple[Path, tuple[str, ...]] | None:
         """An artifact with the fault, and what a report has to name; None if it has no place."""
@@ -165,7 +162,7 @@ class Garden:
         if planting.fault == "graph of another size":
             size = SIZES[1]
         elif planting.fault == "graph of another attention":
-            at = ATTENTIONS[(ATTENTIONS.index(at) + 1 + planting.seed % 2) % len(ATTENTIONS)]
+            at = Random(planting.seed).choice([a for a in self.attentions if a != at])
         elif planting.fault == "graph of other bits":
             (bits,) = set(BITS) - {bits}
         else:

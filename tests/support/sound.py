@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,15 +30,13 @@ def sound_artifacts(folder: Path, seed: int) -> Iterator[tuple[str, Path, Checkp
         step = 8 << (len(shape["unet"]["block_out_channels"]) - 1)
         recipe, bits = random_recipe(random)
         # Sides that halve evenly, and such that do not.
-        steps = (step, 8)
-        sizes = tuple({f"{_side(random, s)}x{_side(random, s)}" for s in steps})
-        for (attention, width, size), artifact in made(
-            checkpoint, folder / "out", recipe, sizes, ATTENTIONS, bits
-        ).items():
-            label = f"{shape} {attention} {width} {size} {recipe}"
-            if random.random() < 0.2:
-                remake_manifest(artifact)
-            yield label, artifact, checkpoint
+        sizes = [f"{_side(random, s)}x{_side(random, s)}" for s in (step, 8)]
+        for size, width in product(dict.fromkeys(sizes), bits):
+            found = made(checkpoint, folder / "out", recipe, (size,), ATTENTIONS, (width,))
+            for (attention, *_), artifact in found.items():
+                if random.random() < 0.2:
+                    remake_manifest(artifact)
+                yield f"{shape} {attention} {width} {size} {recipe}", artifact, checkpoint
 
 
 def random_shape(random: Random) -> dict[str, Any]:

@@ -194,6 +194,8 @@ class _Parser:
         if self.tokens[self.at] == "{":
             raise _Unexpected("blocks within an operation are not known")
         self.expect(";")
+        if type_ == "const" and "val" not in attributes:
+            raise _Unexpected("a `const` without a value")
         given = attributes.pop("name", None)
         if given is not None and given.type != TensorType("string", ()):
             raise _Unexpected(f"an operation whose name is of type {given.type}")

@@ -33,17 +33,35 @@ class Table:
         middles = (ascending[:-1] + ascending[1:]) / 2
         return order[np.searchsorted(middles, VALUES)].astype(np.uint8)
 
-    def is_as_near(self, codes: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Whether these entries are as near as the nearest, elementwise: ties are no mistake."""
-        values = VALUES[codes]
-        distance = np.abs(values - self.entries[self.nearest[codes]])
-        return np.abs(values - self.entries[indices]) <= distance
+    def is_as_near(
+        self, codes: np.ndarray, indices: np.ndarray, *, were_exact: bool = False
+    ) -> np.ndarray:
+        """Whether these entries are as near as the nearest, elementwise: ties are no mistake.
+
+        Args:
+            were_exact: entries were compared before they were rounded to float16.
+        """
+        values, nearest = VALUES[codes], self.entries[self.nearest[codes]]
+        found = self.entries[indices]
+        allowed = np.abs(values - nearest)
+        if were_exact:
+            largest = np.maximum(np.abs(nearest), np.abs(found))
+            allowed = allowed + np.spacing(largest.astype(np.float16))
+        return np.abs(values - found) <= allowed
 
     def squared_error(self, counts: np.ndarray) -> float:
         """Σ (weight - entry)² of weights that are counted int64 [65536] by their codes."""
         present = np.flatnonzero(counts)
         difference = VALUES[present] - self.entries[self.nearest[present]]
         return float(np.sum(counts[present] * difference**2))
+
+    def moved(self, counts: np.ndarray) -> Table:
+        """The table with each entry at the mean of its weights: a step of Lloyd's algorithm."""
+        present = np.flatnonzero(counts)
+        nearest, times = self.nearest[present], counts[present]
+        number = np.bincount(nearest, times, len(self.entries))
+        total = np.bincount(nearest, times * VALUES[present], len(self.entries))
+        return Table(np.where(number > 0, total / np.maximum(number, 1), self.entries))
 
     def least_central(self, counts: np.ndarray) -> OffCentre | None:
         """As the function, of weights that are counted int64 [65536] by their codes."""
