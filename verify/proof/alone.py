@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from convert.components import COMPONENTS
 from convert.errors import CannotExecute, InputError
 from convert.process.progress import Say, silent
@@ -105,13 +107,13 @@ def _at_true_size(
     """Every component that has a size, executed once as it is, beside its own decoded weights."""
     source = subject.source
     sized = {n: p for n, p in subject.programs.items() if COMPONENTS[n].has_resolution}
-    weights = {
-        name: {
-            tensor: decoded.value
-            for tensor, decoded in compressed_weights(program, source, name).items()
-        }
-        for name, program in sized.items()
-    }
+
+    def weights(component: str) -> dict[str, Tensor]:
+        if component not in sized:
+            return {}
+        decoded = compressed_weights(sized[component], source, component)
+        return {name: one.value for name, one in decoded.items()}
+
     assert subject.resolution is not None
     recording = record(
         source,

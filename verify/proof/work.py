@@ -181,19 +181,21 @@ class Bench:
         assert execution is not None
         assert task.recording is not None
 
+        def decoded(component: str) -> dict[str, torch.Tensor]:
+            if not task.own or component not in context.recorded(own=True):
+                return {}
+            program = load_program(task.member.artifact.packages[component])
+            values = compressed_weights(program, self.source, component)
+            return {name: one.value for name, one in values.items()}
+
         def make() -> Recording:
-            own = {}
-            for component in context.recorded(own=True) if task.own else ():
-                program = load_program(task.member.artifact.packages[component])
-                decoded = compressed_weights(program, self.source, component)
-                own[component] = {name: one.value for name, one in decoded.items()}
             return record(
                 self.source,
                 context.recorded(own=task.own),
                 resolution=execution.size,
                 fp16=context.half,
                 denoising=context.denoising(execution),
-                weights=own,
+                weights=decoded,
                 device=context.device,
                 say=self.say,
             )

@@ -11,7 +11,7 @@ a model's interface is float16 or float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ from verify.reference.schedule import TIMESTEPS, euler, step
 
 if TYPE_CHECKING:
     from convert.recipe.sections import Verify
+
+WeightsOf = Callable[[str], Mapping[str, Tensor]]
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach, golden hour, highly detailed"
 NEGATIVE_PROMPT = "lowres, blurry, watermark, bad anatomy"
@@ -138,7 +140,7 @@ def record(
     resolution: Resolution,
     fp16: Collection[str] = (),
     denoising: Denoising | None = None,
-    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    weights: WeightsOf | None = None,
     device: str = "cpu",
     say: Say = silent,
 ) -> Recording:
@@ -149,14 +151,15 @@ def record(
         resolution: of the image.
         fp16: components to run in PyTorch float16 as well, on the same inputs.
         denoising: what is denoised and how; the defaults if None.
-        weights: by component, values in place of the checkpoint's, as `Reference` takes them.
+        weights: gives a component's values that take the place of the checkpoint's, as `Reference`
+            has them; asked for each time that one is loaded, so that no more are held.
 
     Raises:
         InputError: the libraries cannot use the checkpoint, or its own outputs are not finite.
     """
     denoise = any(COMPONENTS[name].has_resolution for name in components)
     denoising = denoising or Denoising()
-    run = _Run(checkpoint, resolution, denoising, weights or {}, device, say)
+    run = _Run(checkpoint, resolution, denoising, weights, device, say)
     if denoise:
         checkpoint.vae.latent_size(resolution)  # or an error before anything is loaded
     texts = {"prompt": denoising.prompt, "negative prompt": denoising.negative_prompt}
@@ -182,12 +185,12 @@ class _Run:
     checkpoint: Checkpoint
     resolution: Resolution
     denoising: Denoising
-    weights: Mapping[str, Mapping[str, Tensor]]
+    weights: WeightsOf | None
     device: str
     say: Say
 
     def reference(self, component: str, dtype: torch.dtype = torch.float32) -> Reference:
-        own = self.weights.get(component)
+        own = None if self.weights is None else self.weights(component)
         return Reference(self.checkpoint, component, dtype=dtype, device=self.device, weights=own)
 
     def _broken(self) -> str:
