@@ -41,6 +41,7 @@ bench: $(READY)  ## Measure at full size, beside the peers (needs 40 GB of disk 
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.sources
 	$(BIN)/python -m bench.verification
+	$(BIN)/python -m bench.proof
 
 lock: $(READY)  ## Write requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import readme, verification
+from bench import proof, readme, verification
 from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents
 from bench.measure import Measured, Memory, measure
@@ -330,6 +330,18 @@ def test_the_part_on_verification_is_replaced_and_kept(tmp_path: Path) -> None:
     put(verification.PART, text, results)
     assert results.read_text() == f"# Measurements\n\nothers\n\n{text}"
     assert kept(results) == text
+
+
+def test_the_part_on_proof_has_a_row_for_each_run() -> None:
+    memory = Memory(anonymous=10**9, file=5 * 10**9)
+    measured = Measured(0, 1000, 1010, 1500, memory.total, memory, 9, "", "")
+    rows = [
+        proof.ProofRow("from nothing", 36, 900.0, measured),
+        proof.ProofRow("again", 36, None, measured),
+    ]
+    text = proof.section(rows, ["2 cores"], "a checkpoint")
+    assert "| from nothing | 36 | 17 min | 15 min | 25 min | 1.00 GB |" in text
+    assert "| again | 36 | 17 min | – | 25 min | 1.00 GB |" in text
 
 
 @pytest.mark.slow
