@@ -20,6 +20,12 @@ ENVIRONMENT = {  # what coremltools' `testing_reqs` reads when the tests are col
     "INCLUDE_MIL_FP32_UNIT_TESTS": "1",
     "RUN_BACKWARD_COMPATIBILITY": "1",
 }
+# Tests whose expected values hold no better than float16, whatever precision is asked for.
+ROUGH = {
+    "TestNormalizationLocalResponseNorm::test_builder_to_backend_smoke": "neighbours are left out",
+    "TestCropResize::test_builder_to_backend_ios16": "7.899 is written for 7.9",
+    "TestCropResize::test_builder_to_backend_ios17": "7.899 is written for 7.9",
+}
 
 
 def folder() -> Path:

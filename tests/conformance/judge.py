@@ -22,7 +22,7 @@ Verdict = Literal["right", "wrong", "crash", "silent", "refused"]
 Outputs = dict[str, torch.Tensor]
 Mode = Literal["fp32", "typed"]
 MODES: tuple[Mode, ...] = ("fp32", "typed")
-HALF = 2e-3  # of the largest value: what a result, and its operands, may lose as float16
+HALF = 4e-3  # of the largest value: what a result, and its operands, may lose as float16
 
 
 @dataclass
