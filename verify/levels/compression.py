@@ -27,6 +27,9 @@ from verify.reference.recording import Case
 from verify.reference.reference import Reference
 from verify.reports.figures import WORST_WEIGHT
 from verify.runtime.evaluator import Evaluator
+from verify.weights.parallel import in_threads
+
+PIECE = 1 << 18  # elements that are squared at once
 
 
 @dataclass(frozen=True)
@@ -103,26 +106,17 @@ def _check_weights(
 ) -> Iterator[Check]:
     """The worst weight, and whether every palette is as good as its width allows."""
     tensors = checkpoint.component_tensors(component)
-    worst: tuple[float, str, Metrics] | None = None
-    poor = []
-    for name, decoded in weights.items():
-        stored = tensors[name].read(np.float16)
-        value = decoded.value.reshape(stored.shape)
-        metrics = compare(torch.from_numpy(stored).float(), value.float())
-        rank = metrics.snr_db if metrics.finite else -math.inf
-        if worst is None or rank < worst[0]:
-            worst = rank, name, metrics
-        if decoded.palettes is not None:
-            best = _best_errors(stored, decoded.palettes)
-            errors = _squared_errors(value.numpy(), stored, decoded.palettes.groups)
-            for group in np.flatnonzero(~(errors <= PALETTE_SLACK * best)):
-                which = f", group {group}" if decoded.palettes.groups > 1 else ""
-                poor.append(
-                    f"{name}{which}: squared error {errors[group]:.4g}, "
-                    f"the best palette's is {best[group]:.4g}"
-                )
-    if worst is not None:
-        _, name, metrics = worst
+
+    def look(name: str) -> tuple[float, list[str]]:
+        return _looked_at(name, tensors[name].read(np.float16), weights[name])
+
+    looks = in_threads(look, [*weights], [tensors[name].size for name in weights])
+    poor = [problem for _, problems in looks for problem in problems]
+    if weights:
+        shares = {name: share for name, (share, _) in zip(weights, looks, strict=True)}
+        name = min(weights, key=shares.__getitem__)
+        stored = torch.from_numpy(tensors[name].read(np.float16))
+        metrics = compare(stored, weights[name].value.reshape(stored.shape))
         yield _judge(component, f"{WORST_WEIGHT} {len(weights)}", name, metrics, Rules(policy))
     if any(decoded.palettes is not None for decoded in weights.values()):
         gate = f"squared error <= {PALETTE_SLACK} x that of the best palette"
@@ -132,6 +126,42 @@ def _check_weights(
             yield failed("compression", component, case, gate, poor[0] + more)
         else:
             yield passed("compression", component, case, gate)
+
+
+def _looked_at(name: str, stored: np.ndarray, decoded: Decoded) -> tuple[float, list[str]]:
+    """Signal by noise of a weight, -inf if it is not finite, and which of its palettes are poor."""
+    value, palettes = decoded.value.reshape(stored.shape), decoded.palettes
+    signal, noise = _powers(stored, value)
+    share = -math.inf
+    if math.isfinite(noise):
+        share = signal / noise if noise else math.inf
+    if palettes is None:
+        return share, []
+    best = _best_errors(stored, palettes)
+    errors = np.array([noise])
+    if palettes.groups > 1:
+        errors = _squared_errors(value.numpy(), stored, palettes.groups)
+    poor = []
+    for group in np.flatnonzero(~(errors <= PALETTE_SLACK * best)):
+        which = f", group {group}" if palettes.groups > 1 else ""
+        poor.append(
+            f"{name}{which}: squared error {errors[group]:.4g}, "
+            f"the best palette's is {best[group]:.4g}"
+        )
+    return share, poor
+
+
+def _powers(reference: np.ndarray, value: Tensor) -> tuple[float, float]:
+    """Sums of the squares of a weight, and of how it differs; in pieces that stay in the cache."""
+    signal = noise = 0.0
+    flat, other = torch.from_numpy(reference.reshape(-1)), value.reshape(-1)
+    for start in range(0, len(flat), PIECE):
+        one = flat[start : start + PIECE].float()
+        noise += float(
+            (other[start : start + PIECE].float() - one).square_().sum(dtype=torch.float64)
+        )
+        signal += float(one.square_().sum(dtype=torch.float64))
+    return signal, noise
 
 
 def _best_errors(weight: np.ndarray, palettes: Palettes) -> np.ndarray:

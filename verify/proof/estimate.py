@@ -38,7 +38,7 @@ COMPARED, PICTURES = {"conversion", "compression"}, {"generation", "sanity"}  # 
 
 def verify_seconds(plan: Plan) -> dict[Effort, float]:
     """Wall time of verifying everything in the plan on this machine, nothing being known yet."""
-    return {effort: sum(_stages(plan, effort)) for effort in EFFORTS}
+    return {effort: round(sum(_stages(plan, effort)), 1) for effort in EFFORTS}
 
 
 def efforts_shown(plan: Plan, seconds: dict[Effort, float], asked: Effort | None = None) -> str:

@@ -28,7 +28,7 @@ JUDGED_OP = 110e-6  # levels structure and graph
 JUDGED_PLAIN, JUDGED_PALETTE = 0.5e-9, 2.2e-9  # level weights, for each weight
 READ_BYTE = 0.6e-9  # hashed
 GATHERED_WEIGHT = 5.8e-9  # decoded to be kept
-COMPARED_WEIGHT = 30e-9  # level compression
+COMPARED_WEIGHT = 6e-9  # level compression, but for fitting palettes
 LOADED_WEIGHT = 2.4e-9  # of the reference, where it is not mapped
 RUN_SECONDS = 0.05  # of any, however small its network is
 PIECE_SECONDS = 0.3
@@ -115,9 +115,9 @@ def memory_of(source: Checkpoint, piece: ProofPiece) -> int:
     """Anonymous memory in bytes of a process that does it, at its peak."""
     if piece.kind in ("artifact", "package"):
         return START_BYTES + WORK_BYTES + piece.ops * BYTES_PER_OP
-    runs = [_running_bytes(source, name, piece) for name in piece.components]
-    kept = 2 * piece.decoded_weights if piece.kind == "decoded" or piece.own else 0
-    return START_BYTES + WORK_BYTES + kept + max(runs, default=0)
+    decoded = dict(piece.decoded) if piece.kind == "decoded" or piece.own else {}
+    runs = [_running_bytes(source, c, piece) + 2 * decoded.get(c, 0) for c in piece.components]
+    return START_BYTES + WORK_BYTES + max(runs, default=0)
 
 
 def weights_of(source: Checkpoint, component: str) -> int:
@@ -145,27 +145,29 @@ def _package(source: Checkpoint, piece: ProofPiece) -> Work:
 
 
 def _recording(source: Checkpoint, piece: ProofPiece) -> Work:
-    total = _gathered(piece) if piece.own else Work()
+    total = Work()
     for component in piece.components:
         runs = _runs(source, component, piece)
         for _ in range(1 + (component in piece.half)):
             total = total.plus(_reference(source, component, piece.size, runs))
+            total = total.plus(_gathered(piece, component)) if piece.own else total
     for component in source.text_encoders:
         if component not in piece.components:
             total = total.plus(_reference(source, component, None, PROMPTS))
     return total
 
 
-def _gathered(piece: ProofPiece) -> Work:
-    """Weights decoded to be kept: half of it is done by one thread."""
-    half = piece.decoded_weights * GATHERED_WEIGHT / 2
+def _gathered(piece: ProofPiece, component: str) -> Work:
+    """A component's weights decoded to be kept: half of it is done by one thread."""
+    half = dict(piece.decoded).get(component, 0) * GATHERED_WEIGHT / 2
     return Work(half, half)
 
 
 def _decoded(source: Checkpoint, piece: ProofPiece) -> Work:
     (component,) = piece.components
-    compared = piece.decoded_weights * COMPARED_WEIGHT + piece.fit_seconds
-    total = _gathered(piece).plus(Work(serial=compared))
+    fits = piece.fit_seconds / 2  # one thread's by itself, and another half that several share
+    compared = Work(piece.decoded_weights * COMPARED_WEIGHT + fits, fits)
+    total = _gathered(piece, component).plus(compared)
     runs = _runs(source, component, piece)
     for _ in range(1 + (component in piece.half)):
         total = total.plus(_reference(source, component, piece.size, runs))

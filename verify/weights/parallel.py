@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from convert.errors import CannotExecute, InputError
 from verify.weights.compare import WeightFault, compare_weight
 from verify.weights.find import StoredWeight
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,24 @@ class Compared:
 
 def compare_all(weights: Sequence[StoredWeight], *, is_ours: bool) -> list[Compared]:
     """Each of them as `compare_weight` has it, in their order."""
-    largest_first = sorted(range(len(weights)), key=lambda index: -weights[index].tensor.size)
-    compare = partial(_compare, is_ours=is_ours)
+    sizes = [weight.tensor.size for weight in weights]
+    return in_threads(partial(_compare, is_ours=is_ours), weights, sizes)
+
+
+def in_threads(do: Callable[[T], R], items: Sequence[T], sizes: Sequence[int]) -> list[R]:
+    """What `do` makes of each item, in their order; the largest first, on all cores.
+
+    Torch computes in the threads that call it meanwhile.
+    """
+    largest_first = sorted(range(len(items)), key=lambda index: -sizes[index])
     with _one_torch_thread():
         pool = ThreadPoolExecutor(os.cpu_count() or 1)
         try:
-            compared = pool.map(compare, [weights[index] for index in largest_first])
-            found = dict(zip(largest_first, compared, strict=True))
+            made = pool.map(do, [items[index] for index in largest_first])
+            found = dict(zip(largest_first, made, strict=True))
         finally:
             pool.shutdown(cancel_futures=True)
-    return [found[index] for index in range(len(weights))]
+    return [found[index] for index in range(len(items))]
 
 
 @contextmanager
