@@ -74,6 +74,7 @@ sdxl_coreml.commands   one file for each noun
 sdxl_coreml.app        the table of commands, the boundary for errors
 sdxl_coreml.__main__   python -m sdxl_coreml
 bench                  measurements; imported by nobody
+bench.proof            a whole run, converted and proven, measured
 bench.sources          what checkpoints come as, measured
 """
 LARGEST = 15  # modules in a room; more of them want a second room

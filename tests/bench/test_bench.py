@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import proof, readme, verification
+from bench import readme, verification
 from bench.__main__ import main
 from bench.cgroup import CannotLimit, memory_limit, parents
 from bench.measure import Measured, Memory, measure
+from bench.proof import runs
 from bench.run import Disk, Measurements, Row, disk_use, run_tasks
 from bench.sources import __main__ as sources
 from bench.sources.peer import make_peer
@@ -336,10 +337,10 @@ def test_the_part_on_proof_has_a_row_for_each_run() -> None:
     memory = Memory(anonymous=10**9, file=5 * 10**9)
     measured = Measured(0, 1000, 1010, 1500, memory.total, memory, 9, "", "")
     rows = [
-        proof.ProofRow("from nothing", 36, 900.0, measured),
-        proof.ProofRow("again", 36, None, measured),
+        runs.ProofRow("from nothing", 36, 900.0, measured),
+        runs.ProofRow("again", 36, None, measured),
     ]
-    text = proof.section(rows, ["2 cores"], "a checkpoint")
+    text = runs.section(rows, ["2 cores"], "a checkpoint")
     assert "| from nothing | 36 | 17 min | 15 min | 25 min | 1.00 GB |" in text
     assert "| again | 36 | 17 min | – | 25 min | 1.00 GB |" in text
 

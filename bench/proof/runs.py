@@ -26,7 +26,7 @@ from convert.errors import CannotExecute, UserError
 from convert.process.progress import Say
 from convert.units import duration, size
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 PART = "proof"
 MORE, MORE_OF_THE_TOY = "960x1088", "192x128"  # the resolution that is added
 FEW, ALL = ("8", "6"), ("16", "8", "6", "4")
@@ -169,7 +169,3 @@ def _cells(rows: Sequence[ProofRow]) -> Iterator[tuple[str, ...]]:
             duration(row.measured.cpu),
             size(memory.anonymous + memory.shared),
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A whole run, converted and proven, measured."""
