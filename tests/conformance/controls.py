@@ -56,7 +56,12 @@ def _writing(pattern: str, change: str) -> AbstractContextManager[Any]:
     return mock.patch("tests.conformance.judge.compile_package", compiled)
 
 
+_EXCHANGED = (r"update = (\w+), x = (\w+)", r"update = \2, x = \1")
 FAULTS = (
+    Fault("conv is 2 % too much", "conv", partial(_computing, "conv", lambda y: y * 1.02)),
+    Fault(
+        "an update exchanged with what it updates", "slice_update", partial(_writing, *_EXCHANGED)
+    ),
     Fault("tanh is 2 % too much", "tanh", partial(_computing, "tanh", lambda y: y * 1.02)),
     Fault("transpose turns an axis", "transpose", partial(_computing, "transpose", _turned)),
     Fault("another op in the text", "relu", partial(_writing, r"= relu\(", "= abs(")),

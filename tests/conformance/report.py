@@ -48,8 +48,9 @@ def joined(parts: Sequence[Kept]) -> Kept:
 
 
 def controls_are_seen(kept: Kept) -> bool:
-    """Whether every fault was planted, and seen each time."""
-    return bool(kept.planted) and all(seen and all(seen) for seen in kept.planted.values())
+    """Whether faults were planted, of more than two kinds, and all of them seen."""
+    planted = [seen for seen in kept.planted.values() if seen]
+    return len(planted) > 2 and all(all(seen) for seen in planted)
 
 
 @dataclass

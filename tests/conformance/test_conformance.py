@@ -29,7 +29,7 @@ def test_a_sample_of_coremltools_tests_and_planted_faults(tmp_path: Path) -> Non
 def kept(*verdicts: str, planted: bool = True, message: str = "") -> report.Kept:
     programs = [{"verdict": v, "message": message, "error": 0.0} for v in verdicts]
     tests = {"a": {"outcome": "passed", "text": "", "programs": programs}}
-    return report.Kept(10, tests, {"a fault": [True, planted]})
+    return report.Kept(10, tests, {"a": [True, planted], "b": [True], "c": [True], "d": []})
 
 
 @pytest.mark.parametrize("verdict", ["wrong", "crash", "silent"])
@@ -51,7 +51,7 @@ def test_a_refusal_must_be_in_readme() -> None:
 def test_a_fault_that_was_not_seen_is_a_bad_run() -> None:
     assert report.controls_are_seen(kept("right"))
     assert not report.controls_are_seen(kept("right", planted=False))
-    assert not report.controls_are_seen(report.Kept(10, {}, {"a fault": []}))
+    assert not report.controls_are_seen(report.Kept(10, {}, {"a": [True], "b": [True], "c": []}))
 
 
 class Item:
