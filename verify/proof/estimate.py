@@ -26,7 +26,7 @@ from verify.equivalence.sizes import constant_integers, small_size_for, step
 from verify.proof.pieces import ProofPiece, memory_of, work_of
 
 LARGE = 1 << 27  # weights of a checkpoint, from which on processes are worth their start
-SHARE = 0.5  # of the memory that is available
+SHARE = 0.4  # of the memory that is available
 START_SECONDS = 4.5  # of a core, to import PyTorch, diffusers and coremltools
 SHARED = 0.93  # of its work that a further thread takes from the first one
 SMALL_STEPS, ALL_STEPS = 3, 6  # timesteps at a small size, and of effort thorough

@@ -12,6 +12,7 @@ import torch
 
 from convert.errors import CannotExecute, InputError
 from convert.files.cache import Cache, key_of
+from convert.process.memory import give_back
 from convert.process.progress import Advance, Say, silent
 from verify.artifact.probe import probe_package
 from verify.bisect.ops import worst_ops_of
@@ -84,6 +85,7 @@ class Bench:
             kept(self.cache, task.key, partial(self.find, task))
         if task.kind in ("artifact", "package"):
             advance(1)
+        give_back()
 
     def find(self, task: ProofTask) -> Findings:
         """What comes of a task; that a broken package cannot be run is a finding like others."""

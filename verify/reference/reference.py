@@ -28,6 +28,7 @@ from convert.components import COMPONENTS, ComponentKind
 from convert.errors import InputError
 from convert.files.json_files import reason
 from convert.process.interrupts import require_uninterrupted
+from convert.process.memory import give_back
 from verify.reference.embeddings import LibraryTokens, how_added
 from verify.reference.loras import how_merged, merge_into, unmerged
 from verify.reference.single_file import how_loaded, load_single
@@ -100,6 +101,7 @@ class Reference:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
             tensor.data = tensor.data.new_empty(0)
         self._model = None
+        give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
